@@ -1,0 +1,127 @@
+"""The dataclasses behind every YAML: a misspelt key or a wrong type fails while the config is composed.
+
+One module a group stands in ``experiments/schemas``; adding an experiment adds one file there::
+
+    @register("experiment", "loo_linear")
+    @dataclass
+    class LooLinear(Experiment):
+        name: str = "loo_linear"
+        removed: int = 100
+
+and its YAML begins with ``defaults: [/schema/experiment/loo_linear@_here_, _self_]``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class Experiment:
+    """What to compute. ``name`` is the module ``experiments/<name>.py`` whose ``run(cfg, run)`` does it."""
+
+    name: str = MISSING
+    paper: dict[str, Any] = field(default_factory=dict)  # the paper's values: {metric: {value, where}}
+
+
+@dataclass
+class Data:
+    """Which data set. Every further key of a subclass goes to the loader ``experiments.data.load`` by name."""
+
+    name: str = MISSING
+    mirror: str | None = None  # folder with the original files; INFLUENCE_MIRROR is used where this is null
+    data_dir: str | None = None  # where prepared data sets are kept; null: a folder in the user's cache
+
+
+@dataclass
+class Model:
+    """Which model and objective. ``l2`` is lambda of (lambda/2)*||theta||^2 beside the *mean* loss."""
+
+    name: str = MISSING
+    loss: str = MISSING
+    l2: float = MISSING
+
+
+@dataclass
+class Solver:
+    """How ``s_test = (H + damping I)^-1 v`` is computed."""
+
+    name: str = MISSING
+    damping: float = 0.0
+
+
+@dataclass
+class Backbone:
+    """A frozen network whose features are the inputs of a linear model."""
+
+    name: str = MISSING
+    weights: str | None = None  # a state-dict file; null: the library's own download
+
+
+@dataclass
+class Tracking:
+    """Where the run is mirrored. Our own record.json stays the record."""
+
+    name: str = MISSING
+    project: str = "influence-replication"
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Tier:
+    """How large a run: smoke (embedded data), paper (real data), gpu (the paper's own step counts)."""
+
+    name: str = MISSING
+    profile: bool = False  # measure the machine's matrix-product rate and give each part's share of it
+
+
+@dataclass
+class Config:
+    """The whole config of one run."""
+
+    experiment: Experiment = MISSING
+    data: Data = MISSING
+    model: Model | None = None
+    solver: Solver | None = None
+    backbone: Backbone | None = None
+    tracking: Tracking = MISSING
+    tier: Tier = MISSING
+    seed: int = 0
+    threads: int | None = None  # of torch; null: torch's own choice
+    device: str = "cpu"
+    output: str | None = None  # null: outputs/<experiment>/<time>-<four letters>
+    debug: bool = False  # true: full tracebacks
+
+
+REGISTRY: dict[str, dict[str, type]] = {}
+
+
+def register(group: str, name: str) -> Callable[[type], type]:
+    """Class decorator: stores a dataclass as ``schema/<group>/<name>`` in Hydra's ConfigStore."""
+
+    def wrap(cls: type) -> type:
+        REGISTRY.setdefault(group, {})[name] = cls
+        ConfigStore.instance().store(
+            group=f"schema/{group}", name=name, node=cls, provider="experiments.schema"
+        )
+        return cls
+
+    return wrap
+
+
+def register_all() -> None:
+    """Imports every module of ``experiments/schemas`` (dataclasses only, nothing heavy) and the root schema."""
+    ConfigStore.instance().store(name="root_schema", node=Config, provider="experiments.schema")
+    register("tier", "tier")(Tier)
+    register("tracking", "tracking")(Tracking)
+    package = importlib.import_module("experiments.schemas")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"experiments.schemas.{module.name}")
