@@ -1,0 +1,36 @@
+"""Fig. 2, left and middle: predicted against actual change of the test loss, one panel a solver."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.figures import style
+from experiments.record import Record
+
+TITLES = {"cg": "Linear (CG)", "exact": "Linear (exact)", "lissa": "Linear (LiSSA)"}
+
+
+def draw(record: Record, path: Path) -> None:
+    """Draws one panel for each solver whose predictions stand in the record; ``path`` without suffix."""
+    solvers = list(record.metrics["solvers"])
+    figure, axes = style.panels(1, len(solvers), width=3.9, height=4.1)
+    actual = record.arrays["actual"]
+    for panel, name in zip(axes[0], solvers, strict=True):
+        predicted = record.arrays[f"predicted_{name}"]
+        found = record.metrics["solvers"][name]
+        style.diagonal(panel, actual, predicted)
+        panel.scatter(actual, predicted, s=9, color=style.BLUE, alpha=0.7, linewidths=0, zorder=2)
+        panel.set_title(TITLES.get(name, f"Linear ({name})"))
+        panel.set_xlabel("Actual diff in loss")
+        panel.set_ylabel("Predicted diff in loss")
+        lines = [
+            f"Pearson {found['pearson']:.5f}",
+            f"Spearman {found['spearman']:.4f}",
+            f"slope {found['slope']:.3f}",
+            f"n = {len(actual)} left out",
+        ]
+        paper = record.paper.get("pearson")
+        if paper and record.data == "mnist":
+            lines.append(f"rerun of the paper: Pearson {paper['value']}")
+        style.note(panel, lines)
+    style.save(figure, path)

@@ -1,0 +1,117 @@
+"""One job from composed config to record: folder, lock, resume, run, record, figure, tracking, table."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from experiments import atomic
+from experiments.cli import JobFailed, sentence, stamp
+from experiments.errors import UserError
+from experiments.record import Record
+from experiments.run import Run
+from experiments.table import paper_and_ours
+
+# What may differ between two runs of one folder: none of it touches a number.
+FREE = ("output", "debug", "tracking", "data.mirror", "data.data_dir", "backbone.mirror", "sweep")
+
+
+def folder_of(cfg: DictConfig) -> Path:
+    """The job's own folder: in a sweep below the sweep's, else output=, else a new one under outputs/."""
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    if hydra is not None and hydra.mode == RunMode.MULTIRUN:
+        return Path(hydra.sweep.dir) / str(hydra.sweep.subdir)
+    return Path(cfg.output) if cfg.output else Path("outputs") / cfg.experiment.name / stamp()
+
+
+def settings_of(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved settings that decide the numbers."""
+    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    for path in FREE:
+        *above, last = path.split(".")
+        node: Any = settings
+        for key in above:
+            node = (node or {}).get(key)
+        if node:
+            node.pop(last, None)
+    return settings
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Dotted paths at which two nested dicts differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [found for key in keys for found in differences(old.get(key), new.get(key), f"{path}.{key}".strip("."))]
+    return [] if old == new else [path]
+
+
+def claim(folder: Path, settings: dict[str, Any]) -> str:
+    """Marks ``folder`` as this config's and returns the config's hash; refuses a folder of another config."""
+    marker = folder / "run.json"
+    settings = json.loads(json.dumps(atomic.jsonable(settings), sort_keys=True))
+    if marker.is_file():
+        differing = differences(json.loads(marker.read_text())["settings"], settings)
+        if differing:
+            raise UserError(
+                f"{folder} belongs to a run with other settings ({', '.join(differing)} differ): "
+                "choose another output=, or remove that folder."
+            )
+    elif (folder / "record.json").is_file():
+        raise UserError(f"{folder} holds a published record, not a run: choose another output=.")
+    else:
+        atomic.write_json(marker, {"settings": settings})
+    return atomic.key_hash(settings)
+
+
+def execute(cfg: DictConfig) -> Path:
+    """Runs one job and returns its folder; raises JobFailed once the reason has been printed."""
+    folder = folder_of(cfg)
+    try:
+        with atomic.locked(folder):
+            identity = claim(folder, settings_of(cfg))
+            if (folder / "record.json").is_file() and (folder / "provenance.json").is_file():
+                print(f"{folder} already holds the record of this run; nothing to do.")
+            else:
+                compute(cfg, folder, identity)
+            print(paper_and_ours(Record.load(folder)))
+            print(f"record: {folder / 'record.json'}")
+            for figure in sorted(folder.glob("*.png")):
+                print(f"figure: {figure}")
+    except Exception as error:
+        if cfg.debug:
+            traceback.print_exc()
+        text, code = sentence(error)
+        print(f"error: {text}", file=sys.stderr, flush=True)
+        raise JobFailed(code) from None
+    return folder
+
+
+def compute(cfg: DictConfig, folder: Path, identity: str) -> None:
+    """The experiment itself, then its record, figures and W&B run."""
+    experiment = importlib.import_module(f"experiments.{cfg.experiment.name}")
+    run = Run(cfg, folder, identity)
+    record: Record = experiment.run(cfg, run)
+    record.deviations = [*record.deviations, *(note for note in run.notes if note not in record.deviations)]
+    record.paper = record.paper or OmegaConf.to_container(cfg.experiment.paper, resolve=True)  # type: ignore[assignment]
+    record.data, record.tier = record.data or cfg.data.name, cfg.tier.name
+    config = OmegaConf.to_yaml(cfg, resolve=True)
+    atomic.write_text(folder / "config.yaml", config)
+    (folder / "record.json").unlink(missing_ok=True)
+    from experiments.figures import draw
+
+    record.save(folder)
+    draw(record, folder)
+    details = run.provenance()
+    details["command"] = ["python", "-m", "experiments", *sys.argv[1:]]
+    from experiments.tracking import track
+
+    details["tracking"] = track(cfg, record, folder)
+    atomic.write_json(folder / "provenance.json", details)

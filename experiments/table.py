@@ -1,0 +1,74 @@
+"""Aligned tables paper | ours, from records alone: ``python -m experiments.table [RESULTS]``."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from experiments.record import Record
+
+HEADER = ("experiment", "metric", "paper", "ours", "where the paper's value stands")
+
+
+def shown(value: Any) -> str:
+    """A number to four significant digits; lists in brackets; what is missing as such."""
+    if value is None:
+        return "missing"
+    if isinstance(value, bool) or isinstance(value, str):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(shown(item) for item in value)}]"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not math.isfinite(value):
+        return str(value)
+    close_to_one = 0.99 < abs(value) < 1  # 0.99999 must not be shown as 1
+    return f"{value:.6f}".rstrip("0") if close_to_one else f"{value:.4g}"
+
+
+def rows_of(record: Record) -> list[tuple[str, ...]]:
+    """One row a value of the paper."""
+    rows = []
+    for name, entry in record.paper.items():
+        ours = record.metric(entry.get("metric", name))
+        label = f"{record.experiment} ({record.data})"
+        rows.append((label, name, shown(entry.get("value")), shown(ours), entry.get("where", "")))
+    return rows
+
+
+def aligned(rows: list[tuple[str, ...]]) -> str:
+    """Columns padded to one width."""
+    widths = [max(len(row[column]) for row in [HEADER, *rows]) for column in range(len(HEADER))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    head = "  ".join(cell.ljust(width) for cell, width in zip(HEADER, widths, strict=True)).rstrip()
+    return "\n".join([head, "  ".join("-" * width for width in widths), *lines])
+
+
+def paper_and_ours(record: Record) -> str:
+    """The table of one record."""
+    return aligned(rows_of(record))
+
+
+def markdown(records: list[Record]) -> str:
+    """The README's table."""
+    lines = [f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}"]
+    lines += [f"| {' | '.join(row)} |" for record in records for row in rows_of(record)]
+    return "\n".join(lines)
+
+
+def records_in(results: Path) -> list[Record]:
+    """Every record one folder below ``results``, by name."""
+    return [Record.load(path.parent) for path in sorted(results.glob("*/record.json"))]
+
+
+def main() -> None:
+    """Prints the Markdown table of ``results/`` or of the folder given."""
+    print(markdown(records_in(Path(sys.argv[1] if len(sys.argv) > 1 else "results"))))
+
+
+if __name__ == "__main__":
+    from experiments.cli import guarded
+
+    guarded(main)
