@@ -10,17 +10,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
-import stat
-import tarfile
 import tempfile
 import urllib.request
-import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from experiments.data.errors import ChecksumMismatch, DataError, FileMissing, UnsafeArchive
+from experiments.data.archive import read_member
+from experiments.data.errors import ChecksumMismatch, DataError, FileMissing
 
 MIRROR_VARIABLE = "INFLUENCE_MIRROR"
 CACHE_VARIABLE = "INFLUENCE_CACHE"
@@ -32,8 +30,9 @@ _TIMEOUT_SECONDS = 30.0
 class Source:
     """An original file: where a mirror holds it, where it is published, and what its bytes must hash to.
 
-    sha256: accepted digests. Of the file itself, or of its gunzipped content where `gunzip` is set (wrappers
-    of the same content differ between publishers). `max_bytes` bounds the download and the gunzipped content.
+    sha256: accepted digests: of the file itself, of its gunzipped content where `gunzip` is set, or of the
+    one file `member` of the archive (wrappers of the same content differ between publishers). `max_bytes`
+    bounds the download and the gunzipped content.
     """
 
     path: str
@@ -41,9 +40,12 @@ class Source:
     sha256: tuple[str, ...]
     max_bytes: int
     gunzip: bool = False
+    member: str = ""
 
     @property
     def what(self) -> str:
+        if self.member:
+            return f"sha256 of {self.member} in it"
         return "sha256 of the uncompressed content" if self.gunzip else "sha256"
 
 
@@ -122,6 +124,11 @@ def verify(source: Source, path: Path) -> str:
 
 def _digest(source: Source, path: Path) -> tuple[str, str]:
     digest, size = hashlib.sha256(), 0
+    if source.member:
+        try:
+            return hashlib.sha256(read_member(path, source.member, source.max_bytes)).hexdigest(), ""
+        except DataError as error:
+            return hashlib.sha256(path.read_bytes()).hexdigest(), str(error).rstrip(".")
     try:
         with gzip.open(path, "rb") if source.gunzip else path.open("rb") as stream:
             while block := stream.read(_CHUNK):
@@ -209,89 +216,3 @@ def write_atomically(target: Path, content: bytes) -> None:
     """Write all of `content` or leave `target` as it was."""
     with _atomic(target) as temporary:
         temporary.write_bytes(content)
-
-
-def gunzip(path: Path, max_bytes: int) -> bytes:
-    """Content of a gzip file; DataError where it is larger than `max_bytes`."""
-    with gzip.open(path, "rb") as stream:
-        content = stream.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise DataError(f"{path}: content larger than the {max_bytes} bytes allowed; refused.")
-    return content
-
-
-def read_archive(
-    path: Path, *, max_file: int, max_total: int, wanted: Callable[[str], bool] = lambda name: True
-) -> Iterator[tuple[str, bytes]]:
-    """(member name, content) of the regular files of a tar (.gz) or zip archive, read without writing
-    anything to disk.
-
-    UnsafeArchive for any member, wanted or not, that is absolute, climbs by "..", is a link or device, is
-    named twice, or declares more than `max_file` bytes (`max_total` over all).
-    """
-    if zipfile.is_zipfile(path):
-        yield from _read_zip(path, max_file, max_total, wanted)
-        return
-    seen: set[str] = set()
-    total = 0
-    try:
-        with tarfile.open(path, "r:*") as archive:
-            for member in archive:
-                if member.isdir():
-                    _check_name(path, member.name)
-                    continue
-                if not member.isfile():
-                    raise UnsafeArchive(
-                        f"{path}: member {member.name!r} is a link or device; the archive is refused."
-                    )
-                total = _check_member(path, member.name, member.size, seen, total, max_file, max_total)
-                if wanted(member.name):
-                    stream = archive.extractfile(member)
-                    assert stream is not None
-                    yield member.name, stream.read()
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is not a whole tar or zip archive ({error}); fetch it again.") from error
-
-
-def _read_zip(
-    path: Path, max_file: int, max_total: int, wanted: Callable[[str], bool]
-) -> Iterator[tuple[str, bytes]]:
-    seen: set[str] = set()
-    total = 0
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                if info.is_dir():
-                    _check_name(path, info.filename)
-                    continue
-                mode = info.external_attr >> 16
-                if mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-                    raise UnsafeArchive(
-                        f"{path}: member {info.filename!r} is a link or device; the archive is refused."
-                    )
-                total = _check_member(path, info.filename, info.file_size, seen, total, max_file, max_total)
-                if wanted(info.filename):
-                    with archive.open(info) as stream:
-                        yield info.filename, stream.read(info.file_size)
-    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is not a whole zip archive ({error}); fetch it again.") from error
-
-
-def _check_name(path: Path, name: str) -> None:
-    parts = PurePosixPath(name.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts or (parts.parts and ":" in parts.parts[0]):
-        raise UnsafeArchive(f"{path}: member {name!r} would leave the folder; the archive is refused.")
-
-
-def _check_member(
-    path: Path, name: str, size: int, seen: set[str], total: int, max_file: int, max_total: int
-) -> int:
-    _check_name(path, name)
-    if name in seen:
-        raise UnsafeArchive(f"{path}: member {name!r} occurs twice; the archive is refused.")
-    seen.add(name)
-    if size > max_file or total + size > max_total:
-        raise UnsafeArchive(
-            f"{path}: member {name!r} declares {size} bytes, more than allowed; the archive is refused."
-        )
-    return total + size

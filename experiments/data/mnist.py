@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from experiments.data.archive import gunzip
 from experiments.data.dataset import Dataset, Split
 from experiments.data.errors import BadData
-from experiments.data.fetch import Source, gunzip
+from experiments.data.fetch import Source
 from experiments.data.prepare import prepared
 
 N_VALIDATION = 5_000  # the first 5,000 training images (paper.md, Fig. 2)

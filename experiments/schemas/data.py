@@ -1,6 +1,6 @@
 """Schemas of conf/data: the keys beyond name, mirror and data_dir are the loader's own options."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
@@ -13,12 +13,12 @@ class PlainData(Data):
     """A data set without options of its own."""
 
 
-@register("data", "classes")
+@register("data", "digit_classes")
 @dataclass
-class ClassesData(Data):
-    """Digits: all ten, or only those listed, relabelled 0, 1, ... in that order."""
+class DigitClassesData(Data):
+    """MNIST or the embedded 8x8 digits."""
 
-    classes: list[int] | None = None
+    classes: list[int] | None = None  # only these digits, relabelled 0, 1, ...; null: all ten
 
 
 @register("data", "digit_pairs")
@@ -26,21 +26,63 @@ class ClassesData(Data):
 class DigitPairsData(Data):
     """Two of the embedded 8x8 digits as colour images: the stand-in for dog and fish."""
 
-    classes: list[int] | None = None
-    scale: int = 4
+    classes: list[int] = field(default_factory=lambda: [3, 8])
+    scale: int = 4  # each pixel repeated so often in both directions
     train_per_class: int = 120
     test_per_class: int = 50
     seed: int = 0
 
 
+@register("data", "dogfish")
+@dataclass
+class DogfishData(Data):
+    """900 + 300 images of a dog and of a fish."""
+
+    size: int = 224
+    train_per_class: int = 900
+    test_per_class: int = 300
+    seed: int = 0
+    folder: str | None = None  # an ImageNet folder, <folder>/[train/]<synset>/*; null: Imagenette
+    dog: list[str] | None = None  # synsets; null: English springer, n02102040
+    fish: list[str] | None = None  # synsets; null: tench, n01440764
+
+
 @register("data", "breast_cancer")
 @dataclass
 class BreastCancerData(Data):
-    """569 tumours, 30 standardised measurements: the stand-in for spam."""
+    """569 tumours, standardised: the stand-in for spam."""
 
     test_fraction: float = 0.2
     seed: int = 0
-    intercept: bool = True
+    intercept: bool = True  # a column of ones, since the linear models have no intercept
+
+
+@register("data", "readmission")
+@dataclass
+class ReadmissionData(Data):
+    """UCI diabetes, 127 columns."""
+
+    seed: int = 2  # of the split; 2 gives the authors' own, row by row
+
+
+@register("data", "readmission_synthetic")
+@dataclass
+class ReadmissionSyntheticData(Data):
+    """A synthetic cohort of the same schema."""
+
+    n_train: int = 2000
+    n_test: int = 4000
+    seed: int = 0
+
+
+@register("data", "enron")
+@dataclass
+class EnronData(Data):
+    """Enron1 as word counts."""
+
+    seed: int = 0  # of the shuffle after sorting by name
+    min_df: int = 5  # training mails a word must occur in
+    stop_words: bool = True  # leave scikit-learn's English stop words out
 
 
 @register("data", "csv")
@@ -49,6 +91,9 @@ class CsvData(Data):
     """A table of the user's own."""
 
     path: str = MISSING
-    label: str = MISSING
-    test_fraction: float = 0.2
+    label: str = "label"
+    text: list[str] | None = None
+    ignore: list[str] | None = None
+    min_df: int = 2
+    test_fraction: float = 0.0
     seed: int = 0
