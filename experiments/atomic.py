@@ -50,7 +50,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def jsonable(value: Any) -> Any:
-    """Plain JSON values: numpy scalars and arrays unpacked, non-finite floats as {"non_finite": "nan"|"inf"|"-inf"}.
+    """Plain JSON values: numpy scalars and arrays unpacked, non-finite floats as {"non_finite": "nan"}.
 
     Raises TypeError for anything else, so that nothing is recorded by its ``repr`` by accident.
     """
@@ -66,7 +66,9 @@ def jsonable(value: Any) -> Any:
         return int(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else {"non_finite": str(value)}
-    raise TypeError(f"{type(value).__name__} {value!r} cannot stand in a record; give numbers, texts, lists, dicts.")
+    raise TypeError(
+        f"{type(value).__name__} {value!r} cannot stand in a record; give numbers, texts, lists, dicts."
+    )
 
 
 def unjsonable(value: Any) -> Any:
@@ -113,5 +115,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BusyError(f"another run is writing {folder}; wait for it or choose another output=.") from None
+            raise BusyError(
+                f"another run is writing {folder}; wait for it or choose another output=."
+            ) from None
         yield

@@ -21,7 +21,7 @@ def loss_of(model: DictConfig) -> Any:
 
     if model.loss == "smooth_hinge":
         if model.temperature is None:
-            raise ConfigError("model.loss=smooth_hinge needs model.temperature, e.g. model.temperature=0.001.")
+            raise ConfigError("model.loss=smooth_hinge needs model.temperature, e.g. 0.001.")
         return get_loss("smooth_hinge", temperature=model.temperature)
     return get_loss(model.loss)
 
@@ -33,7 +33,8 @@ def targets_of(y: np.ndarray, binary: bool) -> torch.Tensor:
         return labels
     if len(y) and int(labels.max()) > 1:
         raise ConfigError(
-            "a binary loss needs two classes: choose two with data.classes=[1,7], or model.loss=cross_entropy."
+            "a binary loss needs two classes: choose two with data.classes=[1,7], or "
+            "model.loss=cross_entropy."
         )
     return labels.to(torch.float64) * 2 - 1
 
@@ -50,7 +51,7 @@ def linear_objective(split: Split, model: DictConfig, n_classes: int) -> LinearO
 def test_position(index: int, n: int) -> int:
     """``index``, if it is a position in a test split of ``n`` examples."""
     if not 0 <= index < n:
-        raise UserError(f"experiment.test_index={index} is out of range: the test split has positions 0..{n - 1}.")
+        raise UserError(f"experiment.test_index={index} is out of range: the test split has 0..{n - 1}.")
     return index
 
 

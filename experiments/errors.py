@@ -2,7 +2,9 @@
 
 
 class UserError(Exception):
-    """Something the user can put right: a file, a folder, a setting. Printed without a traceback; exit code 1."""
+    """Something the user can put right: a file, a folder, a setting. Printed without a traceback; exit code
+    1.
+    """
 
 
 class ConfigError(UserError):

@@ -49,7 +49,11 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     """Dotted paths at which two nested dicts differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
-        return [found for key in keys for found in differences(old.get(key), new.get(key), f"{path}.{key}".strip("."))]
+        return [
+            found
+            for key in keys
+            for found in differences(old.get(key), new.get(key), f"{path}.{key}".strip("."))
+        ]
     return [] if old == new else [path]
 
 

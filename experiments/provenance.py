@@ -20,7 +20,9 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "hydra-cor
 def git(*arguments: str) -> str | None:
     """git's answer in the repository, or None where there is none."""
     try:
-        answer = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
+        answer = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()
@@ -57,7 +59,9 @@ def machine(device: str) -> dict[str, Any]:
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
+        ]
         model = names[0] if names else model
     return {
         "system": f"{platform.system()} {platform.machine()}",
@@ -66,7 +70,11 @@ def machine(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "torch_threads": torch.get_num_threads(),
         "blas": [
-            {key: pool.get(key) for key in ("internal_api", "version", "num_threads", "architecture") if key in pool}
+            {
+                key: pool.get(key)
+                for key in ("internal_api", "version", "num_threads", "architecture")
+                if key in pool
+            }
             for pool in threadpool_info()
         ],
     }
@@ -103,7 +111,9 @@ class PeakMemory:
                     return peak
         import resource
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+            2**20 if sys.platform == "darwin" else 1024
+        )
         self.whole = max(self.whole, peak)
         return peak
 

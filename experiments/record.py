@@ -20,10 +20,10 @@ TIMES = ("seconds", "wall_seconds")  # never in a record: the same config and se
 class Record:
     """The result of one experiment.
 
-    metrics: nested numbers and texts. arrays: what the figure needs, and the scores. captions: a sentence a figure
-    or panel. deviations: each difference from the paper's protocol. certificates: one dict a fit (method, gradient
-    norm, ...). table: names of arrays of one length that together are the per-point table. paper: the paper's values
-    {name: {value, where, metric}} as they stood in the config.
+    metrics: nested numbers and texts. arrays: what the figure needs, and the scores. captions: a sentence a
+    figure or panel. deviations: each difference from the paper's protocol. certificates: one dict a fit
+    (method, gradient norm, ...). table: names of arrays of one length that together are the per-point table.
+    paper: the paper's values {name: {value, where, metric}} as they stood in the config.
     """
 
     experiment: str
@@ -63,7 +63,9 @@ class Record:
             digest, names = fields.pop("arrays_sha256"), fields.pop("arrays")
             record = cls(**fields)
         except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path} is not a record ({error}): remove it and run the experiment again.") from error
+            raise UserError(
+                f"{path} is not a record ({error}): remove it and run the experiment again."
+            ) from error
         arrays = folder / "arrays.npz"
         if names and arrays.is_file():
             if sha256(arrays.read_bytes()) != digest:

@@ -105,11 +105,7 @@ class Run:
 
     def status(self, name: str, solution: Any) -> None:
         """Keeps a solver's status, iterations and worst residual for the provenance."""
-        self.statuses[name] = {
-            "status": str(getattr(solution.status, "name", solution.status)),
-            "iterations": int(solution.iterations),
-            "residual": float(torch.as_tensor(solution.residual).max()),
-        }
+        self.statuses[name] = solution.summary()
 
     def provenance(self) -> dict[str, Any]:
         """Everything about how the record came to be."""

@@ -33,7 +33,7 @@ class Experiment:
 
 @dataclass
 class Data:
-    """Which data set. Every further key of a subclass goes to the loader ``experiments.data.load`` by name."""
+    """Which data set. Further keys of a subclass go to the loader ``experiments.data.load`` by name."""
 
     name: str = MISSING
     mirror: str | None = None  # folder with the original files; INFLUENCE_MIRROR is used where this is null
@@ -118,7 +118,7 @@ def register(group: str, name: str) -> Callable[[type], type]:
 
 
 def register_all() -> None:
-    """Imports every module of ``experiments/schemas`` (dataclasses only, nothing heavy) and the root schema."""
+    """Imports every module of ``experiments/schemas`` (dataclasses only) and stores the root schema."""
     ConfigStore.instance().store(name="root_schema", node=Config, provider="experiments.schema")
     register("tier", "tier")(Tier)
     register("tracking", "tracking")(Tracking)

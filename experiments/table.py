@@ -16,7 +16,7 @@ def shown(value: Any) -> str:
     """A number to four significant digits; lists in brackets; what is missing as such."""
     if value is None:
         return "missing"
-    if isinstance(value, bool) or isinstance(value, str):
+    if isinstance(value, (bool, str)):
         return str(value)
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(shown(item) for item in value)}]"
@@ -41,7 +41,9 @@ def rows_of(record: Record) -> list[tuple[str, ...]]:
 def aligned(rows: list[tuple[str, ...]]) -> str:
     """Columns padded to one width."""
     widths = [max(len(row[column]) for row in [HEADER, *rows]) for column in range(len(HEADER))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
     head = "  ".join(cell.ljust(width) for cell, width in zip(HEADER, widths, strict=True)).rstrip()
     return "\n".join([head, "  ".join("-" * width for width in widths), *lines])
 

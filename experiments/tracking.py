@@ -1,8 +1,8 @@
 """Weights & Biases as a mirror of the finished record; it never decides whether an experiment succeeds.
 
-The W&B run is made once the record is on disk, so a killed and resumed experiment leaves exactly one. It is offline
-unless WANDB_MODE says otherwise; ``wandb sync FOLDER/wandb/offline-run-*`` uploads it later. All its files lie below
-the output folder.
+The W&B run is made once the record is on disk, so a killed and resumed experiment leaves exactly one. It is
+offline unless WANDB_MODE says otherwise; ``wandb sync FOLDER/wandb/offline-run-*`` uploads it later. All its
+files lie below the output folder.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ def track(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
     try:
         return {"name": "wandb", **_mirror(cfg, record, folder)}
     except Exception as error:  # a network, a login, a full disk: the record is safe already
-        print(f"tracking: W&B failed ({type(error).__name__}: {error}); the record is complete.", file=sys.stderr)
+        print(
+            f"tracking: W&B failed ({type(error).__name__}: {error}); the record is complete.",
+            file=sys.stderr,
+        )
         return {"name": "wandb", "error": f"{type(error).__name__}: {error}"}
 
 

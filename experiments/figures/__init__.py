@@ -1,4 +1,4 @@
-"""Figures drawn from records alone: ``experiments/figures/<experiment>.py`` defines ``draw(record, path)``."""
+"""Figures drawn from records alone: ``experiments/figures/<experiment>.py`` has ``draw(record, path)``."""
 
 from __future__ import annotations
 

@@ -16,7 +16,9 @@ def main() -> None:
 
     folders = [argument for argument in sys.argv[1:] if not argument.startswith("debug=")]
     if not folders:
-        raise UserError("name at least one folder that holds a record.json: python -m experiments.figures FOLDER.")
+        raise UserError(
+            "name at least one folder that holds a record.json: python -m experiments.figures FOLDER."
+        )
     for folder in map(Path, folders):
         for path in draw(Record.load(folder), folder):
             print(path)

@@ -34,7 +34,9 @@ SETTINGS = {
 }
 
 
-def panels(rows: int = 1, columns: int = 1, width: float = 4.2, height: float = 4.0) -> tuple[Figure, np.ndarray]:
+def panels(
+    rows: int = 1, columns: int = 1, width: float = 4.2, height: float = 4.0
+) -> tuple[Figure, np.ndarray]:
     """A figure and its (rows, columns) array of axes; sizes in inches a panel."""
     import matplotlib.pyplot as plt
 

@@ -1,0 +1,37 @@
+# make reproduce: the main result on embedded data.  make test: the tests.  Both set up everything they need.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: reproduce test lint format figures table clean
+
+reproduce: .venv/installed
+	$(BIN)/python -m experiments experiment=loo_linear
+
+test: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+table: .venv/installed
+	$(BIN)/python -m experiments.table
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# The stamps make a second `make` install nothing while pyproject.toml and constraints.txt stand as they are.
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+.venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch .venv/installed $@
+
+clean:
+	rm -rf .venv outputs .pytest_cache .ruff_cache .hypothesis

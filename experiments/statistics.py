@@ -1,0 +1,29 @@
+"""How well predictions meet the truth: the coefficients that the figures and claims quote."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+
+
+def agreement(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float]:
+    """Pearson, Spearman, least-squares slope of predicted on actual, and errors, of two (m,) arrays.
+
+    A coefficient is NaN where one side is constant.
+    """
+    constant = np.ptp(predicted) == 0 or np.ptp(actual) == 0 or len(actual) < 2
+    error = np.abs(predicted - actual)
+    centred = actual - actual.mean()
+    return {
+        "pearson": float("nan") if constant else float(stats.pearsonr(predicted, actual)[0]),
+        "spearman": float("nan") if constant else float(stats.spearmanr(predicted, actual)[0]),
+        "slope": float("nan") if constant else float(centred @ predicted / (centred @ centred)),
+        "max_error": float(error.max()),
+        "mean_error": float(error.mean()),
+        "same_sign": float(np.mean(np.sign(predicted) == np.sign(actual))),
+    }
+
+
+def largest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the ``count`` scores of largest absolute value, largest first; ties by position."""
+    return np.argsort(-np.abs(scores), kind="stable")[:count]

@@ -1,0 +1,49 @@
+"""What tests share: the mirror of real data, and the command line as a user meets it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def mirror() -> Path:
+    """The folder with the original data files; skips the test where there is none."""
+    for place in (os.environ.get("INFLUENCE_MIRROR"), ROOT.parent / "shared" / "data"):
+        if place and Path(place).is_dir():
+            return Path(place)
+    pytest.skip("no mirror of the real data: set INFLUENCE_MIRROR or put one at ../shared/data")
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment with one thread, without W&B settings of the outside."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    return clean | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | extra
+
+
+def cli(
+    *arguments: str, module: str = "experiments", cwd: Path = ROOT, timeout: float = 120, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """``python -m experiments ...`` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=cwd,
+        env=environment(PYTHONPATH=str(ROOT), **extra),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def one_sentence(completed: subprocess.CompletedProcess[str]) -> str:
+    """The error a user saw, after checking that it is one line and no traceback."""
+    lines = [line for line in completed.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, completed.stderr
+    assert "Traceback" not in completed.stderr, completed.stderr
+    return lines[0]
