@@ -164,7 +164,7 @@ def load(
     parts = [_features(table, name, name in (text or ()), rows["train"], min_df) for name in names]
     X = sp.hstack([*[part for part, _ in parts], sp.csr_matrix(np.ones((n, 1)))], format="csr")
     X.sort_indices()
-    features = tuple(feature for _, found in parts for feature in found) + ("intercept",)
+    features = (*(feature for _, found in parts for feature in found), "intercept")
     y = np.array([classes.index(value) for value in labels], dtype=np.int64)
     splits = {part: Split(X[index], y[index], index.astype(np.int64)) for part, index in rows.items()}
     import hashlib
