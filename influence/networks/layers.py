@@ -1,0 +1,387 @@
+"""Layers with their first and second directional derivatives written as matrix products.
+
+Every layer maps ``x -> y`` and offers four passes, the last two being the R-operator of the first two
+(Pearlmutter, 1994):
+
+- ``forward(x, w) -> y, saved`` and ``backward(saved, g, w) -> gx, gw`` with ``g = ∂L/∂y``;
+- ``tangent(saved, dx, w, dw) -> dy, dsaved`` and ``bend(saved, dsaved, g, dg, w, dw) -> dgx, dgw``, the
+  derivatives of both along ``(dx, dw)``.
+
+Convolutions are matrix products of patches (im2col) by weights; their transposes gather too instead of
+scattering: a strided convolution's transpose is a stride-1 product over small windows that writes all ``s²``
+phases of a pixel block at once. At a fixed θ everything ``saved`` is computed once (:mod:`.sequential`).
+
+Tensors are channels-last with one leading axis: ``(m, N, H, W, C)`` or ``(m, N, F)``, where m is 1 or the number
+of parameter vectors (or of tangents) side by side. Parameters of an affine layer are ``w = (W (m, K, O),
+b (m, O) | None)``, with K ordered ``(kernel row, kernel column, channel)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Weights = tuple[Tensor, Tensor | None]
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``(m|1, r, s) @ (m|1, s, t)`` without ever copying a broadcast operand."""
+    if a.shape[0] == b.shape[0] == 1:
+        return torch.mm(a[0], b[0])[None]
+    m = max(a.shape[0], b.shape[0])
+    return torch.bmm(a.expand(m, -1, -1), b.expand(m, -1, -1))
+
+
+class Layer:
+    """A layer without parameters; the passes of the identity."""
+
+    size = 0
+
+    def unpack(self, block: Tensor) -> Any:
+        """This layer's rows ``(size, m)`` of a parameter block as its weights."""
+        return None
+
+    def pack(self, w: Any) -> Tensor | None:
+        """Inverse of :meth:`unpack`."""
+        return None
+
+    def forward(self, x: Tensor, w: Any) -> tuple[Tensor, Any]:
+        return x, None
+
+    def tangent(self, saved: Any, dx: Tensor | None, w: Any, dw: Any) -> tuple[Tensor | None, Any]:
+        return dx, None
+
+    def backward(self, saved: Any, g: Tensor, w: Any, need_input: bool = True) -> tuple[Tensor | None, Any]:
+        return g, None
+
+    def bend(
+        self, saved: Any, dsaved: Any, g: Tensor, dg: Tensor, w: Any, dw: Any, need_input: bool = True
+    ) -> tuple[Tensor | None, Any]:
+        return dg, None
+
+    def example_gradients(self, saved: Any, g: Tensor) -> Tensor | None:
+        """∂L_i/∂θ_layer for each example, ``(N, size)``; needs m = 1."""
+        return None
+
+    def curve(self, saved: Any, g: Tensor) -> Any:
+        """What :meth:`bend` needs of g alone, computed once at a fixed θ."""
+        return saved
+
+
+@dataclass(frozen=True)
+class Affine(Layer):
+    """Fully connected: ``y = x W + b``. ``weight`` is the torch shape ``(O, K)``."""
+
+    shape: tuple[int, ...]
+    bias: bool
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        return self.weight_size + (self.shape[0] if self.bias else 0)
+
+    @property
+    def weight_size(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    def unpack(self, block: Tensor) -> Weights:
+        flat = block[: self.weight_size].T
+        return self._matrix(flat), (block[self.weight_size :].T if self.bias else None)
+
+    def pack(self, w: Weights) -> Tensor:
+        W, b = w
+        flat = self._flat(W)
+        return flat.T if b is None else torch.cat([flat, b], dim=1).T
+
+    def _matrix(self, flat: Tensor) -> Tensor:
+        return flat.reshape(-1, *self.shape).transpose(1, 2).contiguous()
+
+    def _flat(self, W: Tensor) -> Tensor:
+        return W.transpose(1, 2).reshape(len(W), -1)
+
+    def patches(self, x: Tensor) -> Tensor:
+        """The rows that the weights multiply: ``(m, N·L, K)`` with L output places an example."""
+        return x
+
+    def _outputs(self, rows: Tensor, saved: tuple[Tensor, tuple[int, ...]]) -> Tensor:
+        return rows
+
+    def _rows(self, y: Tensor) -> Tensor:
+        return y.reshape(y.shape[0], -1, y.shape[-1])
+
+    def _pull(self, g: Tensor, W: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The transposed map, ``∂L/∂x`` from ``g = ∂L/∂y``; ``shape`` is x's."""
+        return product(g, W.transpose(1, 2))
+
+    def forward(self, x: Tensor, w: Weights) -> tuple[Tensor, Any]:
+        saved = (self.patches(x), tuple(x.shape))
+        y = product(saved[0], w[0])
+        if w[1] is not None:
+            y += w[1][:, None, :]
+        return self._outputs(y, saved), saved
+
+    def tangent(self, saved: Any, dx: Tensor | None, w: Weights, dw: Weights) -> tuple[Tensor, Any]:
+        dP = None if dx is None else self.patches(dx)
+        dy = product(saved[0], dw[0])
+        if dP is not None:
+            if dy.shape[0] == 1:
+                dy[0].addmm_(dP[0], w[0][0])
+            else:
+                dy += product(dP, w[0])
+        if dw[1] is not None:
+            dy += dw[1][:, None, :]
+        return self._outputs(dy, saved), dP
+
+    def backward(
+        self, saved: Any, g: Tensor, w: Weights, need_input: bool = True
+    ) -> tuple[Tensor | None, Weights]:
+        rows = self._rows(g)
+        # (gᵀP)ᵀ rather than Pᵀg: the thin operand first is what the BLAS multiplies fastest.
+        gW = product(rows.transpose(1, 2), saved[0]).transpose(1, 2)
+        gx = self._pull(g, w[0], saved[1]) if need_input else None
+        return gx, (gW, rows.sum(dim=1) if self.bias else None)
+
+    def bend(
+        self,
+        saved: Any,
+        dsaved: Tensor | None,
+        g: Tensor,
+        dg: Tensor,
+        w: Weights,
+        dw: Weights,
+        need_input: bool = True,
+    ) -> tuple[Tensor | None, Weights]:
+        dgx, (dgW, dgb) = self.backward(saved, dg, w, need_input)
+        if dsaved is not None:
+            dgW = dgW + product(self._rows(g).transpose(1, 2), dsaved).transpose(1, 2)
+        if dgx is not None:
+            dgx = dgx + self._pull(g, dw[0], saved[1])
+        return dgx, (dgW, dgb)
+
+    def example_gradients(self, saved: Any, g: Tensor) -> Tensor:
+        n, rows = g.shape[1], self._rows(g)[0]
+        G = rows.reshape(n, -1, rows.shape[-1])
+        W = torch.bmm(G.transpose(1, 2), saved[0][0].reshape(n, G.shape[1], -1)).transpose(1, 2)
+        flat = self._flat(W)
+        return torch.cat([flat, G.sum(dim=1)], dim=1) if self.bias else flat
+
+
+@dataclass(frozen=True)
+class Conv(Affine):
+    """2-D convolution, zero padding, no dilation or groups. ``shape`` is torch's ``(O, C, kh, kw)``."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+
+    def _matrix(self, flat: Tensor) -> Tensor:
+        W = flat.reshape(-1, *self.shape).permute(0, 3, 4, 2, 1)
+        return W.reshape(len(W), -1, self.shape[0]).contiguous()
+
+    def _flat(self, W: Tensor) -> Tensor:
+        out, channels, kh, kw = self.shape
+        return W.reshape(-1, kh, kw, channels, out).permute(0, 4, 3, 1, 2).reshape(len(W), -1)
+
+    def patches(self, x: Tensor) -> Tensor:
+        ph, pw = self.padding
+        if ph or pw:
+            x = F.pad(x, (0, 0, pw, pw, ph, ph))
+        return _windows(x, self.shape[2:], self.stride)
+
+    def _outputs(self, rows: Tensor, saved: tuple[Tensor, tuple[int, ...]]) -> Tensor:
+        _, n, height, width, _ = saved[1]
+        return rows.view(rows.shape[0], n, *self._out_size(height, width), -1)
+
+    def _out_size(self, height: int, width: int) -> tuple[int, int]:
+        (kh, kw), (sh, sw), (ph, pw) = self.shape[2:], self.stride, self.padding
+        return (height + 2 * ph - kh) // sh + 1, (width + 2 * pw - kw) // sw + 1
+
+    def _pull(self, g: Tensor, W: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """``x[s·a + r] = Σ_τ g[a − τ] W[s·τ + r]``: windows of g by a matrix that holds every phase r."""
+        out, channels, kh, kw = self.shape
+        (sh, sw), (ph, pw) = self.stride, self.padding
+        height, width = shape[2] + 2 * ph, shape[3] + 2 * pw
+        qh, qw = -(-kh // sh), -(-kw // sw)  # window of g that reaches one block of s × s pixels
+        ah, aw = -(-height // sh), -(-width // sw)  # blocks
+        if W.shape[1] != kh * kw * channels:
+            raise AssertionError("weights do not fit the layer")
+        kernel = W.reshape(-1, kh, kw, channels, out)
+        kernel = F.pad(kernel, (0, 0, 0, 0, 0, qw * sw - kw, 0, qh * sh - kh))
+        kernel = kernel.reshape(-1, qh, sh, qw, sw, channels, out).flip(1, 3)
+        matrix = kernel.permute(0, 1, 3, 6, 2, 4, 5).reshape(len(W), qh * qw * out, sh * sw * channels)
+        back = (max(0, ah - g.shape[2]), max(0, aw - g.shape[3]))
+        padded = F.pad(g, (0, 0, qw - 1, back[1], qh - 1, back[0]))[:, :, : ah + qh - 1, : aw + qw - 1]
+        x = product(_windows(padded, (qh, qw), (1, 1)), matrix)
+        if sh == sw == 1:
+            x = x.view(x.shape[0], -1, ah, aw, channels)
+        else:
+            x = x.view(x.shape[0], -1, ah, aw, sh, sw, channels).transpose(3, 4)
+            x = x.reshape(x.shape[0], -1, ah * sh, aw * sw, channels)
+        if (ph, pw) == (0, 0) and x.shape[2:4] == shape[2:4]:
+            return x
+        return x[:, :, ph : ph + shape[2], pw : pw + shape[3]].contiguous()
+
+
+def _windows(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    """im2col of channels-last maps: ``(m, N, H, W, C) -> (m, N·L, kh·kw·C)``."""
+    (kh, kw), (sh, sw) = kernel, stride
+    m, n, height, width, channels = x.shape
+    if (kh, kw, sh, sw) == (1, 1, 1, 1):
+        return x.reshape(m, n * height * width, channels)
+    a, b, c, d, e = x.stride()
+    oh, ow = (height - kh) // sh + 1, (width - kw) // sw + 1
+    view = x.as_strided((m, n, oh, ow, kh, kw, channels), (a, b, c * sh, d * sw, c, d, e), x.storage_offset())
+    return view.reshape(m, n * oh * ow, kh * kw * channels)
+
+
+class Elementwise(Layer):
+    """``y = φ(x)``: saves φ′ and, once g is known, φ″·g."""
+
+    def _values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """φ and φ′."""
+        raise NotImplementedError
+
+    def _second(self, y: Tensor, slope: Tensor) -> Tensor | None:
+        """φ″ from φ and φ′, or None where it is zero."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, w: Any) -> tuple[Tensor, Any]:
+        y, slope = self._values(x)
+        return y, (y, slope)
+
+    def tangent(self, saved: Any, dx: Tensor | None, w: Any, dw: Any) -> tuple[Tensor | None, Any]:
+        return (None, None) if dx is None else (saved[1] * dx, dx)
+
+    def backward(self, saved: Any, g: Tensor, w: Any, need_input: bool = True) -> tuple[Tensor, Any]:
+        return saved[1] * g, None
+
+    def curve(self, saved: Any, g: Tensor) -> Any:
+        second = self._second(saved[0], saved[1])
+        return (None if second is None else second.mul_(g)), saved[1]
+
+    def bend(
+        self, saved: Any, dsaved: Any, g: Tensor, dg: Tensor, w: Any, dw: Any, need_input: bool = True
+    ) -> tuple[Tensor, Any]:
+        out = saved[1] * dg
+        if saved[0] is not None and dsaved is not None:
+            out = out.addcmul_(saved[0], dsaved)
+        return out, None
+
+
+class Tanh(Elementwise):
+    """φ = tanh, φ′ = 1 − φ², φ″ = −2 φ φ′."""
+
+    def _values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.tanh(x)
+        return y, torch.ones((), dtype=y.dtype, device=y.device) - y * y
+
+    def _second(self, y: Tensor, slope: Tensor) -> Tensor:
+        return (y * slope).mul_(-2)
+
+
+class ReLU(Elementwise):
+    """φ = max(0, ·); φ″ is zero almost everywhere."""
+
+    def _values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.relu(x), (x > 0).to(x.dtype)
+
+    def _second(self, y: Tensor, slope: Tensor) -> None:
+        return None
+
+
+class Linearized(Layer):
+    """A parameterless linear map: subclasses give it and its transpose."""
+
+    def _map(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _transpose(self, g: Tensor, shape: tuple[int, ...]) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, w: Any) -> tuple[Tensor, Any]:
+        return self._map(x), tuple(x.shape)
+
+    def tangent(self, saved: Any, dx: Tensor | None, w: Any, dw: Any) -> tuple[Tensor | None, Any]:
+        return (None if dx is None else self._map(dx)), None
+
+    def backward(self, saved: Any, g: Tensor, w: Any, need_input: bool = True) -> tuple[Tensor, Any]:
+        return self._transpose(g, saved), None
+
+    def bend(
+        self, saved: Any, dsaved: Any, g: Tensor, dg: Tensor, w: Any, dw: Any, need_input: bool = True
+    ) -> tuple[Tensor, Any]:
+        return self._transpose(dg, saved), None
+
+
+class GlobalMean(Linearized):
+    """Mean over the map, ``(H, W) -> (1, 1)``."""
+
+    def _map(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3), keepdim=True)
+
+    def _transpose(self, g: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return (g / (shape[2] * shape[3])).expand(-1, -1, shape[2], shape[3], -1).contiguous()
+
+
+@dataclass(frozen=True)
+class MeanPool(Linearized):
+    """Mean over ``kernel × kernel`` tiles; rows and columns beyond the last tile are dropped."""
+
+    kernel: int
+
+    def _map(self, x: Tensor) -> Tensor:
+        k, (m, n, height, width, channels) = self.kernel, x.shape
+        h, w = height // k, width // k
+        tiles = x[:, :, : h * k, : w * k].reshape(m, n, h, k, w, k, channels)
+        return tiles.mean(dim=(3, 5))
+
+    def _transpose(self, g: Tensor, shape: tuple[int, ...]) -> Tensor:
+        k = self.kernel
+        big = (g / k**2).repeat_interleave(k, dim=2).repeat_interleave(k, dim=3)
+        return F.pad(big, (0, 0, 0, shape[3] - big.shape[3], 0, shape[2] - big.shape[2]))
+
+
+class Flatten(Linearized):
+    """Maps to vectors in torch's order ``(C, H, W)``."""
+
+    def _map(self, x: Tensor) -> Tensor:
+        return x if x.ndim == 3 else x.permute(0, 1, 4, 2, 3).reshape(x.shape[0], x.shape[1], -1)
+
+    def _transpose(self, g: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if len(shape) == 3:
+            return g
+        _, n, height, width, channels = shape
+        maps = g.reshape(g.shape[0], n, channels, height, width)
+        return maps.permute(0, 1, 3, 4, 2).contiguous()
+
+
+def translate(module: nn.Module) -> list[Layer] | None:
+    """The layers of a ``Sequential`` of known modules, or None where one is not known exactly."""
+    if isinstance(module, nn.Sequential):
+        parts = [translate(child) for child in module]
+        return None if any(p is None for p in parts) else [layer for part in parts for layer in part]
+    if any(not w.requires_grad for w in module.parameters()):
+        return None
+    kind = type(module)
+    if kind is nn.Linear:
+        return [Affine(tuple(module.weight.shape), module.bias is not None)]
+    if kind is nn.Conv2d:
+        plain = module.groups == 1 and module.dilation == (1, 1) and not isinstance(module.padding, str)
+        if not plain or module.padding_mode != "zeros":
+            return None
+        bias, shape = module.bias is not None, tuple(module.weight.shape)
+        return [Conv(shape, bias, tuple(module.stride), tuple(module.padding))]
+    if kind is nn.AvgPool2d:
+        k = module.kernel_size
+        plain = isinstance(k, int) and module.stride == k and module.padding == 0 and not module.ceil_mode
+        return [MeanPool(k)] if plain else None
+    if kind is nn.AdaptiveAvgPool2d:
+        return [GlobalMean()] if module.output_size in (1, (1, 1)) else None
+    if kind is nn.Flatten:
+        return [Flatten()] if (module.start_dim, module.end_dim) == (1, -1) else None
+    if kind is nn.Identity or (isinstance(module, nn.Dropout) and not module.training):
+        return []
+    known = {nn.Tanh: Tanh, nn.ReLU: ReLU}
+    return [known[kind]()] if kind in known else None
