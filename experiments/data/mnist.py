@@ -116,10 +116,10 @@ def load(*, mirror: Any, cache: Any, classes: list[int] | None = None) -> Datase
     classes: keep only these digits, e.g. [1, 7], relabelled 0, 1, ... in that order (11,894 training, 2,163
     test images).
     """
-    arrays, manifest = prepared(InfluenceMnist, SOURCES, mirror=mirror, cache=cache)
     digits = list(range(10)) if classes is None else [int(digit) for digit in classes]
     if len(set(digits)) != len(digits) or not set(digits) <= set(range(10)) or len(digits) < 2:
         raise BadData(f"mnist: classes={digits}; give at least two different digits of 0..9.")
+    arrays, manifest = prepared(InfluenceMnist, SOURCES, mirror=mirror, cache=cache)
     train, test = arrays["train"], arrays["test"]
     n = len(train["label"])
     return Dataset(
