@@ -1,5 +1,6 @@
-"""Influence functions for PyTorch: exact, fast on two cores, checked against retraining (Koh & Liang, 2017)."""
+"""Influence functions for PyTorch: exact, fast on two cores, checked against retraining."""
 
+from influence.curvature import Damped, Dense, EigenReport, GaussNewton, Hessian, Operator, eigenvalue_report
 from influence.errors import (
     ConvergenceError,
     DataError,
@@ -9,16 +10,58 @@ from influence.errors import (
     NotPositiveDefiniteError,
     SolverError,
 )
+from influence.linear import LinearObjective
 from influence.losses import Loss, get_loss
+from influence.retraining import Retrained, leave_one_out
+from influence.scores import (
+    TrainingGradient,
+    pert_loss,
+    pert_params,
+    predicted_change,
+    s_test,
+    self_influence,
+    test_gradients,
+    up_loss,
+    up_params,
+)
+from influence.solvers import CG, Exact, Solution, Solver, Status
+from influence.training import Certificate, Fit, fit
 
 __all__ = [
+    "CG",
+    "Certificate",
     "ConvergenceError",
+    "Damped",
     "DataError",
+    "Dense",
     "DeviceError",
+    "EigenReport",
+    "Exact",
+    "Fit",
+    "GaussNewton",
+    "Hessian",
     "InfluenceError",
+    "LinearObjective",
     "Loss",
     "NotConvergedWarning",
     "NotPositiveDefiniteError",
+    "Operator",
+    "Retrained",
+    "Solution",
+    "Solver",
     "SolverError",
+    "Status",
+    "TrainingGradient",
+    "eigenvalue_report",
+    "fit",
     "get_loss",
+    "leave_one_out",
+    "pert_loss",
+    "pert_params",
+    "predicted_change",
+    "s_test",
+    "self_influence",
+    "test_gradients",
+    "up_loss",
+    "up_params",
 ]

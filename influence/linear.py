@@ -16,6 +16,15 @@ import torch
 from torch import Tensor
 
 from influence.errors import DataError, DeviceError
+from influence.linear_curvature import (
+    GramFactor,
+    Split,
+    linear_diagonal,
+    linear_gram,
+    linear_gram_quadratics,
+    linear_kronecker,
+    linear_split,
+)
 from influence.losses import Loss, get_loss
 from influence.matrices import DataMatrix, as_matrix
 
@@ -199,6 +208,14 @@ class LinearObjective:
         X, y = self._data(idx)
         return self.loss.output_gradient(X.matmul(theta.reshape(self.n_outputs, self.d).T), y)
 
+    def paired_gradients(self, thetas: Tensor, idx: Tensor) -> Tensor:
+        """``∇ℓ_{i_j}(θ_j)`` for k pairs of parameters and example: ``(p, k), (k,) -> (p, k)``."""
+        k = thetas.shape[1]
+        x, y = self.X.dense(idx), self.targets[idx]
+        o = torch.einsum("cdk,kd->kc", thetas.reshape(self.n_outputs, self.d, k), x)
+        r = self.loss.output_gradient(o, y)
+        return torch.einsum("kc,kd->cdk", r, x).reshape(self.p, k)
+
     def directional(self, theta: Tensor, V: Tensor, idx: Tensor | None = None) -> Tensor:
         """∇ℓ_i · v_j for all i and j, no L2, no per-example gradient: ``(p, k) -> (n, k)``."""
         X, y = self._data(idx)
@@ -220,6 +237,16 @@ class LinearObjective:
         first = torch.einsum("mc,cdk->mdk", r, S.reshape(c, self.d, k))
         return first + torch.einsum("cd,mck->mdk", W, curved)
 
+    def mixed_direction(self, theta: Tensor, index: int, delta: Tensor) -> Tensor:
+        """``[∇_x∇_θ ℓ(z)] δ = r ⊗ δ + A W δ ⊗ x`` for one example: ``(d,) -> (p,)``."""
+        idx = _indices([index], self.n, self.device)
+        x, y = self.X.dense(idx), self.targets[idx]
+        W = theta.reshape(self.n_outputs, self.d)
+        o = x @ W.T
+        curved = self.loss.output_hessian_product(o, y, (W @ delta)[None, :, None])[0, :, 0]
+        r = self.loss.output_gradient(o, y)[0]
+        return (torch.outer(r, delta) + torch.outer(curved, x[0])).reshape(self.p)
+
     # ---- curvature --------------------------------------------------------------------------------------
 
     def hessian_at(self, theta: Tensor, idx: Tensor | None = None) -> Callable[[Tensor], Tensor]:
@@ -239,6 +266,26 @@ class LinearObjective:
             return out.add_(V, alpha=self.l2) if self.l2 else out
 
         return product
+
+    def split_at(self, theta: Tensor, idx: Tensor | None = None) -> Split:
+        """The Hessian as ``E C Eᵀ + λI`` with a small dense core, see :mod:`influence.linear_curvature`."""
+        return linear_split(self, theta, idx)
+
+    def gram_at(self, theta: Tensor, idx: Tensor | None = None) -> GramFactor:
+        """The Hessian as ``ZᵀZ/n + λI``, for p > n."""
+        return linear_gram(self, theta, idx)
+
+    def diagonal_at(self, theta: Tensor, idx: Tensor | None = None) -> Tensor:
+        """The Hessian's diagonal ``(p,)``."""
+        return linear_diagonal(self, theta, idx)
+
+    def kronecker_at(self, theta: Tensor, idx: Tensor | None, damping: float) -> Callable[[Tensor], Tensor]:
+        """A Kronecker-factored approximation of ``(H + damping·I)⁻¹`` for preconditioning."""
+        return linear_kronecker(self, theta, idx, damping)
+
+    def gram_quadratics(self, theta: Tensor, factor: Tensor, gram: GramFactor, idx: Tensor) -> Tensor:
+        """``∇ℓ_iᵀ H⁻¹ ∇ℓ_i`` from a Cholesky factor of ``ZZᵀ + nμI``: ``(m,)``; no gradient is formed."""
+        return linear_gram_quadratics(self, theta, factor, gram, idx)
 
     def hessian_product(self, theta: Tensor, V: Tensor, idx: Tensor | None = None) -> Tensor:
         """∇²value(θ) V, λ included: ``(p, k) -> (p, k)``; over the examples ``idx`` if given."""

@@ -170,9 +170,7 @@ class SparseMatrix(DataMatrix):
 
 
 def _csr(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    with (
-        warnings.catch_warnings()
-    ):  # torch calls its CSR support beta; every use here is tested against dense
+    with warnings.catch_warnings():  # torch calls CSR beta; every use is tested against dense
         warnings.simplefilter("ignore", UserWarning)
         return torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=False)
 

@@ -1,0 +1,235 @@
+"""Closed forms of a linear model's Hessian: its small dense core, its Gram (Woodbury) form, its diagonal.
+
+With ``A_i`` the Hessian of the loss in the outputs, ``H = (1/n) Σ A_i ⊗ x_i x_iᵀ + λI``. Two exact reductions
+make it cheap: A_i lives in the span Q of the loss's output gradients (for softmax the c−1 contrasts), and
+columns of X that are zero everywhere contribute nothing. Outside of both H is λI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_TRIANGLE = 128  # width of the column strips when only the upper triangle of XᵀDX is computed
+_SAMPLE = 8192  # rows from which a preconditioner estimates XᵀX: more no longer pay for the product
+_ROWS = 2048  # rows of X that are dense at once while the core is assembled
+
+
+@dataclass(frozen=True)
+class Split:
+    """``H = E C Eᵀ + μI`` with orthonormal E ``(p, q)``.
+
+    Attributes:
+        q: rows of the core.
+        project: Eᵀ V, ``(p, k) -> (q, k)``.
+        lift: E U, ``(q, k) -> (p, k)``.
+        core: builds C ``(q, q)``; costs the assembly, so call it once.
+        shift: μ.
+    """
+
+    p: int
+    q: int
+    project: Callable[[Tensor], Tensor]
+    lift: Callable[[Tensor], Tensor]
+    core: Callable[[], Tensor]
+    shift: float
+
+    def shifted(self, damping: float) -> Split:
+        """The split of the operator plus ``damping``·I."""
+        return replace(self, shift=self.shift + damping)
+
+
+@dataclass(frozen=True)
+class GramFactor:
+    """``H = ZᵀZ/n + μI`` with Z ``(m, p)`` never formed.
+
+    Attributes:
+        m: rows of Z (examples × rank of the output Hessian).
+        n: the divisor.
+        forward: Z V, ``(p, k) -> (m, k)``.
+        backward: Zᵀ U, ``(m, k) -> (p, k)``.
+        gram: builds Z Zᵀ ``(m, m)``.
+        root: L_i with ``L_i L_iᵀ = A_i``, ``(n, c, r)``; row (i, a) of Z is ``L_i[:, a] ⊗ x_i``.
+        shift: μ.
+    """
+
+    m: int
+    n: int
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor], Tensor]
+    gram: Callable[[], Tensor]
+    root: Tensor
+    shift: float
+
+    def shifted(self, damping: float) -> GramFactor:
+        """The factor of the operator plus ``damping``·I."""
+        return replace(self, shift=self.shift + damping)
+
+
+def _at(objective: Any, theta: Tensor, idx: Tensor | None) -> tuple[Any, Tensor, Tensor, Tensor | None]:
+    X, y = objective._data(idx)
+    o = X.matmul(theta.reshape(objective.n_outputs, objective.d).T)
+    weights = objective.weights
+    return X, y, o, weights if weights is None or idx is None else weights[idx]
+
+
+def linear_split(objective: Any, theta: Tensor, idx: Tensor | None = None) -> Split:
+    """The split of a linear objective's Hessian at θ."""
+    X, y, o, weights = _at(objective, theta, idx)
+    c, d, p = objective.n_outputs, objective.d, objective.p
+    Q = objective.loss.output_range(c, o)
+    active = X.column_mask().nonzero()[:, 0]
+    r, da = Q.shape[1], len(active)
+
+    def project(V: Tensor) -> Tensor:
+        k = V.shape[1]
+        return torch.einsum("cr,cdk->rdk", Q, V.reshape(c, d, k)[:, active]).reshape(r * da, k)
+
+    def lift(U: Tensor) -> Tensor:
+        k = U.shape[1]
+        out = torch.zeros(c, d, k, dtype=U.dtype, device=U.device)
+        out[:, active] = torch.einsum("cr,rdk->cdk", Q, U.reshape(r, da, k))
+        return out.reshape(p, k)
+
+    def core() -> Tensor:
+        A = objective.loss.output_hessian(o, y)
+        if weights is not None:
+            A = A * weights[:, None, None]
+        B = torch.einsum("ca,ncd,db->nab", Q, A, Q)
+        return assemble_core(X, active, B)
+
+    return Split(p, r * da, project, lift, core, objective.l2)
+
+
+def assemble_core(X: Any, columns: Tensor, B: Tensor) -> Tensor:
+    """``(1/n) Σ B_i ⊗ x_i x_iᵀ`` over the given columns of X: ``(r·d', r·d')``.
+
+    Each of the r(r+1)/2 blocks XᵀD_abX is symmetric, so only its upper triangle is multiplied out.
+    """
+    n, r = B.shape[0], B.shape[1]
+    da = len(columns)
+    all_columns = da == X.d
+    core = torch.zeros(r, da, r, da, dtype=X.dtype, device=X.device)
+    blocks = torch.zeros(r * (r + 1) // 2, da, da, dtype=X.dtype, device=X.device)
+    pairs = [(a, b) for a in range(r) for b in range(a, r)]
+    for rows, dense in X.dense_batches(_ROWS):
+        x = dense if all_columns else dense[:, columns].contiguous()
+        for block, (a, b) in zip(blocks, pairs, strict=True):
+            wx = x * B[rows, a, b, None]
+            for j in range(0, da, _TRIANGLE):
+                stop = min(j + _TRIANGLE, da)
+                block[j:stop, j:].addmm_(wx[:, j:stop].T, x[:, j:])
+    for block, (a, b) in zip(blocks, pairs, strict=True):
+        block /= n
+        full = torch.triu(block)
+        full = full + torch.triu(block, 1).T
+        core[a, :, b, :] = full
+        core[b, :, a, :] = full
+    return core.reshape(r * da, r * da)
+
+
+def linear_gram(objective: Any, theta: Tensor, idx: Tensor | None = None) -> GramFactor:
+    """The Gram form of a linear objective's Hessian at θ; Z has one row an example and output contrast."""
+    X, y, o, weights = _at(objective, theta, idx)
+    c = objective.n_outputs
+    Q = objective.loss.output_range(c, o)
+    root = objective.loss.output_hessian_sqrt(o, y)  # A_i = L_i L_iᵀ
+    if weights is not None:
+        root = root * weights.sqrt()[:, None, None]
+    if Q.shape[1] < c:  # drop the contrast that the loss never sees: chol(Qᵀ A Q) in c−1 dimensions
+        small = torch.einsum("ca,ncd->nad", Q, root)
+        values, vectors = torch.linalg.eigh(small @ small.transpose(1, 2))
+        root = torch.einsum("ca,nab->ncb", Q, vectors * values.clamp(min=0).sqrt()[:, None, :])
+    r = root.shape[2]
+
+    def forward(V: Tensor) -> Tensor:
+        along = objective._tangents(X, V)  # (n, k, c)
+        return torch.einsum("nkc,ncr->nrk", along, root).reshape(X.n * r, V.shape[1])
+
+    def backward(U: Tensor) -> Tensor:
+        k = U.shape[1]
+        spread = torch.einsum("nrk,ncr->nkc", U.reshape(X.n, r, k), root).reshape(X.n, k * c)
+        return objective._block(X.rmatmul(spread.contiguous()))
+
+    def gram() -> Tensor:
+        K = kernel_matrix(X)
+        flat = root.permute(0, 2, 1).reshape(X.n * r, c)
+        if c == 1:
+            return K * (flat @ flat.T)
+        return (K[:, None, :, None] * (flat @ flat.T).reshape(X.n, r, X.n, r)).reshape(X.n * r, X.n * r)
+
+    return GramFactor(X.n * r, X.n, forward, backward, gram, root, objective.l2)
+
+
+def linear_gram_quadratics(
+    objective: Any, theta: Tensor, factor: Tensor, gram: GramFactor, idx: Tensor, block: int = 1024
+) -> Tensor:
+    """``∇ℓ_iᵀ H⁻¹ ∇ℓ_i = (‖r_i‖²‖x_i‖² − ‖C⁻¹Z∇ℓ_i‖²)/μ`` with ``CCᵀ = ZZᵀ + nμI`` (Woodbury): ``(m,)``."""
+    X, root = objective.X, gram.root
+    out = torch.empty(len(idx), dtype=X.dtype, device=X.device)
+    for start in range(0, len(idx), block):
+        rows = idx[start : start + block]
+        x, r = X.dense(rows), objective.output_gradients(theta, rows)
+        kernel = X.matmul(x.T.contiguous())  # (n, m)
+        along = torch.einsum("ncr,mc->nrm", root, r) * kernel[:, None, :]
+        half = torch.linalg.solve_triangular(factor, along.reshape(gram.m, len(rows)), upper=False)
+        square = (r * r).sum(1) * (x * x).sum(1)
+        out[start : start + block] = (square - (half * half).sum(0)).clamp(min=0) / gram.shift
+    return out
+
+
+def kernel_matrix(X: Any) -> Tensor:
+    """X Xᵀ ``(n, n)`` by strips of columns of Xᵀ, without making all of a sparse X dense."""
+    out = torch.empty(X.n, X.n, dtype=X.dtype, device=X.device)
+    for rows, dense in X.dense_batches(512):
+        out[:, rows] = X.matmul(dense.T.contiguous())
+    return (out + out.T) / 2
+
+
+def linear_diagonal(objective: Any, theta: Tensor, idx: Tensor | None = None) -> Tensor:
+    """The Hessian's diagonal ``(p,)``: ``(1/n) Σ (A_i)_aa x_ij² + λ``."""
+    X, y, o, weights = _at(objective, theta, idx)
+    A = objective.loss.output_hessian(o, y).diagonal(dim1=1, dim2=2)
+    if weights is not None:
+        A = A * weights[:, None]
+    return X.column_squares(A.contiguous()).T.reshape(-1) / X.n + objective.l2
+
+
+def linear_kronecker(
+    objective: Any, theta: Tensor, idx: Tensor | None, damping: float
+) -> Callable[[Tensor], Tensor]:
+    """``(Ā ⊗ XᵀX/m + (λ+δ)I)⁻¹`` with ``Ā = mean A_i``, by two small eigendecompositions.
+
+    XᵀX is taken over at most 8,192 evenly spaced rows, weighted by each row's curvature ``tr A_i``, so that
+    setting it up costs a few Hessian products.
+    """
+    X, y = objective._data(idx)
+    o = X.matmul(theta.reshape(objective.n_outputs, objective.d).T)
+    A = objective.loss.output_hessian(o, y)
+    if objective.weights is not None:
+        A = A * (objective.weights if idx is None else objective.weights[idx])[:, None, None]
+    trace = A.diagonal(dim1=1, dim2=2).sum(1)
+    total = float(trace.mean())
+    shift = objective.l2 + damping
+    if total <= 0:
+        return lambda block: block / shift if shift > 0 else block
+    rows = torch.arange(0, X.n, max(1, X.n // _SAMPLE), device=X.device)
+    x, weight = X.dense(rows), trace[rows] / trace[rows].sum()
+    left, lq = torch.linalg.eigh(A.mean(0))
+    right, rq = torch.linalg.eigh((x * weight[:, None]).T @ x)
+    scale = left.clamp(min=0)[:, None] * right.clamp(min=0)[None, :] + shift
+    inverse = 1 / scale.clamp(min=torch.finfo(scale.dtype).eps * float(scale.max()))
+    c, d = objective.n_outputs, objective.d
+
+    def apply(block: Tensor) -> Tensor:
+        k = block.shape[1]
+        v = torch.tensordot(lq.T, block.reshape(c, d * k), 1).reshape(c, d, k)
+        v = torch.matmul(rq.T, v) * inverse[:, :, None]
+        v = torch.matmul(rq, v).reshape(c, d * k)
+        return (lq @ v).reshape(c * d, k)
+
+    return apply

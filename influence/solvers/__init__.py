@@ -1,0 +1,7 @@
+"""Solvers of ``(H + δI) X = B``: direct, conjugate gradients, LiSSA."""
+
+from influence.solvers._base import Solution, Solver, Status
+from influence.solvers.cg import CG
+from influence.solvers.exact import Exact, ExactState
+
+__all__ = ["CG", "Exact", "ExactState", "Solution", "Solver", "Status"]

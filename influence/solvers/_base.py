@@ -1,0 +1,138 @@
+"""What every solver shares: its settings are a frozen dataclass, ``prepare`` is apart from ``apply``, and a
+failure is a status with advice, raised or recorded but never silent."""
+
+from __future__ import annotations
+
+import enum
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from influence.curvature import Operator
+from influence.errors import DataError, NotConvergedWarning, NotPositiveDefiniteError, SolverError
+
+
+class Status(enum.Enum):
+    """How a solve ended. The texts are advice; ``{…}`` is filled from ``Solution.stats``."""
+
+    CONVERGED = "converged"
+    MAX_ITERATIONS = "max_iterations"
+    INACCURATE = "inaccurate"
+    NEGATIVE_CURVATURE = "negative_curvature"
+    NOT_POSITIVE_DEFINITE = "not_positive_definite"
+    DIVERGED = "diverged"
+
+    def advice(self, stats: dict[str, Any]) -> str:
+        """One sentence: the cause and what to change."""
+        return _ADVICE[self].format_map(_Filled(stats))
+
+
+_ADVICE = {
+    Status.CONVERGED: "the solve reached its tolerance",
+    Status.MAX_ITERATIONS: (
+        "stopped after {iterations} iterations at a relative residual of {worst_residual}: raise "
+        "max_iterations, loosen tolerance, add damping or choose a preconditioner"
+    ),
+    Status.INACCURATE: (
+        "the verified residual {worst_residual} is above the tolerance {tolerance} although the recurrence "
+        "had converged: use float64, loosen tolerance or add damping"
+    ),
+    Status.NEGATIVE_CURVATURE: "negative curvature met ({curvature}): raise damping above {needed_damping}",
+    Status.NOT_POSITIVE_DEFINITE: (
+        "the operator is not positive definite (pivot {pivot} of the Cholesky factor; {spectrum}): "
+        "raise damping or l2 above {needed_damping}"
+    ),
+    Status.DIVERGED: (
+        "LiSSA diverged at step {step} with scale {scale}: use scale='auto' or a scale above "
+        "{working_scale}, and damping above {needed_damping}"
+    ),
+}
+
+
+class _Filled(dict):
+    def __missing__(self, key: str) -> str:
+        return "unknown"
+
+    def __getitem__(self, key: str) -> Any:
+        value = super().__getitem__(key)
+        return f"{value:.3g}" if isinstance(value, float) else value
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The answer to ``A X = B``.
+
+    Attributes:
+        value: X, ``(p, k)``, or ``(p,)`` for a single right-hand side.
+        status: how it ended.
+        iterations: of the slowest column; 0 for direct solvers.
+        residual: ``(k,)`` verified ``‖B − A X‖ / ‖B‖``.
+        stats: numbers behind the status (iterations a column, eigenvalue bounds, standard errors, …).
+    """
+
+    value: Tensor
+    status: Status
+    iterations: int
+    residual: Tensor
+    stats: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def advice(self) -> str:
+        """What the status advises, with this solve's numbers."""
+        return self.status.advice(self.stats)
+
+    def summary(self) -> dict[str, Any]:
+        """Plain numbers for a record."""
+        worst = float(self.residual.max()) if self.residual.numel() else 0.0
+        return {"status": self.status.value, "iterations": self.iterations, "worst_residual": worst}
+
+
+@dataclass(frozen=True)
+class Solver:
+    """Settings of a solver. ``solve`` = ``prepare`` once an operator + ``apply`` once a block."""
+
+    def prepare(self, operator: Operator) -> Any:
+        """Whatever depends on the operator alone (a factor, a preconditioner, a scale)."""
+        raise NotImplementedError
+
+    def _solve(self, state: Any, B: Tensor) -> Solution:
+        raise NotImplementedError
+
+    def apply(self, state: Any, B: Tensor) -> Solution:
+        """Solve for a block ``(p, k)`` or a vector ``(p,)`` with a prepared state.
+
+        Raises:
+            DataError: NaN or infinity in B.
+            SolverError: a failure, when ``raise_on_failure``; the message is the status's advice.
+        """
+        if not bool(torch.isfinite(B).all()):
+            raise DataError("the right-hand side holds NaN or infinity; check the test gradients and the fit")
+        solution = self._solve(state, B[:, None] if B.ndim == 1 else B)
+        if B.ndim == 1:
+            stats, value = solution.stats, solution.value[:, 0]
+            solution = Solution(value, solution.status, solution.iterations, solution.residual, stats)
+        if solution.status is not Status.CONVERGED:
+            message = f"{type(self).__name__}: {solution.advice}"
+            if getattr(self, "raise_on_failure", True):
+                raise failure(solution.status)(message)
+            warnings.warn(message, NotConvergedWarning, stacklevel=2)
+        return solution
+
+    def solve(self, operator: Operator, B: Tensor) -> Solution:
+        """``prepare`` and ``apply`` in one call."""
+        return self.apply(self.prepare(operator), B)
+
+
+def failure(status: Status) -> type[SolverError]:
+    """The error class that belongs to a status."""
+    indefinite = (Status.NEGATIVE_CURVATURE, Status.NOT_POSITIVE_DEFINITE)
+    return NotPositiveDefiniteError if status in indefinite else SolverError
+
+
+def relative_residual(operator: Operator, X: Tensor, B: Tensor) -> Tensor:
+    """``‖B − A X‖ / ‖B‖`` a column, 0 where B is 0: ``(k,)``."""
+    norms = B.norm(dim=0)
+    return (B - operator @ X).norm(dim=0) / torch.where(norms > 0, norms, torch.ones_like(norms))

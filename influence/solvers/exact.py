@@ -1,0 +1,137 @@
+"""Direct solves by one Cholesky factor, reused for every right-hand side.
+
+Three forms, the cheapest that fits: the dense core of a linear model (``H = E C Eᵀ + μI``), the n × n Gram
+matrix when there are more parameters than examples (Woodbury), or the dense p × p matrix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from influence.curvature import Operator
+from influence.errors import NotPositiveDefiniteError
+from influence.linear_curvature import GramFactor, Split
+from influence.solvers._base import Solution, Solver, Status, relative_residual
+
+
+@dataclass(frozen=True)
+class ExactState:
+    """A factored operator. ``form`` is ``"core"``, ``"gram"`` or ``"dense"``."""
+
+    operator: Operator
+    form: str
+    factor: Tensor
+    split: Split | None = None
+    gram: GramFactor | None = None
+    stats: dict[str, Any] = field(default_factory=dict)
+
+    def inverse(self, B: Tensor) -> Tensor:
+        """H⁻¹ B, ``(p, k) -> (p, k)``, unverified."""
+        B = B.to(self.factor.dtype)
+        if self.form == "gram":
+            g = self.gram
+            inner = torch.cholesky_solve(g.forward(B), self.factor)
+            return (B - g.backward(inner)) / g.shift
+        if self.form == "dense":
+            return torch.cholesky_solve(B, self.factor)
+        s = self.split
+        inside = s.project(B)
+        solved = s.lift(torch.cholesky_solve(inside, self.factor))
+        if s.q == s.p:
+            return solved
+        outside = B - s.lift(inside)
+        return solved + outside / s.shift if s.shift > 0 else solved
+
+    def quadratic(self, B: Tensor) -> Tensor:
+        """``b_jᵀ H⁻¹ b_j`` a column, ``(p, k) -> (k,)``: half a solve each."""
+        if self.form == "gram":
+            g = self.gram
+            half = torch.linalg.solve_triangular(self.factor, g.forward(B), upper=False)
+            return ((B * B).sum(0) - (half * half).sum(0)) / g.shift
+        if self.form == "dense":
+            half = torch.linalg.solve_triangular(self.factor, B, upper=False)
+            return (half * half).sum(0)
+        s = self.split
+        inside = s.project(B)
+        half = torch.linalg.solve_triangular(self.factor, inside, upper=False)
+        value = (half * half).sum(0)
+        if s.shift > 0 and s.q < s.p:
+            value += ((B * B).sum(0) - (inside * inside).sum(0)).clamp(min=0) / s.shift
+        return value
+
+
+@dataclass(frozen=True)
+class Exact(Solver):
+    """Cholesky in the operator's dtype (float64 unless the objective says otherwise).
+
+    Args:
+        form: ``"auto"`` picks the cheapest of ``"core"``, ``"gram"``, ``"dense"``.
+        tolerance: the verified relative residual above which the status is ``INACCURATE``.
+        verify: check the residual of every solve with one operator product.
+        raise_on_failure: raise on failure, or return the status with a warning.
+
+    Raises (on ``prepare``):
+        NotPositiveDefiniteError: with the smallest eigenvalue where p allows, and the damping that would do.
+    """
+
+    form: str = "auto"
+    tolerance: float = 1e-6
+    verify: bool = True
+    raise_on_failure: bool = True
+
+    def prepare(self, operator: Operator) -> ExactState:
+        split = operator.split() if self.form in ("auto", "core") else None
+        gram = operator.gram() if self.form in ("auto", "gram") else None
+        if gram is not None and gram.shift > 0 and (self.form == "gram" or split is None or gram.m < split.q):
+            matrix = gram.gram()
+            matrix.diagonal().add_(gram.n * gram.shift)
+            return ExactState(operator, "gram", self._factor(matrix, operator), gram=gram)
+        if split is not None:
+            if split.shift <= 0 and split.q < split.p:
+                raise NotPositiveDefiniteError(
+                    f"the Hessian is singular: {split.p - split.q} of {split.p} directions (unused inputs or "
+                    "a shift common to all classes) have no curvature; set l2 or damping above 0"
+                )
+            core = split.core()
+            core.diagonal().add_(split.shift)
+            return ExactState(operator, "core", self._factor(core, operator), split=split)
+        return ExactState(operator, "dense", self._factor(operator.dense(), operator))
+
+    def _factor(self, matrix: Tensor, operator: Operator) -> Tensor:
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        pivot = int(info)
+        diagonal = factor.diagonal()
+        # A pivot at the level of rounding means singular: the solve would return noise.
+        tiny = matrix.diagonal().abs().max() * matrix.shape[0] * torch.finfo(matrix.dtype).eps
+        if pivot == 0 and bool((diagonal**2).min() <= tiny):
+            pivot = int((diagonal**2).argmin()) + 1
+        if pivot == 0 and bool(torch.isfinite(diagonal).all()):
+            return factor
+        stats: dict[str, Any] = {"pivot": pivot, "spectrum": "spectrum not computed", "needed_damping": "0"}
+        if matrix.shape[0] <= 4000 and bool(torch.isfinite(matrix).all()):
+            values = torch.linalg.eigvalsh(matrix)
+            scale = operator.gram().n if matrix.shape[0] != operator.shape[0] and self.form == "gram" else 1
+            smallest, negative = float(values[0]) / scale, int((values < 0).sum())
+            stats["spectrum"] = f"smallest eigenvalue {smallest:.3g}, {negative} negative"
+            stats["needed_damping"] = max(-smallest, float(values[-1]) * 1e-12)
+        raise NotPositiveDefiniteError(f"Exact: {Status.NOT_POSITIVE_DEFINITE.advice(stats)}")
+
+    def _solve(self, state: ExactState, B: Tensor) -> Solution:
+        X = state.inverse(B)
+        stats: dict[str, Any] = {
+            "form": state.form,
+            "rows": state.factor.shape[0],
+            "tolerance": self.tolerance,
+        }
+        residual = torch.zeros(B.shape[1], dtype=B.dtype, device=B.device)
+        status = Status.CONVERGED
+        if self.verify:
+            residual = relative_residual(state.operator, X, B)
+            stats["worst_residual"] = float(residual.max()) if residual.numel() else 0.0
+            if not stats["worst_residual"] <= self.tolerance:
+                status = Status.INACCURATE
+        return Solution(X, status, 0, residual, stats)
