@@ -1,6 +1,6 @@
 """Influence functions for PyTorch: exact, fast on two cores, checked against retraining."""
 
-from influence.curvature import Damped, Dense, EigenReport, GaussNewton, Hessian, Operator, eigenvalue_report
+from influence.curvature import Damped, Dense, GaussNewton, Hessian, Operator
 from influence.errors import (
     ConvergenceError,
     DataError,
@@ -24,7 +24,8 @@ from influence.scores import (
     up_loss,
     up_params,
 )
-from influence.solvers import CG, Exact, Solution, Solver, Status
+from influence.solvers import CG, Exact, LiSSA, Solution, Solver, Status
+from influence.spectrum import EigenReport, auto_damping, damped, eigenvalue_report
 from influence.training import Certificate, Fit, fit
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "GaussNewton",
     "Hessian",
     "InfluenceError",
+    "LiSSA",
     "LinearObjective",
     "Loss",
     "NotConvergedWarning",
@@ -52,6 +54,8 @@ __all__ = [
     "SolverError",
     "Status",
     "TrainingGradient",
+    "auto_damping",
+    "damped",
     "eigenvalue_report",
     "fit",
     "get_loss",

@@ -12,7 +12,6 @@ instead of c·d, because its loss never sees a shift common to all classes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 from influence.errors import DataError, DeviceError
 from influence.linear_curvature import GramFactor, Split
 
-__all__ = ["Damped", "Dense", "EigenReport", "GaussNewton", "Hessian", "Operator", "eigenvalue_report"]
+__all__ = ["Damped", "Dense", "GaussNewton", "Hessian", "Operator"]
 
 
 class Operator:
@@ -69,6 +68,10 @@ class Operator:
         raise DataError(
             f"{type(self).__name__} has no examples to sample; use a Hessian or GaussNewton operator"
         )
+
+    def lower_bound(self) -> float | None:
+        """A proven lower bound of the spectrum (λ + δ for convex losses of linear outputs), or None."""
+        return None
 
     def split(self) -> Split | None:
         """``E C Eᵀ + μI`` where the operator knows such a form, else None."""
@@ -132,6 +135,10 @@ class _ExampleOperator(Operator):
         idx = draw(n, batch, replace, generator).to(self.device)
         return type(self)(self.objective, self.theta, idx if self.idx is None else self.idx[idx])
 
+    def lower_bound(self) -> float | None:
+        convex = hasattr(self.objective, "split_at") or isinstance(self, GaussNewton)
+        return self.objective.l2 * float(self.objective.l2_mask.min()) if convex else None
+
     def split(self) -> Split | None:
         at = getattr(self.objective, "split_at", None)
         return None if at is None else at(self.theta, self.idx)
@@ -190,6 +197,10 @@ class Damped(Operator):
     def sample(self, generator: torch.Generator, batch: int, replace: bool = True) -> Operator:
         return Damped(self.operator.sample(generator, batch, replace), self.damping)
 
+    def lower_bound(self) -> float | None:
+        inner = self.operator.lower_bound()
+        return None if inner is None else inner + self.damping
+
     def split(self) -> Split | None:
         inner = self.operator.split()
         return None if inner is None else inner.shifted(self.damping)
@@ -214,34 +225,3 @@ def base_of(operator: Operator) -> tuple[Operator, float]:
     while isinstance(operator, Damped):
         operator, damping = operator.operator, damping + operator.damping
     return operator, damping
-
-
-@dataclass(frozen=True)
-class EigenReport:
-    """What the spectrum says about damping.
-
-    Attributes:
-        smallest, largest: extreme eigenvalues of the operator as given (damping included).
-        n_negative: how many are below zero.
-        advised_damping: the smallest extra damping that makes it positive definite with a margin: 0 when it
-            already is, else ``1.5·|smallest|`` plus a millionth of the largest.
-    """
-
-    smallest: float
-    largest: float
-    n_negative: int
-    advised_damping: float
-
-    def __str__(self) -> str:
-        return f"eigenvalues {self.smallest:.3g} … {self.largest:.3g}, {self.n_negative} negative; " + (
-            f"add damping {self.advised_damping:.3g}" if self.advised_damping else "no damping needed"
-        )
-
-
-def eigenvalue_report(operator: Operator) -> EigenReport:
-    """Extreme eigenvalues by a dense symmetric decomposition: ``O(p³)``, meant for p up to some thousands."""
-    values = torch.linalg.eigvalsh(operator.dense())
-    smallest, largest = float(values[0]), float(values[-1])
-    floor = 1e-14 * max(largest, abs(smallest)) * operator.shape[0]
-    advised = 0.0 if smallest > floor else 1.5 * abs(smallest) + 1e-6 * max(largest, abs(smallest))
-    return EigenReport(smallest, largest, int((values < 0).sum()), advised)

@@ -279,6 +279,17 @@ class LinearObjective:
         """The Hessian's diagonal ``(p,)``."""
         return linear_diagonal(self, theta, idx)
 
+    def largest_example_curvature(self, theta: Tensor, idx: Tensor | None = None) -> float:
+        """A bound of the largest eigenvalue of any single example's Hessian, λ included.
+
+        ``λ_max(A_i)‖x_i‖² + λ`` with λ_max(A_i) bounded by its largest absolute row sum.
+        """
+        X, y = self._data(idx)
+        A = self.loss.output_hessian(X.matmul(theta.reshape(self.n_outputs, self.d).T), y)
+        if self.weights is not None:
+            A = A * (self.weights if idx is None else self.weights[idx])[:, None, None]
+        return float((A.abs().sum(2).max(1).values * X.row_squares()).max()) + self.l2
+
     def kronecker_at(self, theta: Tensor, idx: Tensor | None, damping: float) -> Callable[[Tensor], Tensor]:
         """A Kronecker-factored approximation of ``(H + damping·I)⁻¹`` for preconditioning."""
         return linear_kronecker(self, theta, idx, damping)

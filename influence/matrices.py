@@ -51,6 +51,10 @@ class DataMatrix:
         """(X∘X)ᵀ w: ``(n, m) -> (d, m)``."""
         raise NotImplementedError
 
+    def row_squares(self) -> Tensor:
+        """‖x_i‖²: ``(n,)``."""
+        raise NotImplementedError
+
     def column_mask(self) -> Tensor:
         """``(d,)`` booleans: True where a column has a non-zero entry."""
         raise NotImplementedError
@@ -91,6 +95,9 @@ class DenseMatrix(DataMatrix):
         for rows, block in self.dense_batches(4096):
             total += (block * block).T @ weights[rows]
         return total
+
+    def row_squares(self) -> Tensor:
+        return torch.linalg.vecdot(self.x, self.x)
 
     def column_mask(self) -> Tensor:
         return (self.x != 0).any(dim=0)
@@ -162,6 +169,10 @@ class SparseMatrix(DataMatrix):
 
     def column_squares(self, weights: Tensor) -> Tensor:
         return _csr(self.crow, self.col, self.values**2, (self.n, self.d)).t() @ weights
+
+    def row_squares(self) -> Tensor:
+        ones = torch.ones(self.d, 1, dtype=self.dtype, device=self.device)
+        return (_csr(self.crow, self.col, self.values**2, (self.n, self.d)) @ ones)[:, 0]
 
     def column_mask(self) -> Tensor:
         mask = torch.zeros(self.d, dtype=torch.bool, device=self.device)

@@ -24,6 +24,8 @@ class Status(enum.Enum):
     NEGATIVE_CURVATURE = "negative_curvature"
     NOT_POSITIVE_DEFINITE = "not_positive_definite"
     DIVERGED = "diverged"
+    TRUNCATED = "truncated"
+    NOISY = "noisy"
 
     def advice(self, stats: dict[str, Any]) -> str:
         """One sentence: the cause and what to change."""
@@ -46,8 +48,16 @@ _ADVICE = {
         "raise damping or l2 above {needed_damping}"
     ),
     Status.DIVERGED: (
-        "LiSSA diverged at step {step} with scale {scale}: use scale='auto' or a scale above "
-        "{working_scale}, and damping above {needed_damping}"
+        "the iterate grew out of bounds at step {step} with scale {scale}: use scale='auto' or a scale of at "
+        "least {working_scale}{more_damping}"
+    ),
+    Status.TRUNCATED: (
+        "depth {depth} is too short for scale {scale} and smallest eigenvalue {smallest}: the remaining bias "
+        "may be {bias} of the solution; use a depth of {needed_depth}, a smaller scale or more damping"
+    ),
+    Status.NOISY: (
+        "the standard error over {repeats} repeats is {worst_error} of the solution, above the tolerance "
+        "{tolerance}: raise repeats (the error falls as their square root) or batch"
     ),
 }
 
