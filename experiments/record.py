@@ -10,7 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from experiments.atomic import jsonable, npz_bytes, read_npz, sha256, unjsonable, write_bytes, write_json
+from experiments.atomic import (
+    jsonable,
+    key_hash,
+    npz_bytes,
+    read_npz,
+    sha256,
+    unjsonable,
+    write_bytes,
+    write_json,
+)
 from experiments.errors import UserError
 
 TIMES = ("seconds", "wall_seconds")  # never in a record: the same config and seed must give the same bytes
@@ -38,7 +47,7 @@ class Record:
     tier: str = ""
 
     def save(self, folder: Path) -> None:
-        """arrays.npz, then record.json (which names the arrays' sha256), both atomically."""
+        """arrays.npz, then record.json (with the arrays' sha256 and a seal of its content), atomically."""
         arrays = {name: np.asarray(value) for name, value in self.arrays.items()}
         lengths = {name: len(arrays[name]) for name in self.table}
         if len(set(lengths.values())) > 1:
@@ -50,7 +59,7 @@ class Record:
         fields["arrays_sha256"] = sha256(content)
         encoded = jsonable(fields)  # a value that can't be recorded fails before anything is written
         write_bytes(folder / "arrays.npz", content)
-        write_json(folder / "record.json", encoded)
+        write_json(folder / "record.json", encoded | {"seal": key_hash(encoded)})
 
     @classmethod
     def load(cls, folder: Path) -> Record:
@@ -59,7 +68,11 @@ class Record:
         if not path.is_file():
             raise UserError(f"{folder} holds no record.json: run an experiment with output={folder} first.")
         try:
-            fields = unjsonable(json.loads(path.read_text()))
+            content = json.loads(path.read_text())
+            seal = content.pop("seal", None)  # absent from records written before there were seals
+            if seal is not None and seal != key_hash(content):
+                raise UserError(f"{path} was altered after it was written: run the experiment again.")
+            fields = unjsonable(content)
             digest, names = fields.pop("arrays_sha256"), fields.pop("arrays")
             record = cls(**fields)
         except (ValueError, TypeError, KeyError) as error:
