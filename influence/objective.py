@@ -125,7 +125,13 @@ class Objective:
 
     def subset(self, idx: Tensor | slice) -> Self:
         """The objective restricted to the examples ``idx``; its mean is over those."""
-        return self.on(self.inputs[idx], self.targets[idx])
+        other = copy.copy(self)  # the data were checked when this objective was made
+        take = idx if isinstance(idx, slice) else self._index(idx)
+        other.inputs, other.targets = self.inputs[take], self.targets[take]
+        other.n = len(other.inputs)
+        if other.n == 0:
+            raise DataError("the subset holds no example; pass at least one index")
+        return other
 
     # -- the network as a function of θ -------------------------------------------------------------------
 
@@ -247,17 +253,21 @@ class Objective:
 
     def example_gradients(self, theta: Tensor, idx: Tensor | None = None) -> Tensor:
         """∇L(z_i, θ): ``(m, p)``, without the L2 term; the result itself takes m·p numbers."""
+        idx = self._index(idx)
+        targets = self.targets if idx is None else self.targets[idx]
+        return self.pull(theta, self.loss.output_gradient(self.outputs(theta, idx), targets), idx)
+
+    def pull(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor:
+        """``J_iᵀ u_i`` with J the outputs' Jacobian: ``cotangents (m, c) -> (m, p)``."""
         theta, idx = self._vector(theta), self._index(idx)
 
-        def pulled(t: Tensor, x: Tensor, g: Tensor) -> Tensor:
-            return (self._forward(t, x[None])[0] * g).sum()
+        def pulled(t: Tensor, x: Tensor, u: Tensor) -> Tensor:
+            return (self._forward(t, x[None])[0] * u).sum()
 
         each = vmap(grad(pulled), in_dims=(None, 0, 0))
         out = torch.empty(self._count(idx), self.p, dtype=self.dtype, device=self.device)
-        for x, y, place in self._batches(idx):
-            with torch.no_grad():
-                g = self.loss.output_gradient(self._forward(theta, x), y)
-            out[place] = each(theta, x, g)
+        for x, _, place in self._batches(idx):
+            out[place] = each(theta, x, cotangents[place])
         return out
 
     @torch.no_grad()

@@ -11,8 +11,8 @@ Convolutions are matrix products of patches (im2col) by weights; their transpose
 scattering: a strided convolution's transpose is a stride-1 product over small windows that writes all ``s²``
 phases of a pixel block at once. At a fixed θ everything ``saved`` is computed once (:mod:`.sequential`).
 
-Tensors are channels-last with one leading axis: ``(m, N, H, W, C)`` or ``(m, N, F)``, where m is 1 or the number
-of parameter vectors (or of tangents) side by side. Parameters of an affine layer are ``w = (W (m, K, O),
+Tensors are channels-last with one leading axis: ``(m, N, H, W, C)`` or ``(m, N, F)``, where m is 1 or the
+number of parameter vectors (or of tangents) side by side. Parameters of an affine layer are ``w = (W (m, K, O),
 b (m, O) | None)``, with K ordered ``(kernel row, kernel column, channel)``.
 """
 
@@ -55,8 +55,13 @@ class Layer:
     def tangent(self, saved: Any, dx: Tensor | None, w: Any, dw: Any) -> tuple[Tensor | None, Any]:
         return dx, None
 
+    def pull(self, saved: Any, g: Tensor, w: Any) -> Tensor:
+        """∂L/∂x from ``g = ∂L/∂y``."""
+        return g
+
     def backward(self, saved: Any, g: Tensor, w: Any, need_input: bool = True) -> tuple[Tensor | None, Any]:
-        return g, None
+        """∂L/∂x (where needed) and the gradient of the weights."""
+        return (self.pull(saved, g, w) if need_input else None), None
 
     def bend(
         self, saved: Any, dsaved: Any, g: Tensor, dg: Tensor, w: Any, dw: Any, need_input: bool = True
@@ -135,13 +140,16 @@ class Affine(Layer):
             dy += dw[1][:, None, :]
         return self._outputs(dy, saved), dP
 
+    def pull(self, saved: Any, g: Tensor, w: Weights) -> Tensor:
+        return self._pull(g, w[0], saved[1])
+
     def backward(
         self, saved: Any, g: Tensor, w: Weights, need_input: bool = True
     ) -> tuple[Tensor | None, Weights]:
         rows = self._rows(g)
         # (gᵀP)ᵀ rather than Pᵀg: the thin operand first is what the BLAS multiplies fastest.
         gW = product(rows.transpose(1, 2), saved[0]).transpose(1, 2)
-        gx = self._pull(g, w[0], saved[1]) if need_input else None
+        gx = self.pull(saved, g, w) if need_input else None
         return gx, (gW, rows.sum(dim=1) if self.bias else None)
 
     def bend(
@@ -187,7 +195,7 @@ class Conv(Affine):
     def patches(self, x: Tensor) -> Tensor:
         ph, pw = self.padding
         if ph or pw:
-            x = F.pad(x, (0, 0, pw, pw, ph, ph))
+            x = _padded(x, (ph, ph), (pw, pw))
         return _windows(x, self.shape[2:], self.stride)
 
     def _outputs(self, rows: Tensor, saved: tuple[Tensor, tuple[int, ...]]) -> Tensor:
@@ -212,7 +220,7 @@ class Conv(Affine):
         kernel = kernel.reshape(-1, qh, sh, qw, sw, channels, out).flip(1, 3)
         matrix = kernel.permute(0, 1, 3, 6, 2, 4, 5).reshape(len(W), qh * qw * out, sh * sw * channels)
         back = (max(0, ah - g.shape[2]), max(0, aw - g.shape[3]))
-        padded = F.pad(g, (0, 0, qw - 1, back[1], qh - 1, back[0]))[:, :, : ah + qh - 1, : aw + qw - 1]
+        padded = _padded(g, (qh - 1, back[0]), (qw - 1, back[1]))[:, :, : ah + qh - 1, : aw + qw - 1]
         x = product(_windows(padded, (qh, qw), (1, 1)), matrix)
         if sh == sw == 1:
             x = x.view(x.shape[0], -1, ah, aw, channels)
@@ -222,6 +230,14 @@ class Conv(Affine):
         if (ph, pw) == (0, 0) and x.shape[2:4] == shape[2:4]:
             return x
         return x[:, :, ph : ph + shape[2], pw : pw + shape[3]].contiguous()
+
+
+def _padded(x: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+    """Zeros around maps. Not ``F.pad``, which reads five axes as ``(N, C, D, H, W)`` and may reorder memory."""
+    m, n, height, width, channels = x.shape
+    out = x.new_zeros(m, n, height + sum(rows), width + sum(columns), channels)
+    out[:, :, rows[0] : rows[0] + height, columns[0] : columns[0] + width] = x
+    return out
 
 
 def _windows(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int]) -> Tensor:
@@ -254,8 +270,8 @@ class Elementwise(Layer):
     def tangent(self, saved: Any, dx: Tensor | None, w: Any, dw: Any) -> tuple[Tensor | None, Any]:
         return (None, None) if dx is None else (saved[1] * dx, dx)
 
-    def backward(self, saved: Any, g: Tensor, w: Any, need_input: bool = True) -> tuple[Tensor, Any]:
-        return saved[1] * g, None
+    def pull(self, saved: Any, g: Tensor, w: Any) -> Tensor:
+        return saved[1] * g
 
     def curve(self, saved: Any, g: Tensor) -> Any:
         second = self._second(saved[0], saved[1])
@@ -306,8 +322,8 @@ class Linearized(Layer):
     def tangent(self, saved: Any, dx: Tensor | None, w: Any, dw: Any) -> tuple[Tensor | None, Any]:
         return (None if dx is None else self._map(dx)), None
 
-    def backward(self, saved: Any, g: Tensor, w: Any, need_input: bool = True) -> tuple[Tensor, Any]:
-        return self._transpose(g, saved), None
+    def pull(self, saved: Any, g: Tensor, w: Any) -> Tensor:
+        return self._transpose(g, saved)
 
     def bend(
         self, saved: Any, dsaved: Any, g: Tensor, dg: Tensor, w: Any, dw: Any, need_input: bool = True
@@ -340,7 +356,7 @@ class MeanPool(Linearized):
     def _transpose(self, g: Tensor, shape: tuple[int, ...]) -> Tensor:
         k = self.kernel
         big = (g / k**2).repeat_interleave(k, dim=2).repeat_interleave(k, dim=3)
-        return F.pad(big, (0, 0, 0, shape[3] - big.shape[3], 0, shape[2] - big.shape[2]))
+        return _padded(big, (0, shape[2] - big.shape[2]), (0, shape[3] - big.shape[3]))
 
 
 class Flatten(Linearized):

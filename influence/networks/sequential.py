@@ -1,8 +1,8 @@
 """Objectives of feed-forward networks with the forward pass, the backward signals and the patches at θ kept.
 
-At a fixed θ a Hessian product then costs one R-forward and one R-backward of matrix products for a whole block of
-columns (:mod:`.layers`), instead of two autograd passes a column that recompute everything. What is kept is
-bounded by ``cache_bytes``; batches beyond it are recomputed at each product, so memory stays bounded at any n.
+At a fixed θ a Hessian product then costs one R-forward and one R-backward of matrix products
+(:mod:`.layers`) instead of two autograd passes that recompute everything. What is kept is bounded by
+``cache_bytes``; chunks beyond it are recomputed at each product, so memory stays bounded at any n.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from influence.errors import DataError
 from influence.losses import Loss
-from influence.networks.layers import Layer, translate
+from influence.networks.layers import translate
 from influence.objective import Objective, ParameterRule
 
 
@@ -44,7 +44,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 class SequentialObjective(Objective):
-    """:class:`~influence.objective.Objective` of a ``Sequential`` of known layers; the same calls and results.
+    """:class:`~influence.objective.Objective` of a ``Sequential`` of known layers: same calls and results.
 
     Args:
         chunk: examples worked on at once; by default so few that a layer's patches stay near the cache of a
@@ -140,7 +140,7 @@ class SequentialObjective(Objective):
             signals[i] = g if layer.size else None
             saved[i] = layer.curve(plain, g)
             if i:
-                g = layer.backward(plain, g, w[i])[0]
+                g = layer.pull(plain, g, w[i])
         return Pass(saved, signals, outputs, y, weights)
 
     def _tangents(self, saved: list[Any], w: list[Any], dw: list[Any]) -> tuple[Tensor, list[Any]]:
@@ -216,25 +216,20 @@ class SequentialObjective(Objective):
         return self._flat(out)
 
     @torch.no_grad()
-    def example_gradients(self, theta: Tensor, idx: Tensor | None = None) -> Tensor:
+    def pull(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor:
         theta, idx = self._vector(theta), self._index(idx)
         w = self._weights(theta[:, None])
         out = torch.empty(self._count(idx), self.p, dtype=self.dtype, device=self.device)
-        for x, y, place in self._chunks(idx):
-            outputs, saved = self._propagate(w, x)
-            out[place] = self.pulled_rows(w, saved, self._output_gradient(outputs, y))
+        for x, _, place in self._chunks(idx):
+            saved, g, rows = self._propagate(w, x)[1], cotangents[None, place], []
+            for i in reversed(range(self._first, len(self.layers))):
+                layer = self.layers[i]
+                if layer.size:
+                    rows.append(layer.example_gradients(saved[i], g))
+                if i > self._first:
+                    g = layer.pull(saved[i], g, w[i])
+            out[place] = torch.cat(rows[::-1], dim=1)
         return out
-
-    def pulled_rows(self, w: list[Any], saved: list[Any], g: Tensor) -> Tensor:
-        """``J_iᵀ g_i`` of each example of a chunk: ``g (1, N, c) -> (N, p)``."""
-        rows: list[Tensor] = []
-        for i in reversed(range(self._first, len(self.layers))):
-            layer = self.layers[i]
-            if layer.size:
-                rows.insert(0, layer.example_gradients(saved[i], g))
-            if i > self._first:
-                g = layer.backward(saved[i], g, w[i])[0]
-        return torch.cat(rows, dim=1)
 
     @torch.no_grad()
     def directional(self, theta: Tensor, V: Tensor, idx: Tensor | None = None) -> Tensor:
@@ -265,7 +260,7 @@ class SequentialObjective(Objective):
     def hessian_at(
         self, theta: Tensor, idx: Tensor | None = None, weights: Tensor | None = None
     ) -> Callable[[Tensor], Tensor]:
-        """V ↦ :meth:`hessian_product` at one θ, keeping up to ``cache_bytes`` of activations between calls."""
+        """V ↦ :meth:`hessian_product` at one θ, keeping up to ``cache_bytes`` between calls."""
         return self._product_at(theta, idx, weights, full=True, budget=self.cache_bytes)
 
     def gauss_newton_at(self, theta: Tensor, idx: Tensor | None = None) -> Callable[[Tensor], Tensor]:
