@@ -188,7 +188,7 @@ class Logistic(MarginLoss):
     name: ClassVar[str] = "logistic"
 
     def of_margin(self, margin: Tensor) -> Tensor:
-        return F.softplus(-margin, threshold=1e6)
+        return -F.logsigmoid(margin)
 
     def slope(self, margin: Tensor) -> Tensor:
         return -torch.sigmoid(-margin)

@@ -1,0 +1,88 @@
+"""Fits end with the certificate that they claim."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from influence import ConvergenceError, DataError, LinearObjective, NotConvergedWarning, fit
+from influence.objective import Objective
+from tests.influence.problems import LOSSES, linear_data, linear_problem, oracle_value
+
+
+@pytest.mark.parametrize("method", ["newton", "lbfgs"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("shape", [(60, 7), (12, 40), (300, 150)])
+def test_reaches_the_tolerance_and_says_so_truly(method, loss, shape):
+    objective = linear_problem(loss, n=shape[0], d=shape[1], l2=0.02)
+    tolerance = 1e-10 if method == "newton" else 1e-7
+    result = fit(objective, method=method, tolerance=tolerance, max_iterations=500)
+    X, _ = linear_data(loss, n=shape[0], d=shape[1])
+    theta = result.theta.clone().requires_grad_(True)
+    value = oracle_value(objective, X, theta)
+    norm = float(torch.autograd.grad(value, theta)[0].norm())
+    certificate = result.certificate
+    assert certificate.converged
+    assert norm <= tolerance * 1.01
+    assert certificate.gradient_norm == pytest.approx(norm, abs=1e-13)
+    assert certificate.value == pytest.approx(float(value.detach()), rel=1e-12)
+    assert "seconds" not in certificate.to_dict()
+
+
+@pytest.mark.parametrize("loss", ["logistic", "cross_entropy"])
+def test_agrees_with_scikit_learn(loss):
+    X, y = linear_data(loss, n=80, density=1.0)
+    l2 = 0.03
+    theta = fit(LinearObjective(X, y, loss, l2)).theta
+    peer = LogisticRegression(
+        C=1 / (len(y) * l2), fit_intercept=False, tol=1e-12, max_iter=5000, solver="newton-cg"
+    )
+    peer.fit(X.numpy(), y.numpy())
+    np.testing.assert_allclose(theta.reshape(peer.coef_.shape).numpy(), peer.coef_, rtol=1e-5, atol=1e-7)
+
+
+def test_newton_fits_a_net_from_a_random_start():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 4)).double()
+    X, y = linear_data("cross_entropy", n=40)
+    objective = Objective(net, "cross_entropy", X, y, 0.05)
+    result = fit(objective, tolerance=1e-9)
+    assert result.certificate.gradient_norm <= 1e-9
+    assert result.certificate.value < float(objective.value(objective.initial()))
+
+
+def test_adam_lowers_the_objective_and_repeats_byte_for_byte():
+    objective = linear_problem("cross_entropy", n=60)
+
+    def run():
+        generator = torch.Generator().manual_seed(3)
+        with pytest.warns(NotConvergedWarning, match="adam stopped after 150"):
+            return fit(
+                objective, method="adam", max_iterations=150, batch_size=16,
+                learning_rate=lambda s: 0.05 / (1 + s / 50), generator=generator, raise_on_failure=False,
+            )  # fmt: skip
+
+    first, second = run(), run()
+    assert torch.equal(first.theta, second.theta)
+    best = fit(objective).certificate.value
+    start = float(objective.value(objective.initial()))
+    assert best <= first.certificate.value < best + 0.2 * (start - best)
+    assert not first.certificate.converged
+
+
+def test_failures_are_named():
+    objective = linear_problem("logistic")
+    with pytest.raises(ConvergenceError, match=r"newton stopped after 1 iterations.*raise max_iterations"):
+        fit(objective, max_iterations=1)
+    with pytest.raises(DataError, match="newton, lbfgs, adam"):
+        fit(objective, method="sgd")
+
+
+def test_progress_is_reported():
+    seen: list[int] = []
+    fit(linear_problem("logistic"), progress=seen.append)
+    assert seen == list(range(1, len(seen) + 1))
+    assert seen
