@@ -355,6 +355,17 @@ class Objective:
                 )
         return out
 
+    def mixed_direction(self, theta: Tensor, index: int, delta: Tensor) -> Tensor:
+        """``[∇_x∇_θ L(z)] δ`` of one example, δ of its input's shape: ``(p,)`` (for I_pert,params)."""
+        theta, idx = self._vector(theta), self._index(torch.tensor([index]))
+        x, y = self.inputs[idx], self.targets[idx]
+
+        def gradient(inputs: Tensor) -> Tensor:
+            outputs, pull = vjp(lambda t: self._forward(t, inputs), theta)
+            return pull(self.loss.output_gradient(outputs, y))[0]
+
+        return jvp(gradient, (x,), (delta[None].to(x),))[1]
+
 
 def _l2_mask(trainable: list[tuple[str, nn.Parameter]], rule: str | ParameterRule) -> Tensor:
     """0/1 vector ``(p,)``: which parameters λ touches."""
