@@ -30,5 +30,9 @@ class NotPositiveDefiniteError(SolverError):
     """The operator is singular or indefinite, so that H⁻¹v means nothing without more damping."""
 
 
+class DistributedError(InfluenceError, RuntimeError):
+    """Another rank of a distributed job died, hung, or disagreed, so that no collective can end."""
+
+
 class NotConvergedWarning(UserWarning):
     """A solve or fit stopped early and its caller chose to go on (``raise_on_failure=False``)."""

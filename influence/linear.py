@@ -116,8 +116,8 @@ class LinearObjective:
             X, y, self.loss, self.l2, n_outputs=self.n_outputs, batch_size=self.batch_size,
             dtype=self.dtype, weights=weights, check=False,
         )  # fmt: skip
-        if check and len(y) > 1 and bool((y != y[0]).any()):
-            self.loss.check_targets(other.targets, self.n_outputs)
+        if check and len(y):  # one class alone is allowed, a label out of range is not
+            self.loss._check_range(other.targets, self.n_outputs)
         return other
 
     def _columns(self, block: Tensor) -> Tensor:

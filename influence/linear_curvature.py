@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _TRIANGLE = 128  # width of the column strips when only the upper triangle of XᵀDX is computed
-_SAMPLE = 8192  # rows from which a preconditioner estimates XᵀX: more no longer pay for the product
+KRONECKER_ROWS = 8192  # from which a preconditioner estimates XᵀX: more no longer pay for the product
 _ROWS = 2048  # rows of X that are dense at once while the core is assembled
 
 
@@ -79,30 +80,39 @@ def _at(objective: Any, theta: Tensor, idx: Tensor | None) -> tuple[Any, Tensor,
 
 def linear_split(objective: Any, theta: Tensor, idx: Tensor | None = None) -> Split:
     """The split of a linear objective's Hessian at θ."""
-    X, y, o, weights = _at(objective, theta, idx)
-    c, d, p = objective.n_outputs, objective.d, objective.p
-    Q = objective.loss.output_range(c, o)
+    X, _ = objective._data(idx)
+    basis = objective.loss.output_range(objective.n_outputs, theta)
     active = X.column_mask().nonzero()[:, 0]
-    r, da = Q.shape[1], len(active)
+    core = partial(linear_core, objective, theta, idx, active, basis)
+    return make_split(objective.n_outputs, objective.d, basis, active, core, objective.l2)
+
+
+def make_split(
+    c: int, d: int, basis: Tensor, active: Tensor, core: Callable[[], Tensor], shift: float
+) -> Split:
+    """The split on the output contrasts ``basis (c, r)`` and the non-zero columns ``active`` of X."""
+    r, da = basis.shape[1], len(active)
 
     def project(V: Tensor) -> Tensor:
         k = V.shape[1]
-        return torch.einsum("cr,cdk->rdk", Q, V.reshape(c, d, k)[:, active]).reshape(r * da, k)
+        return torch.einsum("cr,cdk->rdk", basis, V.reshape(c, d, k)[:, active]).reshape(r * da, k)
 
     def lift(U: Tensor) -> Tensor:
         k = U.shape[1]
         out = torch.zeros(c, d, k, dtype=U.dtype, device=U.device)
-        out[:, active] = torch.einsum("cr,rdk->cdk", Q, U.reshape(r, da, k))
-        return out.reshape(p, k)
+        out[:, active] = torch.einsum("cr,rdk->cdk", basis, U.reshape(r, da, k))
+        return out.reshape(c * d, k)
 
-    def core() -> Tensor:
-        A = objective.loss.output_hessian(o, y)
-        if weights is not None:
-            A = A * weights[:, None, None]
-        B = torch.einsum("ca,ncd,db->nab", Q, A, Q)
-        return assemble_core(X, active, B)
+    return Split(c * d, r * da, project, lift, core, shift)
 
-    return Split(p, r * da, project, lift, core, objective.l2)
+
+def linear_core(objective: Any, theta: Tensor, idx: Tensor | None, active: Tensor, basis: Tensor) -> Tensor:
+    """The core ``(1/m) Σ QᵀA_iQ ⊗ x_i x_iᵀ`` over the columns ``active``, without λ."""
+    X, y, o, weights = _at(objective, theta, idx)
+    A = objective.loss.output_hessian(o, y)
+    if weights is not None:
+        A = A * weights[:, None, None]
+    return assemble_core(X, active, torch.einsum("ca,ncd,db->nab", basis, A, basis))
 
 
 def assemble_core(X: Any, columns: Tensor, B: Tensor) -> Tensor:
@@ -207,23 +217,35 @@ def linear_kronecker(
     XᵀX is taken over at most 8,192 evenly spaced rows, weighted by each row's curvature ``tr A_i``, so that
     setting it up costs a few Hessian products.
     """
-    X, y = objective._data(idx)
-    o = X.matmul(theta.reshape(objective.n_outputs, objective.d).T)
+    n = objective.n if idx is None else len(idx)
+    sampled = torch.arange(0, n, max(1, n // KRONECKER_ROWS), device=objective.device)
+    left, right, weight = kronecker_sums(objective, theta, idx, sampled)
+    return kronecker_inverse(left / n, right, weight, objective.l2 + damping)
+
+
+def kronecker_sums(
+    objective: Any, theta: Tensor, idx: Tensor | None, sampled: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``Σ A_i (c, c)`` of all rows; ``Σ tr(A_i) x_i x_iᵀ (d, d)`` and ``Σ tr A_i`` of the ``sampled`` ones."""
+    X, y, o, weights = _at(objective, theta, idx)
     A = objective.loss.output_hessian(o, y)
-    if objective.weights is not None:
-        A = A * (objective.weights if idx is None else objective.weights[idx])[:, None, None]
-    trace = A.diagonal(dim1=1, dim2=2).sum(1)
-    total = float(trace.mean())
-    shift = objective.l2 + damping
-    if total <= 0:
+    if weights is not None:
+        A = A * weights[:, None, None]
+    x, trace = X.dense(sampled), A.diagonal(dim1=1, dim2=2).sum(1)[sampled]
+    return A.sum(0), (x * trace[:, None]).T @ x, trace.sum()
+
+
+def kronecker_inverse(
+    left: Tensor, right: Tensor, weight: Tensor, shift: float
+) -> Callable[[Tensor], Tensor]:
+    """``(left ⊗ right/weight + shift·I)⁻¹`` on blocks ``(c·d, k)``."""
+    if float(weight) <= 0:
         return lambda block: block / shift if shift > 0 else block
-    rows = torch.arange(0, X.n, max(1, X.n // _SAMPLE), device=X.device)
-    x, weight = X.dense(rows), trace[rows] / trace[rows].sum()
-    left, lq = torch.linalg.eigh(A.mean(0))
-    right, rq = torch.linalg.eigh((x * weight[:, None]).T @ x)
-    scale = left.clamp(min=0)[:, None] * right.clamp(min=0)[None, :] + shift
+    c, d = len(left), len(right)
+    a, lq = torch.linalg.eigh(left)
+    b, rq = torch.linalg.eigh(right / weight)
+    scale = a.clamp(min=0)[:, None] * b.clamp(min=0)[None, :] + shift
     inverse = 1 / scale.clamp(min=torch.finfo(scale.dtype).eps * float(scale.max()))
-    c, d = objective.n_outputs, objective.d
 
     def apply(block: Tensor) -> Tensor:
         k = block.shape[1]
