@@ -119,10 +119,7 @@ def figures_of(outcome: Outcome, room: int) -> tuple[list[dict[str, str]], int]:
         source = f"data:{TYPES[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
         caption = record.captions.get(stem) or next(iter(record.captions.values()), stem)
         if used + len(source) > room:
-            source, caption = (
-                "data:,",
-                f"{caption} (Too large for this page: see {file.name} beside the record.)",
-            )
+            source, caption = "", f"{caption} (Too large for this page: {file.name} is beside the record.)"
         used += len(source)
         drawn = f"drawn from the record of {record.experiment} on {record.data}"
         alt = f"Figure {stem.replace('_', ' ')}, {drawn}. {caption}"

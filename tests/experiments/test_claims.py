@@ -1,0 +1,164 @@
+"""Bounds and claims: each can fail, its metric is there, its command composes; the YAML is read strictly."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from experiments import cli
+from experiments.claims import (
+    NOT_REPRODUCED,
+    PARTLY,
+    PATH,
+    REPRODUCED,
+    STATUSES,
+    Bound,
+    Claim,
+    judge,
+    load,
+    lookup,
+    value_of,
+)
+from experiments.errors import ConfigError
+from experiments.record import Record
+from tests.experiments import verifying
+from tests.helpers import ROOT
+
+CLAIMS = load()
+COMMITTED = [claim for claim in CLAIMS if claim.tier != "smoke"]
+BOUNDS = [
+    (Bound(at_least=0.9), [0.9, 1, 7.0], [0.89, -1]),
+    (Bound(at_most=1e-6), [0, 1e-6, -3], [2e-6, 1]),
+    (Bound(between=(-1, 2)), [-1, 0, 2], [-1.01, 2.01]),
+    (Bound(near=(10, 0.5)), [9.5, 10.5], [9.4, 10.6]),
+    (Bound(equals="6"), ["6"], ["5", 6]),
+    (Bound(equals=30), [30, 30.0], [29, "30", True]),
+    (Bound(equals=True), [True], [False, 1]),
+    (Bound(equals=[3, 4]), [[3, 4]], [[4, 3], [3]]),
+]
+
+
+@pytest.mark.parametrize(("bound", "inside", "outside"), BOUNDS, ids=[str(row[0]) for row in BOUNDS])
+def test_bounds(bound: Bound, inside: list[Any], outside: list[Any]) -> None:
+    assert all(bound.holds(value) for value in inside)
+    assert not any(bound.holds(value) for value in outside)
+    assert not any(bound.holds(value) for value in (None, math.nan, math.inf, -math.inf, "nan", []))
+    assert not any(bound.holds(value) for value in bound.violations())
+    if bound.equals is None:
+        assert bound.holds(inside)
+        assert not bound.holds([*inside, outside[0]])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *[None, 3, {}, {"above": 1}, {"at_least": "x"}, {"at_least": True}, {"between": [2, 1]}],
+        *[{"near": [1, 0]}, {"at_least": 1, "at_most": 2}, {"between": [1]}, {"at_most": math.nan}],
+    ],
+)
+def test_a_bound_that_says_nothing_is_refused(bad: Any) -> None:
+    with pytest.raises(ConfigError, match="somewhere: "):
+        Bound.read(bad, "somewhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"id": "Not An Id"}, "an id is made of"),
+        ({"run": "nowhere"}, "there is no run 'nowhere'"),
+        ({"tolerance": "loose"}, "the tolerance is"),
+        ({"partly": {"at_least": 0.5}}, "go together"),
+        ({"sentense": "x"}, "unknown sentense"),
+        ({"reason": None}, "missing reason"),
+        ({"minus": "a", "over": "b"}, "not both"),
+        ({"bound": None}, "a bound is one of"),
+        ({"id": "second"}, "stand there twice"),
+    ],
+)
+def test_the_yaml_is_read_strictly(tmp_path: Path, change: dict[str, Any], word: str) -> None:
+    content = yaml.safe_load(PATH.read_text())
+    first = {key: value for key, value in (content["claims"][0] | change).items() if value is not None}
+    second = content["claims"][1] | {"id": "second"}
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump({"runs": content["runs"], "claims": [first, second]}))
+    with pytest.raises(ConfigError, match=word):
+        load(path)
+
+
+def test_lookup_goes_through_dicts_and_lists() -> None:
+    metrics = {"a": {"t=0.1": [1.0, {"b": 2}]}, "list": [5]}
+    assert lookup(metrics, "a.t=0.1.1.b") == 2
+    assert lookup(metrics, "list.-1") == 5
+    for missing in ("a.b", "list.1", "list.x", "a.t=0.1.0.b", "z"):
+        assert lookup(metrics, missing) is None
+
+
+def test_differences_and_ratios() -> None:
+    metrics = {"a": 3.0, "b": 2.0, "zero": 0.0, "l": [3.0, 5.0], "m": [1.0, 2.0], "text": "x"}
+    record = verifying.record(metrics=metrics)
+
+    def value(**changes: Any) -> Any:
+        return value_of(verifying.claim(**changes), record)
+
+    assert value(metric="a", minus="b") == 1.0
+    assert value(metric="a", over="b") == 1.5
+    assert value(metric="l", minus="m") == [2.0, 3.0]
+    assert math.isnan(value(metric="a", over="zero"))
+    assert value(metric="a", minus="text") is None
+    assert value(metric="a", minus="missing") is None
+
+
+def test_a_verdict_for_every_case() -> None:
+    record = verifying.record()
+    weaker = {"bound": Bound(at_least=0.9999), "partly": Bound(at_least=0.5), "partly_reason": "small data"}
+    cases: list[tuple[dict[str, Any], str, str]] = [
+        ({}, REPRODUCED, ""),
+        ({"bound": Bound(at_least=0.9999)}, NOT_REPRODUCED, "outside ≥ 0.9999"),
+        (weaker, PARTLY, "small data"),
+        ({**weaker, "partly": Bound(at_least=0.9998)}, NOT_REPRODUCED, "outside"),
+        ({"metric": "absent"}, NOT_REPRODUCED, "the record has no absent"),
+        ({"metric": "nested.nan"}, NOT_REPRODUCED, "outside"),
+        ({"from_arrays": {"pearson": ["x", "y"]}}, REPRODUCED, ""),
+        ({"from_arrays": {"slope": ["x", "y"]}}, NOT_REPRODUCED, "the record's arrays give"),
+        ({"from_arrays": {"pearson": ["x", "z"]}}, NOT_REPRODUCED, "lacks the arrays"),
+    ]
+    for changes, status, remark in cases:
+        verdict = judge(verifying.claim(**changes), record)
+        assert (verdict.status, verdict.accepted) == (status, status in (REPRODUCED, PARTLY)), changes
+        assert remark in verdict.remark
+    assert judge(verifying.claim(), verifying.record(tier="smoke")).status == NOT_REPRODUCED
+    assert judge(verifying.claim(), verifying.record(experiment="spam")).status == NOT_REPRODUCED
+
+
+def test_there_are_enough_claims_and_each_is_complete() -> None:
+    assert len(COMMITTED) >= 25
+    for claim in CLAIMS:
+        for text in (claim.sentence, claim.section, claim.where, claim.reason, claim.fails_when):
+            assert text.strip(), claim.id
+        assert claim.section[0] in "2345", claim.id
+        assert all({"date", "from", "reason"} == set(move) for move in claim.moved), claim.id
+        assert claim.run.minutes, f"{claim.run.name} has no measured cost"
+
+
+@pytest.mark.parametrize(
+    "spec", {claim.run.name: claim.run for claim in CLAIMS}.values(), ids=lambda s: s.name
+)
+def test_each_command_composes(spec: Any) -> None:
+    cli.prepare()
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        cfg = compose("config", overrides=spec.arguments)
+    assert (cfg.experiment.name, cfg.tier.name) == (spec.experiment, spec.tier)
+
+
+@pytest.mark.parametrize("claim", COMMITTED, ids=lambda claim: claim.id)
+def test_each_committed_claim_holds_and_can_fail(claim: Claim) -> None:
+    verifying.check_that_it_can_fail(claim, Record.load(ROOT / "results" / claim.run.name))
+
+
+def test_statuses_are_the_four_that_the_tables_know() -> None:
+    assert set(STATUSES) == {"reproduced", "partly", "not reproduced", "not run"}

@@ -1,0 +1,156 @@
+"""The report stands alone, escapes everything, and can be read without seeing it. (In a browser: by hand.)"""
+
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from experiments import report
+from experiments.atomic import write_bytes, write_json
+from experiments.claims import Bound, Spec
+from experiments.verify import Verification, verify
+from tests.experiments import verifying
+
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>\' onload="alert(3) {{ 7*7 }} & </style>'
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="4" height="4"></svg>'
+SPEAKS_TO_OTHERS = ("src", "href", "action", "data", "poster", "srcset", "formaction", "xlink:href", "ping")
+VOID = {"meta", "link", "br", "img", "hr"}
+
+
+class Page(HTMLParser):
+    """Tags in order, and whether each that was opened was closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs), (tag, attrs)
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def named(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def verification(tmp_path: Path, **changes: object) -> Verification:
+    """One claim that holds, one that is missed, and one that was not run; texts as given."""
+    text = str(changes.get("text", "plain"))
+    folder = tmp_path / "loo_linear"
+    verifying.record(
+        captions={"loo_linear": text, "other": text},
+        deviations=[text],
+        certificates=[{"method": text, "gradient_norm": 1e-11}],
+        paper={"pearson": {"value": text, "where": text}},
+    ).save(folder)
+    parts = [{"part": text, "seconds": 1.25, "peak_mib": 100.0, "share_of_matrix_rate": 0.5}]
+    data = {"mnist/x.gz": {"sha256": "0" * 64, "source": text}, "arrays": {"x": "1"}}
+    details = {"seed": 0, "code": {"git_describe": text}, "timings": parts, "data": data, "solvers": {}}
+    write_json(folder / "provenance.json", details)
+    for name, content in (("loo_linear.svg", SVG), ("loo_linear.png", b"png"), ("other.png", b"png")):
+        write_bytes(folder / name, content)
+    claims = [
+        verifying.claim(sentence=text, where=text, reason=text, fails_when=text, paper=text, section="4.1"),
+        verifying.claim(id="missed", figure=text, bound=Bound(at_least=2)),
+        verifying.claim(id="absent", run=Spec(text.replace("/", "-"), "experiment=spam tier=paper", "paper")),
+    ]
+    found = verify(claims, "results", tmp_path, tmp_path / "out")
+    found.details["code"] = {"git_describe": text, "git_dirty": True}
+    return found
+
+
+@pytest.mark.parametrize("text", ["plain", HOSTILE])
+def test_nothing_leaves_the_page_and_nothing_runs(tmp_path: Path, text: str) -> None:
+    html = report.render(verification(tmp_path, text=text))
+    page = Page(html)
+    assert page.open == []
+    assert not page.named("script")
+    assert {tag for tag, _ in page.tags} & {
+        "iframe",
+        "object",
+        "embed",
+        "form",
+        "base",
+        "svg",
+        "video",
+    } == set()
+    for tag, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")], tag
+        for name in SPEAKS_TO_OTHERS:
+            if name in attributes:
+                assert attributes[name].startswith(("data:", "#")), (tag, attributes)
+    style = re.search(r"<style>(.*?)</style>", html, re.S)
+    assert style
+    assert not re.search(r"url\(|@import|@font-face", style.group(1))
+    policies = [meta["content"] for meta in page.named("meta") if "http-equiv" in meta]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+def test_hostile_text_is_shown_as_it_is(tmp_path: Path) -> None:
+    words = "".join(Page(report.render(verification(tmp_path, text=HOSTILE))).words)
+    assert words.count(HOSTILE) >= 8
+
+
+def test_it_can_be_read_without_seeing_it_and_without_a_mouse(tmp_path: Path) -> None:
+    page = Page(report.render(verification(tmp_path)))
+    assert page.named("html") == [{"lang": "en"}]
+    images = page.named("img")
+    assert len(images) == 2
+    assert all(len(image["alt"]) > 20 for image in images)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = [link["href"] for link in page.named("a")]
+    assert "#content" in links  # skips the navigation
+    assert {link[1:] for link in links} <= set(ids)
+    regions = [a for _, a in page.tags if a.get("class") == "scroll"]
+    assert regions
+    assert all(region["tabindex"] == "0" and region["aria-label"] for region in regions)
+    assert all("scope" in cell for cell in page.named("th"))
+    assert [a.get("name") for a in page.named("meta")].count("viewport") == 1
+
+
+def test_it_says_what_was_found(tmp_path: Path) -> None:
+    page = Page(report.render(verification(tmp_path)))
+    words = " ".join(page.words)
+    for text in (
+        "✓ reproduced",
+        "✗ not reproduced",
+        "– not run",
+        "outside ≥ 2",
+        "no record in",
+        "Run it again",
+    ):
+        assert text in words, text
+    assert "python -m experiments experiment=loo_linear tier=paper" in words
+    assert "1e-11" in words
+    assert {a["href"] for a in page.named("a")} >= {"#missed", "#absent"}
+
+
+def test_figures_are_inline_and_the_smaller_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = verification(tmp_path)
+    first, second = Page(report.render(found)).named("img")
+    assert base64.b64decode(first["src"].removeprefix("data:image/svg+xml;base64,")) == SVG
+    assert base64.b64decode(second["src"].removeprefix("data:image/png;base64,")) == b"png"
+    monkeypatch.setattr(report, "ROOM", 100)
+    page = Page(report.render(found))
+    assert len(page.named("img")) == 1
+    assert "Too large for this page: loo_linear.svg" in " ".join(page.words)
+    monkeypatch.setattr(report, "LIMIT", 100)
+    with pytest.raises(ValueError, match="the limit is 100"):
+        report.write(found, tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
