@@ -8,6 +8,7 @@ and report.html, and exits 1 where a claim is missed: not reproduced, not run, m
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -32,7 +33,8 @@ python -m experiments.verify [key=value ...]
   data.mirror=DIR  the real data's original files, for tier=paper from=run (or the variable INFLUENCE_MIRROR)
   results=DIR      where the committed records are; default results
   output=DIR       where records, verification.json, junit.xml, table.txt and report.html go; the same
-                   folder again resumes. Default outputs/verify/<time>
+                   folder again resumes. Default outputs/verify/<time>, or below INFLUENCE_OUTPUT
+  device=cuda      run on a GPU (or the variable INFLUENCE_DEVICE); default: as the configs say
   update=true      also write the tables of README.md and results/README.md (from=results only)
 Exit codes: 0 every claim holds, 1 a miss, 2 a wrong setting."""
 DEFAULTS = {
@@ -42,6 +44,7 @@ DEFAULTS = {
     "data.mirror": None,
     "results": str(ROOT / "results"),
     "output": None,
+    "device": None,
     "update": "false",
     "debug": "false",
 }
@@ -81,6 +84,8 @@ def settings(arguments: Sequence[str]) -> dict[str, Any]:
         if not sign or key not in DEFAULTS:
             raise ConfigError(f"{argument!r} is no setting; there are {', '.join(DEFAULTS)} (key=value).")
         given[key] = value
+    device = os.environ.get("INFLUENCE_DEVICE", "cpu")
+    given["device"] = given["device"] or (device if device != "cpu" else None)
     given["tier"] = given["tier"].split(",")
     for tier in given["tier"]:
         if tier not in TIERS:
@@ -125,11 +130,10 @@ def read(spec: Spec, folder: Path) -> Outcome:
     return outcome
 
 
-def execute(spec: Spec, folder: Path, log: Path, mirror: str | None) -> Outcome:
+def execute(spec: Spec, folder: Path, log: Path, extra: Sequence[str] = ()) -> Outcome:
     """Runs the experiment in a process of its own (so that one cannot spoil the next), then reads it."""
-    command = [sys.executable, "-m", "experiments", *spec.arguments, f"output={folder}", "tracking=none"]
-    if mirror is not None and spec.tier != "smoke":
-        command.append(f"data.mirror={Path(mirror).resolve()}")
+    own = [f"output={folder}", "tracking=none"]
+    command = [sys.executable, "-m", "experiments", *spec.arguments, *own, *extra]
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w") as stream:
         code = subprocess.run(
@@ -156,9 +160,12 @@ def verdicts_of(claims: Sequence[Claim], outcomes: dict[str, Outcome]) -> list[V
 
 
 def verify(
-    claims: Sequence[Claim], source: str, results: Path, output: Path, mirror: str | None = None
+    claims: Sequence[Claim], source: str, results: Path, output: Path, extra: Sequence[str] = ()
 ) -> Verification:
-    """Reads (``source`` results) or runs (``source`` run) what the claims need, and judges them."""
+    """Reads (``source`` results) or runs (``source`` run) what the claims need, and judges them.
+
+    ``extra``: overrides added to every command, such as where the data are.
+    """
     specs = {claim.run.name: claim.run for claim in claims}
     outcomes = {}
     for position, (name, spec) in enumerate(specs.items(), start=1):
@@ -167,7 +174,7 @@ def verify(
             continue
         start = time.monotonic()
         print(f"[{position}/{len(specs)}] {spec.command}", end=" ", file=sys.stderr, flush=True)
-        outcomes[name] = execute(spec, output / "runs" / name, output / "logs" / f"{name}.log", mirror)
+        outcomes[name] = execute(spec, output / "runs" / name, output / "logs" / f"{name}.log", extra)
         said = f"{time.monotonic() - start:.1f} s {outcomes[name].problem}"
         print(said.rstrip(), file=sys.stderr, flush=True)
     details = {"from": source, "tiers": sorted({claim.tier for claim in claims}), "code": provenance.code()}
@@ -182,8 +189,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     given = settings(arguments)
     claims = chosen(load(), given["tier"], given["claims"])
-    output = Path(given["output"] or ROOT / "outputs" / "verify" / stamp()).resolve()
-    found = verify(claims, given["from"], Path(given["results"]), output, given["data.mirror"])
+    base = Path(os.environ.get("INFLUENCE_OUTPUT") or ROOT / "outputs")
+    output = Path(given["output"] or base / "verify" / stamp()).resolve()
+    extra = [f"device={given['device']}"] if given["device"] else []
+    if given["data.mirror"]:
+        os.environ["INFLUENCE_MIRROR"] = str(Path(given["data.mirror"]).resolve())  # read by every loader
+    found = verify(claims, given["from"], Path(given["results"]), output, extra)
     listing.write(found.verdicts, found.details, output)
     from experiments import report
 

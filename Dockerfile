@@ -1,0 +1,37 @@
+# Verifies the replication, offline:
+#   docker build -t influence .
+#   docker run --rm --network none influence                                   embedded data, minutes
+#   docker run --rm --network none -v DATA:/data:ro -v OUT:/results influence tier=paper from=run
+# DATA is a folder with the original files; OUT takes the records, the tables and the report (add --user "$(id -u)"
+# where OUT is yours). `docker run --rm influence tier=paper from=results` reads the committed records instead.
+FROM python:3.11-slim
+
+# The package index's torch runs on processors and on NVIDIA GPUs alike, and fits its torchvision; constraints.txt
+# pins the pair. DEVICE=cuda makes every run in the image use the GPU (then: docker run --gpus all).
+# TORCH_INDEX takes both from another index, such as PyTorch's own with files for processors alone: an image some
+# 4 GB smaller, which has not been tried here.
+ARG DEVICE=cpu
+ARG TORCH_INDEX=""
+
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /app
+
+# Slow and seldom changed first: torch, then the other packages, then the code.
+COPY constraints.txt ./
+RUN python -m pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch torchvision
+COPY pyproject.toml ./
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+      > /tmp/packages.txt \
+ && python -m pip install --constraint constraints.txt --requirement /tmp/packages.txt \
+ && rm /tmp/packages.txt
+COPY . ./
+
+# Any user may run it: nothing is written but /tmp and /results.
+RUN useradd --uid 10001 --no-create-home influence \
+ && mkdir -p /data /results && chown influence /results && chmod 1777 /results
+USER influence
+ENV PYTHONPATH=/app HOME=/tmp USER=influence MPLCONFIGDIR=/tmp/matplotlib WANDB_MODE=offline \
+    INFLUENCE_MIRROR=/data INFLUENCE_OUTPUT=/results INFLUENCE_DEVICE=$DEVICE
+VOLUME /results
+ENTRYPOINT ["python", "-m", "experiments.verify"]
+CMD ["tier=smoke"]
