@@ -79,6 +79,8 @@ class Objective:
         self._sizes = [w.numel() for _, w in trainable]
         self.p = sum(self._sizes)
         self.device = trainable[0][1].device
+        for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
+            _same_device(f"the model's {name}", tensor.device, "its first parameter", self.device)
         self.l2_mask = _l2_mask(trainable, l2_parameters).to(self.dtype)
         self._set_data(inputs, targets)
         self.loss.check_targets(self.targets, self.n_outputs)
@@ -87,8 +89,6 @@ class Objective:
     # -- data ---------------------------------------------------------------------------------------------
 
     def _set_data(self, inputs: Tensor, targets: Tensor) -> None:
-        for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
-            _same_device(f"the model's {name}", tensor.device, "its first parameter", self.device)
         _same_device("the inputs", inputs.device, "the model", self.device)
         _same_device("the targets", targets.device, "the model", self.device)
         if len(inputs) != len(targets) or len(inputs) == 0:
@@ -100,16 +100,17 @@ class Objective:
             for rows in self.inputs.split(self.batch_size):
                 if not bool(torch.isfinite(rows).all()):
                     raise DataError("the inputs hold NaN or infinite values; clean or impute them first")
-        first = self._forward(self.initial(), self.inputs[:1])
+        first = self._forward(self.initial(), self.inputs[:2])
         self.n_outputs = first.shape[1]
         self.loss._check_range(self.targets, self.n_outputs)
 
     def _check_determinism(self) -> None:
         """Two passes in different batches must agree: catches dropout and batch norm in training mode."""
         theta, m = self.initial(), min(self.n, 8)
+        half = m // 2
         with torch.no_grad():
             first = self._forward(theta, self.inputs[:m])
-            again = torch.cat([self._forward(theta, self.inputs[i : i + 1]) for i in range(m)])
+            again = torch.cat([self._forward(theta, self.inputs[a:b]) for a, b in ((0, half), (half, m))])
         allowed = 1e-9 if self.dtype == torch.float64 else 1e-3
         if not torch.allclose(first, again, rtol=allowed, atol=allowed * (1 + float(first.abs().max()))):
             raise DataError(
@@ -382,4 +383,4 @@ def _l2_mask(trainable: list[tuple[str, nn.Parameter]], rule: str | ParameterRul
 
 def _same_device(what: str, device: torch.device, other: str, expected: torch.device) -> None:
     if device != expected:
-        raise DeviceError(f"{what} is on {device} but {other} is on {expected}; move one with .to(device)")
+        raise DeviceError(f"{what}: on {device}, but {other} is on {expected}; move one with .to(device)")

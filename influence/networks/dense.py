@@ -1,8 +1,8 @@
 """The dense Gauss–Newton matrix of a small network, and the preconditioner it makes for exact Hessian solves.
 
-``G = (1/m) Σ J_iᵀ B_i J_i + λ diag(mask)`` with ``B_i = Σ_r e_ir u_ir u_irᵀ`` is a sum of outer products of the rows
-``√e_ir J_iᵀ u_ir``. A confident example has a B_i near zero and an unsure one hesitates between two or three
-classes, so few of the n·c rows carry nearly all of the trace: ``share`` says how much of it is wanted.
+``G = (1/m) Σ J_iᵀ B_i J_i + λ diag(mask)`` with ``B_i = Σ_r e_ir u_ir u_irᵀ`` is a sum of outer products of
+the rows ``√e_ir J_iᵀ u_ir``. A confident example has a B_i near zero and an unsure one hesitates between two
+or three classes, so few of the n·c rows carry nearly all of the trace: ``share`` says how much is wanted.
 """
 
 from __future__ import annotations
@@ -83,6 +83,6 @@ def gauss_newton_preconditioner(
     factor, info = torch.linalg.cholesky_ex(G)
     if int(info):
         raise NotPositiveDefiniteError(
-            f"the Gauss-Newton matrix plus damping {damping:g} is singular to working precision; raise damping"
+            f"the Gauss-Newton matrix plus {damping:g} is singular to working precision; raise damping"
         )
     return lambda block: torch.cholesky_solve(block, factor)

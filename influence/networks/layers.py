@@ -12,8 +12,8 @@ scattering: a strided convolution's transpose is a stride-1 product over small w
 phases of a pixel block at once. At a fixed θ everything ``saved`` is computed once (:mod:`.sequential`).
 
 Tensors are channels-last with one leading axis: ``(m, N, H, W, C)`` or ``(m, N, F)``, where m is 1 or the
-number of parameter vectors (or of tangents) side by side. Parameters of an affine layer are ``w = (W (m, K, O),
-b (m, O) | None)``, with K ordered ``(kernel row, kernel column, channel)``.
+number of parameter vectors (or of tangents) side by side. Parameters of an affine layer are
+``w = (W (m, K, O), b (m, O) | None)``, with K ordered ``(kernel row, kernel column, channel)``.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ class Conv(Affine):
 
 
 def _padded(x: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
-    """Zeros around maps. Not ``F.pad``, which reads five axes as ``(N, C, D, H, W)`` and may reorder memory."""
+    """Zeros around maps. Not ``F.pad``: it takes five axes for ``(N, C, D, H, W)``, reordering memory."""
     m, n, height, width, channels = x.shape
     out = x.new_zeros(m, n, height + sum(rows), width + sum(columns), channels)
     out[:, :, rows[0] : rows[0] + height, columns[0] : columns[0] + width] = x
@@ -290,8 +290,9 @@ class Tanh(Elementwise):
     """φ = tanh, φ′ = 1 − φ², φ″ = −2 φ φ′."""
 
     def _values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = torch.tanh(x)
-        return y, torch.ones((), dtype=y.dtype, device=y.device) - y * y
+        # tanh(x) = 2σ(2x) − 1: right to one unit of rounding of 1, and several times faster than torch.tanh.
+        y = torch.sigmoid(x + x).mul_(2).sub_(1)
+        return y, (y * y).neg_().add_(1)
 
     def _second(self, y: Tensor, slope: Tensor) -> Tensor:
         return (y * slope).mul_(-2)
