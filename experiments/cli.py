@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -114,8 +115,8 @@ def known_keys(owner: str) -> list[str]:
     return sorted(getattr(classes.get(owner), "__dataclass_fields__", {}))
 
 
-def sentence(error: BaseException) -> tuple[str, int]:
-    """The one sentence and the exit code of an error that a user can do something about; re-raises others."""
+def sentence(error: BaseException) -> tuple[str, int] | None:
+    """The one sentence and the exit code of an error that a user can do something about; None for others."""
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return explain(error), 2
     if isinstance(error, ConfigError):
@@ -129,7 +130,7 @@ def sentence(error: BaseException) -> tuple[str, int]:
             f"{error.strerror or error}{where}: nothing half-written was left; free space or choose output=.",
             1,
         )
-    raise error
+    return None
 
 
 def help_text() -> str:
@@ -159,11 +160,28 @@ def help_text() -> str:
     return "\n".join([*lines, "", SETTINGS])
 
 
+class WithoutHydrasWord:
+    """A stream that drops Hydra's announcement of a failed job, which has already said what was wrong."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes ``text`` unless it is that announcement."""
+        return (
+            len(text) if text.startswith("Error executing job with overrides") else self._stream.write(text)
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def guarded(main: Callable[[], Any], debug: bool | None = None) -> None:
     """Runs ``main`` and turns the errors a user can mend into one sentence and an exit code."""
     debug = debug if debug is not None else "debug=true" in sys.argv[1:]
     try:
-        main()
+        with contextlib.redirect_stderr(WithoutHydrasWord(sys.stderr)):
+            main()
     except JobFailed as failed:
         raise SystemExit(failed.code) from None
     except KeyboardInterrupt:
@@ -174,6 +192,8 @@ def guarded(main: Callable[[], Any], debug: bool | None = None) -> None:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        text, code = sentence(error)
-        print(f"error: {text}", file=sys.stderr)
-        raise SystemExit(code) from None
+        known = sentence(error)
+        if known is None:
+            raise
+        print(f"error: {known[0]}", file=sys.stderr)
+        raise SystemExit(known[1]) from None

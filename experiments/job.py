@@ -21,7 +21,16 @@ from experiments.run import Run
 from experiments.table import paper_and_ours
 
 # What may differ between two runs of one folder: none of it touches a number.
-FREE = ("output", "debug", "tracking", "data.mirror", "data.data_dir", "backbone.mirror", "sweep")
+FREE = (
+    "output",
+    "debug",
+    "tracking",
+    "data.mirror",
+    "data.data_dir",
+    "backbone.mirror",
+    "sweep",
+    "tier.profile",
+)
 
 
 def folder_of(cfg: DictConfig) -> Path:
@@ -92,9 +101,11 @@ def execute(cfg: DictConfig) -> Path:
     except Exception as error:
         if cfg.debug:
             traceback.print_exc()
-        text, code = sentence(error)
-        print(f"error: {text}", file=sys.stderr, flush=True)
-        raise JobFailed(code) from None
+        known = sentence(error)
+        if known is None:
+            raise
+        print(f"error: {known[0]}", file=sys.stderr, flush=True)
+        raise JobFailed(known[1]) from None
     return folder
 
 

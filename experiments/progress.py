@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def progress(total: int, label: str, every: float = 30.0) -> Iterator[Callable[[int], None]]:
-    """Gives ``advance(done)`` with ``done`` units finished so far in all; ``every``: seconds between lines."""
+    """Gives ``advance(done)`` with ``done`` units finished so far in all; ``every``: seconds."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 

@@ -1,7 +1,8 @@
-"""``python -m experiments.publish FOLDER [name=NAME] [to=results]``: the small record of a run, to be committed.
+"""``python -m experiments.publish FOLDER [name=NAME] [to=results]``: the small record of a run, to be
+committed.
 
-Copies record.json, config.yaml, provenance.json and the figures, and the arrays as far as they stay under 1 MB
-together (the figure's own arrays first, the largest dropped first, and named in the record).
+Copies record.json, config.yaml, provenance.json and the figures, and the arrays as far as they stay under 1
+MB together (the figure's own arrays first, the largest dropped first, and named in the record).
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def publish(folder: Path, target: Path) -> list[str]:
         del record.arrays[name]
         dropped.append(name)
     if set(dropped) & set(record.table):
-        raise UserError(f"{folder}: the per-point table alone is over {LIMIT} bytes of arrays; record fewer points.")
+        raise UserError(
+            f"{folder}: the per-point table alone is over {LIMIT} bytes of arrays; record fewer points."
+        )
     record.save(target)
     for path in (folder / "config.yaml", *folder.glob("*.svg"), *folder.glob("*.png")):
         atomic.write_bytes(target / path.name, path.read_bytes())

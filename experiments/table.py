@@ -25,7 +25,7 @@ def shown(value: Any) -> str:
     if not math.isfinite(value):
         return str(value)
     close_to_one = 0.99 < abs(value) < 1  # 0.99999 must not be shown as 1
-    return f"{value:.6f}".rstrip("0") if close_to_one else f"{value:.4g}"
+    return f"{value:.6f}".rstrip("0").rstrip(".") if close_to_one else f"{value:.4g}"
 
 
 def rows_of(record: Record) -> list[tuple[str, ...]]:
@@ -50,7 +50,10 @@ def aligned(rows: list[tuple[str, ...]]) -> str:
 
 def paper_and_ours(record: Record) -> str:
     """The table of one record."""
-    return aligned(rows_of(record))
+    table = aligned(rows_of(record))
+    if record.tier == "smoke":
+        table += f"\n(the paper's values are for its real data; this run used the embedded {record.data})"
+    return table
 
 
 def markdown(records: list[Record]) -> str:

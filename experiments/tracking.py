@@ -3,6 +3,10 @@
 The W&B run is made once the record is on disk, so a killed and resumed experiment leaves exactly one. It is
 offline unless WANDB_MODE says otherwise; ``wandb sync FOLDER/wandb/offline-run-*`` uploads it later. All its
 files lie below the output folder.
+
+One layout for every experiment: group = the experiment, job type "experiment" (or "sweep" for a job of a
+sweep), tags = tier, data, git describe, the claims of conf/claims.yaml that this record bears on, and the
+user's own; tables ``points``, ``most_helpful`` and ``most_harmful``; the figures; the record as an artifact.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import provenance
@@ -20,6 +25,8 @@ from experiments.record import Record
 
 RECORD_FILES = ("record.json", "config.yaml", "arrays.npz")
 MAX_ROWS = 10_000  # of the per-point table
+EXTREME = 10  # points in each of the tables of the most helpful and the most harmful
+SCORES = ("predicted", "influence", "score")  # how the per-point table's column of scores begins
 MAX_ARRAYS = 50 * 2**20  # bytes of arrays.npz that still go into the artifact
 
 
@@ -30,6 +37,34 @@ def flat(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from flat(value, f"{prefix}{name}.")
         elif isinstance(value, (int, float, str, bool)):
             yield f"{prefix}{name}", value
+
+
+def claims_of(record: Record) -> list[str]:
+    """The ids of the claims that are judged on a record of this experiment at this tier."""
+    from experiments import claims
+
+    return [
+        claim.id
+        for claim in claims.load()
+        if claim.run.experiment == record.experiment and claim.tier == record.tier
+    ]
+
+
+def extremes(record: Record) -> dict[str, list[list[Any]]]:
+    """Rows of the per-point table: the most helpful points (largest score) and the most harmful, if any."""
+    score = next((name for name in record.table if name.startswith(SCORES)), None)
+    if score is None or record.arrays[score].ndim != 1:
+        return {}
+    values = record.arrays[score]
+    order = np.argsort(-values, kind="stable")
+    chosen = {
+        "most_helpful": [i for i in order if values[i] > 0][:EXTREME],
+        "most_harmful": [i for i in order[::-1] if values[i] < 0][:EXTREME],
+    }
+    return {
+        name: [[record.arrays[column][i].tolist() for column in record.table] for i in rows]
+        for name, rows in chosen.items()
+    }
 
 
 def track(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
@@ -46,6 +81,13 @@ def track(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
         return {"name": "wandb", "error": f"{type(error).__name__}: {error}"}
 
 
+def _in_a_sweep() -> bool:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 def _mirror(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
     folder = folder.resolve()
     own = folder / "wandb"
@@ -58,15 +100,15 @@ def _mirror(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
 
     name = f"{record.experiment}-{record.data}-{folder.name}"
     described = provenance.git("describe", "--always", "--tags")
-    tags = [record.tier, record.data, *cfg.tracking.tags, *([described] if described else [])]
+    tags = [record.tier, record.data, described or "", *claims_of(record), *cfg.tracking.tags]
     with wandb.init(
         project=cfg.tracking.project,
         entity=cfg.tracking.entity,
         group=record.experiment,
-        job_type="experiment",
+        job_type="sweep" if _in_a_sweep() else "experiment",
         name=name,
         dir=str(folder),
-        tags=[tag[:64] for tag in tags if tag],
+        tags=[tag[:64] for tag in dict.fromkeys(tags) if tag],
         config=OmegaConf.to_container(cfg, resolve=True),
         reinit="finish_previous",  # else the second job of a sweep gets the first one's id and config
         settings=wandb.Settings(init_timeout=60, console="off", disable_git=True),
@@ -76,6 +118,8 @@ def _mirror(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
             columns = [record.arrays[column][:MAX_ROWS].tolist() for column in record.table]
             rows = [list(row) for row in zip(*columns, strict=True)]
             run.log({"points": wandb.Table(columns=list(record.table), data=rows)})
+            for table, chosen in extremes(record).items():
+                run.log({table: wandb.Table(columns=list(record.table), data=chosen)})
         for figure in sorted(folder.glob("*.png")):
             caption = record.captions.get(figure.stem) or next(iter(record.captions.values()), "")
             run.log({f"figure/{figure.stem}": wandb.Image(str(figure), caption=caption)})

@@ -11,13 +11,17 @@ TITLES = {"cg": "Linear (CG)", "exact": "Linear (exact)", "lissa": "Linear (LiSS
 
 
 def draw(record: Record, path: Path) -> None:
-    """Draws one panel for each solver whose predictions stand in the record; ``path`` without suffix."""
-    solvers = list(record.metrics["solvers"])
+    """One panel for the run's solver and one for each LiSSA compared; ``path`` without suffix."""
+    chosen = record.metrics["solver"]
+    solvers = [
+        chosen,
+        *(name for name in record.metrics["solvers"] if name.startswith("lissa") and name != chosen),
+    ]
     figure, axes = style.panels(1, len(solvers), width=3.9, height=4.1)
     actual = record.arrays["actual"]
     for panel, name in zip(axes[0], solvers, strict=True):
         predicted = record.arrays[f"predicted_{name}"]
-        found = record.metrics["solvers"][name]
+        found = record.metrics["solvers"][name]["objective"]
         style.diagonal(panel, actual, predicted)
         panel.scatter(actual, predicted, s=9, color=style.BLUE, alpha=0.7, linewidths=0, zorder=2)
         panel.set_title(TITLES.get(name, f"Linear ({name})"))

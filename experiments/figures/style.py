@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from experiments.atomic import write_bytes
 
@@ -58,6 +59,8 @@ def diagonal(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
     axes.set_xlim(*limits)
     axes.set_ylim(*limits)
     axes.set_aspect("equal")
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
 
 
 def note(axes: Axes, lines: list[str]) -> None:

@@ -1,0 +1,60 @@
+"""Every committed experiment composes at each of its tiers; each embedded one runs to record and figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from experiments import cli
+from experiments.job import execute
+from experiments.record import Record
+
+EXPERIMENTS = sorted(path.stem for path in (cli.CONF / "experiment").glob("*.yaml"))
+VARIANTS = sorted((path.parent.name, path.stem) for path in (cli.CONF / "variant").glob("*/*.yaml"))
+
+
+def composed(*overrides: str) -> DictConfig:
+    cli.prepare()
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+@pytest.mark.parametrize(("tier", "name"), VARIANTS)
+def test_every_variant_composes_and_belongs_to_an_experiment(tier: str, name: str) -> None:
+    assert name in EXPERIMENTS
+    cfg = composed(f"experiment={name}", f"tier={tier}")
+    assert cfg.tier.name == tier
+    assert cfg.experiment.name
+    for entry in cfg.experiment.paper.values():
+        assert "value" in entry
+        assert entry.where
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_yaml_opens_with_its_command(name: str) -> None:
+    head = (cli.CONF / "experiment" / f"{name}.yaml").read_text().split("defaults:")[0]
+    assert f"python -m experiments experiment={name}" in head
+    assert ("smoke", name) in VARIANTS, f"{name} has no embedded variant"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_embedded_variant_runs_to_record_and_figure(name: str, tmp_path: Path) -> None:
+    folder = execute(composed(f"experiment={name}", "tracking=none", f"output={tmp_path / 'run'}"))
+    record = Record.load(folder)
+    assert record.metrics
+    assert record.arrays
+    assert [path for path in folder.glob("*.svg") if path.stat().st_size > 1000]
+    assert [path for path in folder.glob("*.png") if path.stat().st_size > 1000]
+    assert not (folder / "wandb").exists()
+    missing = [key for key, entry in record.paper.items() if record.metric(entry.get("metric", key)) is None]
+    assert not missing, f"no metric for the paper's {missing}"
+
+
+@pytest.mark.parametrize("group", ["data", "model", "solver", "backbone", "tracking"])
+def test_every_choice_of_every_group_composes(group: str) -> None:
+    for path in sorted((cli.CONF / group).glob("*.yaml")):
+        override = f"+{group}={path.stem}" if group == "backbone" else f"{group}={path.stem}"
+        assert composed("experiment=loo_linear", override)[group].name
