@@ -226,7 +226,7 @@ def linear_kronecker(
 def kronecker_sums(
     objective: Any, theta: Tensor, idx: Tensor | None, sampled: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``Σ A_i (c, c)`` of all rows; ``Σ tr(A_i) x_i x_iᵀ (d, d)`` and ``Σ tr A_i`` of the ``sampled`` ones."""
+    """``Σ A_i (c, c)`` of all rows; ``Σ tr(A_i) x_i x_iᵀ (d, d)`` and ``Σ tr A_i`` of the ``sampled``."""
     X, y, o, weights = _at(objective, theta, idx)
     A = objective.loss.output_hessian(o, y)
     if weights is not None:

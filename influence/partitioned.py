@@ -198,6 +198,18 @@ class PartitionedObjective:
 
     # -- curvature ----------------------------------------------------------------------------------------
 
+    def self_quadratics(
+        self, theta: Tensor, quadratic: Callable[[Tensor], Tensor], idx: Any = None, block: int = 512
+    ) -> Tensor:
+        """``q(∇L(z_i))``, q a function ``(p, k) -> (k,)`` of columns: ``(m,)``, each part on its own."""
+
+        def own(part: Any, rows: Tensor | None, _: Any) -> Tensor:
+            rows = torch.arange(part.n, device=self.device) if rows is None else rows
+            pieces = (part.example_gradients(theta, some).T.contiguous() for some in rows.split(block))
+            return torch.cat([quadratic(piece) for piece in pieces])
+
+        return self._rows(own, (), idx)
+
     def hessian_at(self, theta: Tensor, idx: Any = None) -> Callable[[Tensor], Tensor]:
         """V ↦ ∇²R(θ) V for blocks ``(p, k)``."""
         return self._product_at("hessian", theta, idx)
@@ -253,11 +265,17 @@ class PartitionedLinear(PartitionedObjective):
     """The further calls of :class:`~influence.linear.LinearObjective`, so that its direct solver, its
     preconditioner and LiSSA work on parts: the small core is summed over parts and factored everywhere."""
 
-    def __init__(self, template: Any, n: int) -> None:
-        super().__init__(template, n)
-        self.d = template.d
-        self.weights: Tensor | None = None
-        self.X: DataMatrix = PartitionedMatrix(self)
+    weights: Tensor | None = None
+
+    @property
+    def d(self) -> int:
+        """Inputs of the model."""
+        return self.template.d
+
+    @property
+    def X(self) -> DataMatrix:
+        """Gives out chosen rows of X; all of it is nowhere."""
+        return PartitionedMatrix(self)
 
     def _input_shape(self) -> tuple[int, ...]:
         return (self.d,)

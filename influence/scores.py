@@ -154,6 +154,8 @@ def self_influence(
         state = (solver or Exact()).prepare(operator)
     if exact and state.form == "gram" and hasattr(objective, "gram_quadratics"):
         return objective.gram_quadratics(theta, state.factor, state.gram, rows)
+    if exact and hasattr(objective, "self_quadratics"):
+        return objective.self_quadratics(theta, state.quadratic, rows, block)
     if not exact:
         state = solver.prepare(operator)
     for start in range(0, len(rows), block):
