@@ -36,6 +36,31 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(a.expand(m, -1, -1), b.expand(m, -1, -1))
 
 
+def lying(*pairs: tuple[Tensor, Tensor]) -> Tensor:
+    """``(Σ a b)ᵀ`` of pairs ``(m|1, r, s), (m|1, s, t)``: ``(m, t, r)``.
+
+    With few columns t and many rows r a BLAS multiplies twice as fast when the long axis is the one it
+    vectorises; the transpose back rides on the bias or on a reordering that is due anyway.
+    """
+    m = max(len(part) for pair in pairs for part in pair)
+    out: Tensor | None = None
+    for a, b in pairs:
+        if m == 1:
+            out = torch.mm(b[0].T, a[0].T) if out is None else out.addmm_(b[0].T, a[0].T)
+        else:
+            wide = b.transpose(1, 2).expand(m, -1, -1), a.transpose(1, 2).expand(m, -1, -1)
+            out = torch.bmm(*wide) if out is None else out.baddbmm_(*wide)
+    return out[None] if m == 1 else out
+
+
+def standing(rows: Tensor, bias: Tensor | None) -> Tensor:
+    """``(m, t, r) -> (m, r, t)`` in memory, plus a bias ``(m, t)``."""
+    if bias is None:
+        return rows.transpose(1, 2).contiguous()
+    out = torch.empty(rows.shape[0], rows.shape[2], rows.shape[1], dtype=rows.dtype, device=rows.device)
+    return torch.add(rows.transpose(1, 2), bias[:, None, :], out=out)
+
+
 class Layer:
     """A layer without parameters; the passes of the identity."""
 
@@ -117,31 +142,25 @@ class Affine(Layer):
     def _rows(self, y: Tensor) -> Tensor:
         return y.reshape(y.shape[0], -1, y.shape[-1])
 
-    def _pull(self, g: Tensor, W: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The transposed map, ``∂L/∂x`` from ``g = ∂L/∂y``; ``shape`` is x's."""
-        return product(g, W.transpose(1, 2))
+    def _pull(self, shape: tuple[int, ...], *pairs: tuple[Tensor, Tensor]) -> Tensor:
+        """The transposed map: the sum of ``∂L/∂x`` over pairs ``(∂L/∂y, W)``; ``shape`` is x's."""
+        return standing(lying(*((g, W.transpose(1, 2)) for g, W in pairs)), None)
 
-    def forward(self, x: Tensor, w: Weights) -> tuple[Tensor, Any]:
-        saved = (self.patches(x), tuple(x.shape))
-        y = product(saved[0], w[0])
-        if w[1] is not None:
-            y += w[1][:, None, :]
-        return self._outputs(y, saved), saved
+    def start(self, x: Tensor) -> Any:
+        """What is saved of the input, the same for all weights."""
+        return self.patches(x), tuple(x.shape)
+
+    def forward(self, x: Tensor, w: Weights, saved: Any = None) -> tuple[Tensor, Any]:
+        saved = self.start(x) if saved is None else saved
+        return self._outputs(standing(lying((saved[0], w[0])), w[1]), saved), saved
 
     def tangent(self, saved: Any, dx: Tensor | None, w: Weights, dw: Weights) -> tuple[Tensor, Any]:
         dP = None if dx is None else self.patches(dx)
-        dy = product(saved[0], dw[0])
-        if dP is not None:
-            if dy.shape[0] == 1:
-                dy[0].addmm_(dP[0], w[0][0])
-            else:
-                dy += product(dP, w[0])
-        if dw[1] is not None:
-            dy += dw[1][:, None, :]
-        return self._outputs(dy, saved), dP
+        pairs = [(saved[0], dw[0])] if dP is None else [(saved[0], dw[0]), (dP, w[0])]
+        return self._outputs(standing(lying(*pairs), dw[1]), saved), dP
 
     def pull(self, saved: Any, g: Tensor, w: Weights) -> Tensor:
-        return self._pull(g, w[0], saved[1])
+        return self._pull(saved[1], (g, w[0]))
 
     def backward(
         self, saved: Any, g: Tensor, w: Weights, need_input: bool = True
@@ -162,11 +181,10 @@ class Affine(Layer):
         dw: Weights,
         need_input: bool = True,
     ) -> tuple[Tensor | None, Weights]:
-        dgx, (dgW, dgb) = self.backward(saved, dg, w, need_input)
+        _, (dgW, dgb) = self.backward(saved, dg, w, need_input=False)
         if dsaved is not None:
             dgW = dgW + product(self._rows(g).transpose(1, 2), dsaved).transpose(1, 2)
-        if dgx is not None:
-            dgx = dgx + self._pull(g, dw[0], saved[1])
+        dgx = self._pull(saved[1], (dg, w[0]), (g, dw[0])) if need_input else None
         return dgx, (dgW, dgb)
 
     def example_gradients(self, saved: Any, g: Tensor) -> Tensor:
@@ -206,27 +224,25 @@ class Conv(Affine):
         (kh, kw), (sh, sw), (ph, pw) = self.shape[2:], self.stride, self.padding
         return (height + 2 * ph - kh) // sh + 1, (width + 2 * pw - kw) // sw + 1
 
-    def _pull(self, g: Tensor, W: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def _pull(self, shape: tuple[int, ...], *pairs: tuple[Tensor, Tensor]) -> Tensor:
         """``x[s·a + r] = Σ_τ g[a − τ] W[s·τ + r]``: windows of g by a matrix that holds every phase r."""
         out, channels, kh, kw = self.shape
         (sh, sw), (ph, pw) = self.stride, self.padding
         height, width = shape[2] + 2 * ph, shape[3] + 2 * pw
         qh, qw = -(-kh // sh), -(-kw // sw)  # window of g that reaches one block of s × s pixels
         ah, aw = -(-height // sh), -(-width // sw)  # blocks
-        if W.shape[1] != kh * kw * channels:
-            raise AssertionError("weights do not fit the layer")
-        kernel = W.reshape(-1, kh, kw, channels, out)
-        kernel = F.pad(kernel, (0, 0, 0, 0, 0, qw * sw - kw, 0, qh * sh - kh))
-        kernel = kernel.reshape(-1, qh, sh, qw, sw, channels, out).flip(1, 3)
-        matrix = kernel.permute(0, 1, 3, 6, 2, 4, 5).reshape(len(W), qh * qw * out, sh * sw * channels)
-        back = (max(0, ah - g.shape[2]), max(0, aw - g.shape[3]))
-        padded = _padded(g, (qh - 1, back[0]), (qw - 1, back[1]))[:, :, : ah + qh - 1, : aw + qw - 1]
-        x = product(_windows(padded, (qh, qw), (1, 1)), matrix)
-        if sh == sw == 1:
-            x = x.view(x.shape[0], -1, ah, aw, channels)
-        else:
-            x = x.view(x.shape[0], -1, ah, aw, sh, sw, channels).transpose(3, 4)
-            x = x.reshape(x.shape[0], -1, ah * sh, aw * sw, channels)
+        windowed = []
+        for g, W in pairs:
+            kernel = W.reshape(-1, kh, kw, channels, out)
+            kernel = F.pad(kernel, (0, 0, 0, 0, 0, qw * sw - kw, 0, qh * sh - kh))
+            kernel = kernel.reshape(-1, qh, sh, qw, sw, channels, out).flip(1, 3)
+            matrix = kernel.permute(0, 1, 3, 6, 2, 4, 5).reshape(len(W), qh * qw * out, sh * sw * channels)
+            below, right = max(0, ah - g.shape[2]), max(0, aw - g.shape[3])
+            around = _padded(g, (qh - 1, below), (qw - 1, right))[:, :, : ah + qh - 1, : aw + qw - 1]
+            windowed.append((_windows(around, (qh, qw), (1, 1)), matrix))
+        x = lying(*windowed)
+        x = x.view(len(x), sh, sw, channels, -1, ah, aw).permute(0, 4, 5, 1, 6, 2, 3)
+        x = x.reshape(len(x), -1, ah * sh, aw * sw, channels)
         if (ph, pw) == (0, 0) and x.shape[2:4] == shape[2:4]:
             return x
         return x[:, :, ph : ph + shape[2], pw : pw + shape[3]].contiguous()

@@ -115,12 +115,17 @@ class SequentialObjective(Objective):
             take = place if idx is None else idx[place]
             yield self.inputs[take], self.targets[take], place
 
-    def _propagate(self, w: list[Any], x: Tensor) -> tuple[Tensor, list[Any]]:
-        """Forward: outputs ``(m, N, c)`` and what each layer saves."""
+    def _start(self, x: Tensor) -> tuple[Tensor, Any]:
+        """Inputs in the layers' layout, and what the first layer saves of them whatever its weights are."""
         x = (x if x.ndim == 2 else x.permute(0, 2, 3, 1))[None].contiguous()
+        return x, self.layers[0].start(x) if self.layers[0].size else None
+
+    def _propagate(self, w: list[Any], begun: tuple[Tensor, Any]) -> tuple[Tensor, list[Any]]:
+        """Forward: outputs ``(m, N, c)`` and what each layer saves."""
+        x, first = begun
         saved = []
         for layer, wl in zip(self.layers, w, strict=True):
-            x, kept = layer.forward(x, wl)
+            x, kept = layer.forward(x, wl) if saved or first is None else layer.forward(x, wl, first)
             saved.append(kept)
         return x, saved
 
@@ -130,7 +135,7 @@ class SequentialObjective(Objective):
 
     def _run(self, w: list[Any], x: Tensor, y: Tensor, weights: Tensor | None) -> Pass:
         """Forward and backward of one chunk, with everything kept."""
-        outputs, saved = self._propagate(w, x)
+        outputs, saved = self._propagate(w, self._start(x))
         g: Any = self._output_gradient(outputs, y)
         if weights is not None:
             g = g * weights[None, :, None]
@@ -178,7 +183,9 @@ class SequentialObjective(Objective):
     @torch.no_grad()
     def outputs(self, theta: Tensor, idx: Tensor | None = None) -> Tensor:
         w = self._weights(self._vector(theta)[:, None])
-        return torch.cat([self._propagate(w, x)[0][0] for x, _, _ in self._chunks(self._index(idx))])
+        return torch.cat(
+            [self._propagate(w, self._start(x))[0][0] for x, _, _ in self._chunks(self._index(idx))]
+        )
 
     @torch.no_grad()
     def example_losses_many(self, thetas: Tensor, idx: Tensor | None = None) -> Tensor:
@@ -186,8 +193,9 @@ class SequentialObjective(Objective):
         out = torch.empty(self._count(idx), thetas.shape[1], dtype=self.dtype, device=self.device)
         groups = list(self._columns(thetas))
         for x, y, place in self._chunks(idx):
+            begun = self._start(x)
             for columns, w in groups:
-                o = self._propagate(w, x)[0]
+                o = self._propagate(w, begun)[0]
                 losses = self.loss.values(o.reshape(-1, self.n_outputs), y.repeat(len(o)))
                 out[place, columns] = losses.reshape(len(o), len(y)).T
         return out
@@ -202,13 +210,14 @@ class SequentialObjective(Objective):
         total = torch.zeros_like(thetas)
         groups = list(self._columns(thetas))
         for x, y, _ in self._chunks(None):
+            begun = self._start(x)
             for columns, w in groups:
-                total[:, columns] += self.summed_gradients(w, x, y)
+                total[:, columns] += self._summed_gradients(w, begun, y)
         return total / self.n + self.l2 * self.l2_mask[:, None] * thetas
 
-    def summed_gradients(self, w: list[Any], x: Tensor, y: Tensor) -> Tensor:
+    def _summed_gradients(self, w: list[Any], begun: tuple[Tensor, Any], y: Tensor) -> Tensor:
         """``Σ_i ∇L(z_i, θ_j)`` over one chunk at m parameter vectors given as layer weights: ``(p, m)``."""
-        outputs, saved = self._propagate(w, x)
+        outputs, saved = self._propagate(w, begun)
         g: Any = self._output_gradient(outputs, y)
         out: list[Any] = [None] * len(self.layers)
         for i in reversed(range(self._first, len(self.layers))):
@@ -221,7 +230,7 @@ class SequentialObjective(Objective):
         w = self._weights(theta[:, None])
         out = torch.empty(self._count(idx), self.p, dtype=self.dtype, device=self.device)
         for x, _, place in self._chunks(idx):
-            saved, g, rows = self._propagate(w, x)[1], cotangents[None, place], []
+            saved, g, rows = self._propagate(w, self._start(x))[1], cotangents[None, place], []
             for i in reversed(range(self._first, len(self.layers))):
                 layer = self.layers[i]
                 if layer.size:
@@ -237,7 +246,7 @@ class SequentialObjective(Objective):
         w, groups = self._weights(theta[:, None]), list(self._columns(V))
         out = torch.empty(self._count(idx), V.shape[1], dtype=self.dtype, device=self.device)
         for x, y, place in self._chunks(idx):
-            outputs, saved = self._propagate(w, x)
+            outputs, saved = self._propagate(w, self._start(x))
             g = self._output_gradient(outputs, y)
             for columns, dw in groups:
                 out[place, columns] = (self._tangents(saved, w, dw)[0] * g).sum(dim=2).T
