@@ -40,12 +40,15 @@ def targets_of(y: np.ndarray, binary: bool) -> torch.Tensor:
 
 
 def linear_objective(split: Split, model: DictConfig, n_classes: int) -> LinearObjective:
-    """The objective of a linear model on one split, in float64."""
+    """The objective of a linear model on one split, in float64; under torchrun, spread over the ranks."""
+    from influence import distributed
     from influence.linear import LinearObjective
 
     loss = loss_of(model)
     outputs = 1 if loss.binary else n_classes
-    return LinearObjective(split.X, targets_of(split.y, loss.binary), loss, model.l2, n_outputs=outputs)
+    return distributed.shard(
+        LinearObjective(split.X, targets_of(split.y, loss.binary), loss, model.l2, n_outputs=outputs)
+    )
 
 
 def test_position(index: int, n: int) -> int:

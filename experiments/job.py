@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import atomic
+from experiments import atomic, ranks
 from experiments.cli import JobFailed, sentence, stamp
 from experiments.errors import UserError
 from experiments.record import Record
@@ -88,12 +88,14 @@ def execute(cfg: DictConfig) -> Path:
     """Runs one job and returns its folder; raises JobFailed once the reason has been printed."""
     folder = folder_of(cfg)
     try:
-        with atomic.locked(folder):
-            identity = claim(folder, settings_of(cfg))
-            if (folder / "record.json").is_file() and (folder / "provenance.json").is_file():
+        with ranks.joined(cfg.device, folder) as mine, atomic.locked(mine):
+            identity = claim(mine, settings_of(cfg))
+            if ranks.from_first((mine / "record.json").is_file() and (mine / "provenance.json").is_file()):
                 print(f"{folder} already holds the record of this run; nothing to do.")
             else:
-                compute(cfg, folder, identity)
+                compute(cfg, mine, identity)
+            if ranks.follower():
+                return folder
             print(paper_and_ours(Record.load(folder)))
             print(f"record: {folder / 'record.json'}")
             for figure in sorted(folder.glob("*.png")):
@@ -104,7 +106,7 @@ def execute(cfg: DictConfig) -> Path:
         known = sentence(error)
         if known is None:
             raise
-        print(f"error: {known[0]}", file=sys.stderr, flush=True)
+        ranks.report(known[0], error)
         raise JobFailed(known[1]) from None
     return folder
 
@@ -114,6 +116,8 @@ def compute(cfg: DictConfig, folder: Path, identity: str) -> None:
     experiment = importlib.import_module(f"experiments.{cfg.experiment.name}")
     run = Run(cfg, folder, identity)
     record: Record = experiment.run(cfg, run)
+    if ranks.follower():
+        return
     record.deviations = [*record.deviations, *(note for note in run.notes if note not in record.deviations)]
     record.paper = record.paper or OmegaConf.to_container(cfg.experiment.paper, resolve=True)  # type: ignore[assignment]
     record.data, record.tier = record.data or cfg.data.name, cfg.tier.name

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import provenance
+from experiments import provenance, ranks
 from experiments.errors import ConfigError
 from experiments.journal import Journal
 from experiments.progress import progress
@@ -79,11 +79,12 @@ class Run:
     def journal(self, name: str, key: Any = None) -> Journal:
         """A journal for units of work that depend on the config, the data, and ``key`` (JSON-able)."""
         arrays = self.data().manifest.get("arrays", {}) if self.cfg.data is not None else {}
-        return Journal(self.output / "journal", name, {"config": self.identity, "data": arrays, "key": key})
+        identity = {"config": self.identity, "data": arrays, "key": key}
+        return ranks.shared(Journal(self.output / "journal", name, identity))
 
     def progress(self, total: int, label: str) -> AbstractContextManager[Callable[[int], None]]:
         """A bar (or lines) for ``total`` units: the context gives ``advance(done so far)``."""
-        return progress(total, label)
+        return contextlib.nullcontext(lambda done: None) if ranks.follower() else progress(total, label)
 
     @contextlib.contextmanager
     def timer(self, part: str, flops: float | None = None) -> Iterator[Timing]:
@@ -125,7 +126,7 @@ class Run:
         return {
             "code": provenance.code(),
             "versions": provenance.versions(),
-            "machine": provenance.machine(self.cfg.device),
+            "machine": provenance.machine(self.cfg.device) | ranks.description(),
             "data": self._dataset.manifest if self._dataset is not None else {},
             "config_sha256": self.identity,
             "seed": self.cfg.seed,
