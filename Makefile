@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: reproduce test lint format figures table clean
+.PHONY: reproduce test test-faults lint format figures table clean
 
 reproduce: .venv/installed
 	$(BIN)/python -m experiments experiment=loo_linear
 
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Kills, full disks and hung ranks in every experiment: minutes. Recorded in results/faults.txt.
+test-faults: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
