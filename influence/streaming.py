@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import mmap
 import os
 import zipfile
 from collections.abc import Callable, Iterator
@@ -74,7 +75,7 @@ class ArraySource:
 
 
 def _mapped_anew(array: Any) -> Any:
-    if not isinstance(array, np.memmap) or array.base is None or not hasattr(array.base, "fileno"):
+    if not isinstance(array, np.memmap) or not isinstance(array.base, mmap.mmap):
         return array  # not a whole mapping: views of one stay as they are
     order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
     return np.memmap(array.filename, array.dtype, "r", array.offset, array.shape, order)

@@ -1,0 +1,99 @@
+"""Does an experiment give the same record on several processes as on one?
+
+  python -m experiments.across_ranks results/distributed.json -- experiment=readmission tier=paper
+
+Runs the experiment once for each number of processes (gloo, one thread each), compares every array of the
+records with the first run's, and adds what it saw to the JSON file under the settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import atomic
+from experiments.errors import UserError
+from experiments.record import Record
+
+STATED = 1e-10  # results on several processes equal those on one to this, relative to the largest entry
+
+
+def launch(processes: int, settings: list[str], folder: Path) -> Record:
+    """The record of the experiment on ``processes`` processes.
+
+    Raises:
+        UserError: the run failed; its last lines are shown.
+    """
+    module = ["-m", "experiments", *settings, "tracking=none", f"output={folder}"]
+    if processes > 1:
+        module = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *module]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *module], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise UserError(f"{processes} processes failed: {done.stderr[-2000:]}")
+    return Record.load(folder)
+
+
+def compared(one: Record, many: Record) -> dict[str, Any]:
+    """Largest difference of each floating array over its largest entry; whether the others are equal."""
+    found: dict[str, Any] = {}
+    for name, a in one.arrays.items():
+        b = many.arrays[name]
+        if a.shape != b.shape:
+            found[name] = f"shapes {a.shape} and {b.shape}"
+        elif a.dtype.kind == "f":
+            found[name] = float(np.abs(a - b).max() / max(float(np.abs(a).max()), 1e-300))
+        else:
+            found[name] = bool(np.array_equal(a, b))
+    return found
+
+
+def main() -> None:
+    """Run, compare, record."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("settings", nargs="+")
+    chosen = parser.parse_args()
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="influence-ranks-") as place:
+        first: Record | None = None
+        for processes in chosen.processes:
+            folder = Path(place) / str(processes)
+            record = launch(processes, chosen.settings, folder)
+            provenance = json.loads((folder / "provenance.json").read_text())
+            entry: dict[str, Any] = {
+                "wall_seconds": provenance["wall_seconds"],
+                "peak_mib_of_rank_0": provenance["peak_mib"],
+                "timings": {part["part"]: part["seconds"] for part in provenance["timings"]},
+            }
+            if first is None:
+                first = record
+                entry["commit"] = provenance["code"]["git_commit"]
+            else:
+                entry["relative_difference"] = compared(first, record)
+            result[str(processes)] = entry
+            print(f"{processes} processes: {json.dumps(entry.get('relative_difference', {}))}", flush=True)
+    before = json.loads(chosen.target.read_text()) if chosen.target.is_file() else {"stated": STATED}
+    shown = [text for text in chosen.settings if not text.startswith("data.mirror=")]
+    atomic.write_json(chosen.target, before | {" ".join(shown): result})
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
