@@ -102,6 +102,8 @@ class Exact(Solver):
         return ExactState(operator, "dense", self._factor(operator.dense(), operator))
 
     def _factor(self, matrix: Tensor, operator: Operator) -> Tensor:
+        if matrix.numel() == 0:  # every feature is zero everywhere: H = μI has no core
+            return matrix
         factor, info = torch.linalg.cholesky_ex(matrix)
         pivot = int(info)
         diagonal = factor.diagonal()
