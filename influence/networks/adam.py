@@ -75,6 +75,7 @@ def adam(
     seed: int,
     *,
     left_out: Tensor | None = None,
+    offset: int = 0,
     journal: Journal | None = None,
     key: str = "adam",
     progress: Callable[[int], None] | None = None,
@@ -83,7 +84,8 @@ def adam(
 
     Args:
         rate: learning rate as a function of the step counted from this call.
-        batch_size: examples a step; batches are numbered from this call, so equal seeds mean equal batches.
+        batch_size: examples a step; equal seeds mean equal batches.
+        offset: number of the first batch, for a run that goes on in several calls.
         left_out: ``(m,)`` the training point that each run never sees, −1 for none. Where a batch holds it,
             that run takes the mean over the others.
         journal: the state is stored under ``key`` from time to time and taken up from there.
@@ -106,7 +108,7 @@ def adam(
         thetas, first, second = (torch.as_tensor(saved[k], **like) for k in ("thetas", "first", "second"))
         done = int(saved["done"])
     for t in range(done, steps):
-        batch = batch_at(n, batch_size, seed, t)
+        batch = batch_at(n, batch_size, seed, offset + t)
         gradients = _gradients(objective, thetas, batch, left_out)
         count = origin + t + 1
         first.mul_(_BETAS[0]).add_(gradients, alpha=1 - _BETAS[0])

@@ -1,0 +1,39 @@
+"""Schemas of conf/experiment/loo_cnn.yaml (Fig. 2 right) and its networks."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from experiments.schema import Experiment, Model, register
+
+
+@register("model", "network")
+@dataclass
+class NetworkModel(Model):
+    """A convolutional net of experiments/models.py; lambda is on weights only, not on biases."""
+
+    loss: str = "cross_entropy"
+
+
+@register("experiment", "loo_cnn")
+@dataclass
+class LooCnn(Experiment):
+    """Leave-one-out retraining of a network against the predicted change of one test loss.
+
+    ``rates`` is a list of [first step, learning rate]; ``dtype`` is that of the first training alone.
+    """
+
+    name: str = "loo_cnn"
+    test_index: int | None = None  # position in the test split; null: the one of largest loss
+    n_train: int | None = None  # first so many of numpy's legacy shuffle of the training split; null: all
+    subset_seed: int = 0
+    removed: int = 100  # how many training points are left out, those of largest |predicted change|
+    batch: int = 500
+    steps: int = 500_000
+    rates: list[Any] = field(default_factory=list)
+    dtype: str = "float32"
+    retraining_steps: int = 30_000
+    retraining_rate: float = 1.0e-6
+    block: int = 26  # nets retrained side by side
+    checkpoints: int = 5  # moments of the retraining at which the agreement is recorded
+    eigenvalues: int = 12  # smallest eigenvalues of the Hessian to compute; 0: none
+    autograd_tolerance: float | None = None  # also time plain autograd CG to this residual; null: do not
