@@ -1,0 +1,85 @@
+"""Whole runs of an experiment, undisturbed or disturbed, and what must be the same after either."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.helpers import ROOT, cli, environment
+
+# A few seconds each, and enough units of work that a kill can meet any of them.
+SETTINGS = {
+    "loo_linear": ["experiment=loo_linear", "experiment.removed=120", "experiment.block=2"],
+    "readmission": ["experiment=readmission"],
+}
+
+
+def settings_of(name: str) -> list[str]:
+    return [*SETTINGS.get(name, [f"experiment={name}"]), "tracking=none", "threads=1"]
+
+
+def finished(name: str, folder: Path, **extra: str) -> dict[str, bytes]:
+    """Runs to the end and gives the bytes that must not depend on how it got there."""
+    done = cli(*settings_of(name), f"output={folder}", **extra)
+    assert done.returncode == 0, done.stderr
+    return result_of(folder)
+
+
+def result_of(folder: Path) -> dict[str, bytes]:
+    names = ["record.json", "arrays.npz", *(path.name for path in folder.glob("*.svg"))]
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def start(name: str, folder: Path, limit: int | None = None, **extra: str) -> subprocess.Popen[str]:
+    """A run in the background; ``limit``: the largest file it may write, in bytes."""
+
+    def small_disk() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments", *settings_of(name), f"output={folder}"],
+        cwd=ROOT,
+        env=environment(**{"PYTHONPATH": str(ROOT)} | extra),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=small_disk,
+    )
+
+
+def strike(name: str, folder: Path, draw: random.Random, how: signal.Signals, longest: float) -> bool:
+    """Sends ``how`` at a random moment of a run of ``longest`` seconds; False where it had already ended.
+
+    Half of the moments are drawn from the whole run, half from just after a unit of work landed: that is
+    when files are being written.
+    """
+    job = start(name, folder)
+    before = len(parts(folder))
+    if draw.random() < 0.5:
+        time.sleep(draw.uniform(0.05, longest))
+    else:
+        deadline = time.monotonic() + longest
+        while len(parts(folder)) == before and job.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.05))
+    alive = job.poll() is None
+    if alive:
+        os.kill(job.pid, how)
+    job.communicate(timeout=60)
+    return alive
+
+
+def parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("journal/*/*.npz"))
+
+
+def debris(folder: Path) -> list[str]:
+    """Half-written files that were left behind."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.tmp"))
