@@ -34,6 +34,7 @@ class LooCnn(Experiment):
     retraining_steps: int = 30_000
     retraining_rate: float = 1.0e-6
     block: int = 26  # nets retrained side by side
+    workers: int = 1  # blocks at the same time, a thread each; set threads=1 beside it
     checkpoints: int = 5  # moments of the retraining at which the agreement is recorded
     eigenvalues: int = 12  # smallest eigenvalues of the Hessian to compute; 0: none
     autograd_tolerance: float | None = None  # also time plain autograd CG to this residual; null: do not
