@@ -109,6 +109,9 @@ class Spec:
     tier: str
     minutes: float | None = None  # measured, on two cores; at tier gpu on the device in the record
     gib: float | None = None  # measured peak memory
+    section: str | None = None  # of the paper; these three hold for each claim that does not say otherwise
+    figure: str = ""
+    tolerance: str = "deterministic"
 
     @property
     def arguments(self) -> list[str]:
@@ -193,13 +196,15 @@ def _claim(given: Mapping[str, Any], runs: Mapping[str, Spec]) -> Claim:
         raise ConfigError(f"{where}: an id is made of lower-case letters, digits and hyphens.")
     if values.get("run") not in runs:
         raise ConfigError(f"{where}: there is no run {values.get('run')!r}; there are {', '.join(runs)}.")
-    if values.get("tolerance") not in TOLERANCES:
+    spec = runs[values["run"]]
+    values = {"section": spec.section, "figure": spec.figure, "tolerance": spec.tolerance} | values
+    if values["tolerance"] not in TOLERANCES:
         raise ConfigError(f"{where}: the tolerance is {' or '.join(TOLERANCES)}.")
     if ("partly" in values) != ("partly_reason" in values):
         raise ConfigError(f"{where}: partly and partly_reason go together.")
     if "minus" in values and "over" in values:
         raise ConfigError(f"{where}: give minus or over, not both.")
-    values["run"] = runs[values["run"]]
+    values["run"] = spec
     values["bound"] = Bound.read(values.get("bound"), where)
     if "partly" in values:
         values["partly"] = Bound.read(values["partly"], where)

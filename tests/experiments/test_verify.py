@@ -22,7 +22,7 @@ from tests.helpers import ROOT, cli, one_sentence
 def test_the_embedded_tier_runs_holds_and_can_fail(tmp_path: Path) -> None:
     """Every experiment's embedded variant, as ``verify tier=smoke`` runs it."""
     claims = chosen(load(), ["smoke"], None)
-    assert {claim.run.experiment for claim in claims} == {
+    assert {claim.run.experiment for claim in claims} <= {
         p.stem for p in (ROOT / "conf/experiment").glob("*.yaml")
     }
     done = cli(f"output={tmp_path}", module="experiments.verify", timeout=560)

@@ -1,0 +1,51 @@
+"""What the README tells a reader to type works: its example runs, its commands compose, its files exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from experiments import cli
+from experiments.claims import load
+from experiments.verify import chosen, settings
+from tests.helpers import ROOT
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = sorted(set(re.findall(r"python -m (experiments\S*) ([^`\n#]*)", README)))
+
+
+def test_the_example_on_a_module_of_ones_own_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    exec(compile(code, "README.md", "exec"), {})
+    assert "most helpful" in capsys.readouterr().out
+
+
+def test_the_two_commands_are_in_the_makefile() -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
+    assert set(re.findall(r"^ +make (\w+)", README, re.M)) == {"reproduce", "test"} <= set(targets)
+
+
+@pytest.mark.parametrize(("module", "arguments"), COMMANDS, ids=[" ".join(row) for row in COMMANDS])
+def test_each_command_is_one(module: str, arguments: str) -> None:
+    given = shlex.split(arguments)
+    if module == "experiments.verify":
+        found = settings(given)
+        assert chosen(load(), found["tier"], found["claims"])
+        return
+    assert module == "experiments"
+    overrides = [item.split(",")[0] for item in given if not item.startswith("--")]
+    if overrides:
+        cli.prepare()
+        with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+            compose("config", overrides=overrides)
+
+
+def test_every_link_leads_to_a_file() -> None:
+    for document in ("README.md", "results/README.md", "CONTRIBUTING.md"):
+        path = ROOT / document
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+            assert (path.parent / target).exists(), (document, target)
