@@ -1,0 +1,97 @@
+"""The network experiment: its nets, its subset, its comparison, and that blocks and threads change nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from experiments import models
+from experiments.autograd import AutogradHessian, eigenvalues_below
+from experiments.errors import ConfigError
+from experiments.job import execute
+from experiments.loo_cnn import deviations, subset
+from experiments.record import Record
+from influence.curvature import Dense, Hessian
+from influence.networks import network_objective
+from tests.experiments.test_configs import composed
+
+SMALL = ["experiment=loo_cnn", "tracking=none", "experiment.steps=150", "experiment.retraining_steps=12",
+         "experiment.removed=5", "experiment.rates=[[0,0.02]]", "solver.damping=0.5",
+         "experiment.checkpoints=2"]  # fmt: skip
+
+
+def test_the_papers_net():
+    net = models.tanh_cnn("tanh_cnn", 28, 10, torch.Generator().manual_seed(0))
+    assert sum(w.numel() for w in net.parameters()) == 2616
+    assert net(torch.zeros(3, 1, 28, 28, dtype=torch.float64)).shape == (3, 10)
+    maps = net[:11](torch.zeros(1, 1, 28, 28, dtype=torch.float64))
+    assert maps.shape[2:] == (2, 2)
+    for layer, factor in ((net[0], 2 / 3), (net[2], 2 / 72**0.5), (net[-1], 1 / 10**0.5)):
+        assert float(layer.weight.abs().max()) <= 2 * factor
+        assert float(layer.bias.abs().max()) == 0
+    assert 0.8 < float(net[2].weight.std()) / (0.88 * 2 / 72**0.5) < 1.2  # 0.88: the cut normal's deviation
+    again = models.tanh_cnn("tanh_cnn", 28, 10, torch.Generator().manual_seed(0))
+    assert torch.equal(again[4].weight, net[4].weight)
+
+
+def test_unfit_nets_are_named():
+    with pytest.raises(ConfigError, match="tanh_cnn or tanh_cnn_small"):
+        models.tanh_cnn("resnet", 28, 10, torch.Generator())
+    with pytest.raises(ConfigError, match="larger images"):
+        models.tanh_cnn("tanh_cnn", 8, 10, torch.Generator())
+
+
+def test_the_subset_is_the_authors():
+    order = np.arange(55000)
+    np.random.seed(0)
+    np.random.shuffle(order)
+    assert np.array_equal(subset(55000, 5500, 0), order[:5500])
+    assert np.array_equal(subset(7, None, 0), np.arange(7))
+    with pytest.raises(ConfigError, match="n_train=8"):
+        subset(7, 8, 0)
+
+
+def test_the_yardstick_and_the_eigenvalues():
+    net = models.tanh_cnn("tanh_cnn_small", 8, 10, torch.Generator().manual_seed(0))
+    g = torch.Generator().manual_seed(1)
+    X, y = torch.rand(30, 1, 8, 8, generator=g, dtype=torch.float64), torch.arange(30) % 10
+    o = network_objective(net, "cross_entropy", X, y, 0.1, l2_parameters="weights", batch_size=8)
+    theta = o.initial()
+    V = torch.randn(o.p, 2, generator=g, dtype=torch.float64)
+    torch.testing.assert_close(AutogradHessian(o, theta) @ V, Hessian(o, theta) @ V, rtol=1e-9, atol=1e-11)
+    large = torch.diag(torch.linspace(-3, 60, 700, dtype=torch.float64) ** 3)
+    values = eigenvalues_below(Dense(large), 3, seed=0)
+    np.testing.assert_allclose(values, large.diagonal()[:3].numpy(), rtol=1e-2)
+    assert len(eigenvalues_below(Dense(large[:5, :5]), 9, seed=0)) == 5
+
+
+def test_blocks_threads_and_resuming_change_nothing(tmp_path: Path):
+    records = {}
+    for name, extra in {
+        "one": [],
+        "blocks": ["experiment.block=2", "experiment.workers=2"],
+    }.items():
+        folder = execute(composed(*SMALL, f"output={tmp_path / name}", *extra))
+        records[name] = Record.load(folder)
+    one, blocks = records["one"], records["blocks"]
+    assert one.arrays.keys() == blocks.arrays.keys()
+    for name, array in one.arrays.items():
+        np.testing.assert_allclose(blocks.arrays[name], array, rtol=1e-8, atol=1e-12)
+    found = one.metrics
+    np.testing.assert_allclose(one.arrays["actual_raw"] - found["drift"], one.arrays["actual"], atol=1e-12)
+    assert found["pearson"] == pytest.approx(found["raw"]["pearson"])  # one constant moves no correlation
+    assert list(found["steps"]) == ["6", "12"]
+    assert np.array_equal(np.sort(np.abs(one.arrays["predicted"]))[::-1], np.abs(one.arrays["predicted"]))
+    assert found["hessian"]["computed"] == 12
+
+
+def test_what_differs_from_the_paper_is_said():
+    papers = composed("experiment=loo_cnn", "tier=gpu").experiment
+    assert deviations(papers) == []
+    ours = deviations(composed("experiment=loo_cnn", "tier=paper").experiment)
+    assert len(ours) == 2
+    assert "instead of 500,000" in ours[0]
+    assert "0.03 against the paper's 0.03" in ours[1]
