@@ -53,7 +53,8 @@ class Journal:
         """The arrays put under ``key``, or None where they are not there or not whole."""
         name, digest = self._parts.get(str(key), ("", ""))
         path = self.folder / name
-        if not name or not path.is_file() or sha256(path.read_bytes()) != digest:
+        inside = name == Path(name).name  # a forged line must not reach files elsewhere
+        if not name or not inside or not path.is_file() or sha256(path.read_bytes()) != digest:
             return None
         return read_npz(path)
 

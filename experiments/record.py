@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,12 @@ class Record:
         if names and arrays.is_file():
             if sha256(arrays.read_bytes()) != digest:
                 raise UserError(f"{arrays} is not the one {path} was written with: run the experiment again.")
-            record.arrays = read_npz(arrays)
+            try:
+                record.arrays = read_npz(arrays)
+            except (ValueError, EOFError, zipfile.BadZipFile) as error:  # pickled objects are never loaded
+                raise UserError(
+                    f"{arrays} does not hold plain arrays ({error}): remove it and run the experiment again."
+                ) from error
         return record
 
     def metric(self, path: str) -> Any:

@@ -28,13 +28,20 @@ def shown(value: Any) -> str:
     return f"{value:.6f}".rstrip("0").rstrip(".") if close_to_one else f"{value:.4g}"
 
 
+def one_line(content: Any) -> str:
+    """A cell that stays in its row: white space as single spaces, control characters shown as such."""
+    text = " ".join(str(content).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def rows_of(record: Record) -> list[tuple[str, ...]]:
     """One row a value of the paper."""
     rows = []
     for name, entry in record.paper.items():
         ours = record.metric(entry.get("metric", name))
         label = f"{record.experiment} ({record.data})"
-        rows.append((label, name, shown(entry.get("value")), shown(ours), entry.get("where", "")))
+        row = (label, name, shown(entry.get("value")), shown(ours), entry.get("where", ""))
+        rows.append(tuple(one_line(cell) for cell in row))
     return rows
 
 
@@ -59,7 +66,10 @@ def paper_and_ours(record: Record) -> str:
 def markdown(records: list[Record]) -> str:
     """The README's table."""
     lines = [f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}"]
-    lines += [f"| {' | '.join(row)} |" for record in records for row in rows_of(record)]
+    for record in records:
+        for row in rows_of(record):
+            cells = (cell.replace("|", "\\|").replace("<", "&lt;") for cell in row)
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -1,9 +1,9 @@
 """Hostile numbers: right to a stated bound of a dense float64 oracle, or an error that says what to change.
 
-The bound of a solve is ``10³·p·ε·κ`` with ε the precision of the dtype and ``κ = (a·max‖x_i‖² + λ)/λ_min(H)``:
-an example's curvature is rounded relative to ``a‖x_i‖²``, a the most that its loss can bend (1 for softmax
-and logistic, 1/t² for the smooth hinge, whose margins are divided by t before they are rounded), even where the
-loss is saturated and the curvature itself far smaller. CG's tolerance τ adds ``τ·κ``.
+The bound of a solve is ``10³·p·ε·κ`` with ε the precision of the dtype and ``κ = (a·max‖x_i‖² + λ)/λ_min``.
+An example's curvature is rounded relative to ``a‖x_i‖²``, a the most that its loss can bend (1 for softmax
+and logistic, 1/t² for the smooth hinge, whose margins are divided by t before they are rounded), even where
+the loss is saturated and the curvature itself far smaller. CG's tolerance τ adds ``τ·κ``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,64 @@
+"""``python -m experiments.export FOLDER [to=FILE.csv]``: the per-point table of a record as CSV.
+
+A text that a spreadsheet would take for a formula (a mail's subject may begin with ``=``) is written with an
+apostrophe before it, so that opening the list computes nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+from experiments import atomic
+from experiments.errors import UserError
+from experiments.record import Record
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%")
+
+
+def cell(value: Any) -> str:
+    """``value`` as a cell; numbers as they are, texts made harmless."""
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, (bool, int, float)):
+        return repr(value)
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return f"'{text}" if text.lstrip(" \N{NO-BREAK SPACE}").startswith(FORMULA) else text
+
+
+def csv_of(record: Record) -> str:
+    """The per-point table, one row a point.
+
+    Raises:
+        UserError: the record has no table, or its arrays are not there.
+    """
+    if not record.table or any(name not in record.arrays for name in record.table):
+        raise UserError(f"the record of {record.experiment} holds no per-point table to export.")
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([cell(name) for name in record.table])
+    writer.writerows(
+        [cell(value) for value in row]
+        for row in zip(*(record.arrays[name] for name in record.table), strict=True)
+    )
+    return out.getvalue()
+
+
+def main() -> None:
+    """Writes the table beside the record, or to the file named by ``to=``."""
+    folders = [argument for argument in sys.argv[1:] if "=" not in argument]
+    options = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
+    if len(folders) != 1 or set(options) - {"to", "debug"}:
+        raise UserError("usage: python -m experiments.export FOLDER [to=FILE.csv].")
+    target = Path(options.get("to", Path(folders[0]) / "points.csv"))
+    atomic.write_text(target, csv_of(Record.load(Path(folders[0]))))
+    print(target)
+
+
+if __name__ == "__main__":
+    from experiments.cli import guarded
+
+    guarded(main)
