@@ -276,6 +276,10 @@ def deviations(settings: DictConfig) -> list[str]:
             f"Trained for {settings.steps} Adam steps at rates {[list(r) for r in settings.rates]} instead "
             "of 500,000 at 1e-4, 1e-5, 1e-6 (fewer and larger steps, for a CPU)."
         )
+    if settings.removed != 100:
+        found.append(
+            f"Retrained without each of {settings.removed} training points instead of 100 (a limit on time)."
+        )
     if settings.retraining_steps != 30_000:
         found.append(
             f"Retrained for {settings.retraining_steps} Adam steps at {settings.retraining_rate:g} instead "

@@ -1,4 +1,4 @@
-"""The network experiment: its nets, its subset, its comparison, and that blocks and threads change nothing."""
+"""The network experiment: its nets, its subset, its comparison; blocks and threads change nothing."""
 
 from __future__ import annotations
 
@@ -30,9 +30,11 @@ def test_the_papers_net():
     maps = net[:11](torch.zeros(1, 1, 28, 28, dtype=torch.float64))
     assert maps.shape[2:] == (2, 2)
     for layer, factor in ((net[0], 2 / 3), (net[2], 2 / 72**0.5), (net[-1], 1 / 10**0.5)):
-        assert float(layer.weight.abs().max()) <= 2 * factor
-        assert float(layer.bias.abs().max()) == 0
-    assert 0.8 < float(net[2].weight.std()) / (0.88 * 2 / 72**0.5) < 1.2  # 0.88: the cut normal's deviation
+        assert float(layer.weight.detach().abs().max()) <= 2 * factor
+        assert float(layer.bias.detach().abs().max()) == 0
+    assert (
+        0.8 < float(net[2].weight.detach().std()) / (0.88 * 2 / 72**0.5) < 1.2
+    )  # 0.88: the cut normal's deviation
     again = models.tanh_cnn("tanh_cnn", 28, 10, torch.Generator().manual_seed(0))
     assert torch.equal(again[4].weight, net[4].weight)
 
@@ -62,7 +64,8 @@ def test_the_yardstick_and_the_eigenvalues():
     theta = o.initial()
     V = torch.randn(o.p, 2, generator=g, dtype=torch.float64)
     torch.testing.assert_close(AutogradHessian(o, theta) @ V, Hessian(o, theta) @ V, rtol=1e-9, atol=1e-11)
-    large = torch.diag(torch.linspace(-3, 60, 700, dtype=torch.float64) ** 3)
+    low = torch.tensor([-9.0, -6.0, -3.0], dtype=torch.float64)
+    large = torch.diag(torch.cat([low, torch.linspace(0.1, 60, 700, dtype=torch.float64)]))
     values = eigenvalues_below(Dense(large), 3, seed=0)
     np.testing.assert_allclose(values, large.diagonal()[:3].numpy(), rtol=1e-2)
     assert len(eigenvalues_below(Dense(large[:5, :5]), 9, seed=0)) == 5
@@ -83,7 +86,7 @@ def test_blocks_threads_and_resuming_change_nothing(tmp_path: Path):
     found = one.metrics
     np.testing.assert_allclose(one.arrays["actual_raw"] - found["drift"], one.arrays["actual"], atol=1e-12)
     assert found["pearson"] == pytest.approx(found["raw"]["pearson"])  # one constant moves no correlation
-    assert list(found["steps"]) == ["6", "12"]
+    assert set(found["steps"]) == {"6", "12"}
     assert np.array_equal(np.sort(np.abs(one.arrays["predicted"]))[::-1], np.abs(one.arrays["predicted"]))
     assert found["hessian"]["computed"] == 12
 
