@@ -34,7 +34,7 @@ def test_the_papers_net():
         assert float(layer.bias.detach().abs().max()) == 0
     assert (
         0.8 < float(net[2].weight.detach().std()) / (0.88 * 2 / 72**0.5) < 1.2
-    )  # 0.88: the cut normal's deviation
+    )
     again = models.tanh_cnn("tanh_cnn", 28, 10, torch.Generator().manual_seed(0))
     assert torch.equal(again[4].weight, net[4].weight)
 
