@@ -22,6 +22,7 @@ from experiments.errors import ConfigError
 from experiments.record import Record
 from experiments.run import Run
 from experiments.statistics import agreement, largest
+from influence import distributed
 from influence.curvature import Hessian
 from influence.networks import gauss_newton_preconditioner, network_objective
 from influence.networks.adam import AdamState, adam, piecewise, start
@@ -77,7 +78,8 @@ def run(cfg: DictConfig, run: Run) -> Record:
     gradient = test_gradients(test, theta, [position])
 
     damping = cfg.solver.damping
-    operator = build.damped(Hessian(train, theta), damping)
+    spread = distributed.shard(train)  # over the ranks, under torchrun
+    operator = build.damped(Hessian(spread, theta), damping)
     with run.timer("s_test: preconditioner"):
         preconditioner = gauss_newton_preconditioner(train, theta, damping, share=SHARE)
     solver = CG(cfg.solver.tolerance, cfg.solver.max_iterations, preconditioner, cfg.solver.raise_on_failure)
@@ -85,7 +87,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
         solution = solver.solve(operator, gradient)
     run.status(cfg.solver.name, solution)
     with run.timer(f"{train.n} scores"):
-        upweighted = up_loss(train, theta, solution.value, "objective")[:, 0]
+        upweighted = up_loss(spread, theta, solution.value, "objective")[:, 0]
     scores = predicted_change(upweighted, train.n, "objective").cpu().numpy()
     removed = largest(scores, settings.removed)
 
