@@ -1,0 +1,19 @@
+"""Schema of conf/experiment/readmission.yaml (section 5.3)."""
+
+from dataclasses import dataclass
+
+from experiments.schema import Experiment, register
+
+
+@register("experiment", "readmission")
+@dataclass
+class Readmission(Experiment):
+    """Training patients whose removal makes one age group's predictions go wrong, and who finds them."""
+
+    name: str = "readmission"
+    test_index: int | None = None  # position in the test split; null: the first misclassified child
+    training_gradient: str = "objective"  # or "loss": without the L2 term, as the paper's formula
+    shown: int = 20  # most influential patients shown and really left out
+    features: int = 8  # features named for each child
+    tolerance: float = 1e-10  # gradient norm of every fit
+    stopped_after: int | None = None  # also stop an L-BFGS fit there, as the authors' stopped; null: do not
