@@ -106,7 +106,7 @@ def adam(
     if saved is not None:
         like = {"dtype": objective.dtype, "device": objective.device}
         thetas, first, second = (torch.as_tensor(saved[k], **like) for k in ("thetas", "first", "second"))
-        done = int(saved["done"])
+        done = int(saved["done"].item())
     for t in range(done, steps):
         batch = batch_at(n, batch_size, seed, offset + t)
         gradients = _gradients(objective, thetas, batch, left_out)
