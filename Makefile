@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: reproduce test test-faults lint format figures table clean
+.PHONY: reproduce test test-faults lint format figures table peers clean
 
 reproduce: .venv/installed
 	$(BIN)/python -m experiments experiment=loo_linear
@@ -37,5 +37,13 @@ table: .venv/installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch .venv/installed $@
 
+# The libraries that experiment=benchmark stands beside, in an environment of their own (5 GB).
+peers: .peers/installed
+
+.peers/installed: constraints-peers.txt
+	$(PYTHON) -m venv .peers
+	.peers/bin/python -m pip install --quiet -c constraints-peers.txt pyDVL zarr distributed dattri captum kronfluence scikit-learn torch torchvision
+	touch $@
+
 clean:
-	rm -rf .venv outputs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .peers outputs .pytest_cache .ruff_cache .hypothesis

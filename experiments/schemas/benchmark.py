@@ -1,0 +1,57 @@
+"""Schema of conf/experiment/benchmark.yaml."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from experiments.schema import Experiment, register
+
+
+@dataclass
+class Measurement:
+    """One line of the table: an adapter of experiments/benchmarks, its method and its settings."""
+
+    by: str = MISSING  # ours, bare, peer_pydvl, peer_dattri, peer_captum, peer_kronfluence, ...
+    method: str = MISSING
+    dtype: str = "float64"
+    repeats: int = 5
+    needs_gib: float = 0.0  # not started with less free memory
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TaskSettings:
+    """One task: its problem, what counts as correct, its aim, its measurements."""
+
+    title: str = MISSING
+    problem: str = MISSING  # linear, subset, components or network
+    aim: float | None = None  # times as fast as the fastest correct peer
+    pearson: float = 0.9999  # against the reference; below it a method is not correct
+    measurements: dict[str, Measurement] = field(default_factory=dict)
+
+
+@register("experiment", "benchmark")
+@dataclass
+class Benchmark(Experiment):
+    """Our calls beside those of other libraries, on the same data and parameters."""
+
+    name: str = "benchmark"
+    tasks: dict[str, TaskSettings] = field(default_factory=dict)
+    test_index: int = 0  # position in the test split of the one test point
+    test_points: int = 100  # of task C: that one, then the first of the test split
+    subset: int = 1000  # training points of task D
+    components: int = 20  # principal components of task E
+    images: int = 500  # of task F
+    network: str = "tanh_cnn_small"
+    network_test_index: int = 0
+    network_l2: float = 0.001
+    network_damping: float = 0.01
+    removed: int = 20  # points left out in task G
+    growth_rows: list[int] = field(default_factory=list)  # task H: n
+    growth_features: list[int] = field(default_factory=list)  # task H: inputs, so that p = classes * inputs
+    growth_features_rows: int = 500  # n while p grows
+    growth_repeats: int = 3
+    growth_tolerance: float = 1e-5
+    peers: str = ".peers"  # environment of the other libraries
+    timeout: float = 900.0  # seconds for one measurement
