@@ -17,6 +17,15 @@ from tests.helpers import ROOT, cli, environment
 SETTINGS = {
     "loo_linear": ["experiment=loo_linear", "experiment.removed=120", "experiment.block=2"],
     "readmission": ["experiment=readmission"],
+    "loo_cnn": [
+        "experiment=loo_cnn",
+        "experiment.steps=1100",
+        "experiment.removed=8",
+        "experiment.retraining_steps=20",
+        "experiment.block=2",
+        "experiment.eigenvalues=0",
+        "solver.damping=0.3",
+    ],
 }
 
 
@@ -72,7 +81,8 @@ def strike(name: str, folder: Path, draw: random.Random, how: signal.Signals, lo
     alive = job.poll() is None
     if alive:
         os.kill(job.pid, how)
-    job.communicate(timeout=60)
+    _, error = job.communicate(timeout=60)
+    assert alive or job.returncode == 0, error
     return alive
 
 
