@@ -42,7 +42,9 @@ _ADVICE = {
         "the verified residual {worst_residual} is above the tolerance {tolerance} although the recurrence "
         "had converged: use float64, loosen tolerance or add damping"
     ),
-    Status.NEGATIVE_CURVATURE: "negative curvature met ({curvature}): raise damping or l2 above {needed_damping}",
+    Status.NEGATIVE_CURVATURE: (
+        "negative curvature met ({curvature}): raise damping or l2 above {needed_damping}"
+    ),
     Status.NOT_POSITIVE_DEFINITE: (
         "the operator is not positive definite (pivot {pivot} of the Cholesky factor; {spectrum}): "
         "raise damping or l2 above {needed_damping}"
