@@ -51,9 +51,10 @@ class Bench:
         identity = [problem, facts, parameters, chosen, self.threads, measurement]
         return atomic.key_hash(identity)
 
-    def reference(self, problem: str, points: int) -> np.ndarray:
+    def reference(self, problem: str) -> np.ndarray:
         """The dense float64 answer, kept beside the problem."""
         path = self.folder / problem / "reference.npy"
+        points = self.settings["test_points"] if problem == "linear" else 1
         measurement = {"dtype": "float64", "repeats": 1, "options": {}} | REFERENCES[problem]
         measurement["options"] = measurement["options"] | {"test_points": points}
         if not path.is_file():
@@ -87,15 +88,14 @@ class Bench:
         content = np.frombuffer(json.dumps(outcome).encode(), dtype=np.uint8)
         self.journal.put(key, {"outcome": content})
 
-    def measured(
-        self, problem: str, measurement: dict[str, Any], reference: np.ndarray | None
-    ) -> dict[str, Any]:
+    def measured(self, problem: str, measurement: dict[str, Any], compare: bool) -> dict[str, Any]:
         """The outcome of a measurement, from the journal or newly made, with its errors."""
         key = self.key(problem, measurement)
         outcome = self.get(key)
         if outcome is None:
             if runner.spent():
                 return {"status": "not run", "reason": "the time set for measuring was spent"}
+            reference = self.truth(problem, measurement) if compare else None
             outcome, answer = self.start(problem, measurement)
             if answer is not None and reference is not None:
                 outcome |= runner.compared(answer, reference)
@@ -105,6 +105,13 @@ class Bench:
                     outcome |= {"pearson": 1.0, "relative_error": 0.0}  # the truth of task G itself
                 self.put(key, outcome)
         return outcome
+
+    def truth(self, problem: str, measurement: dict[str, Any]) -> np.ndarray | None:
+        """What an answer is compared with: the dense solve, or for retrainings scikit-learn's own refits."""
+        if "removed" in measurement["options"]:
+            path = self.folder / "linear" / "refits.npy"
+            return np.load(path) if path.is_file() else None
+        return self.reference(problem)
 
 
 def run(cfg: DictConfig, run: Run) -> Record:
@@ -116,10 +123,9 @@ def run(cfg: DictConfig, run: Run) -> Record:
         problems.linear(bench.folder, data, cfg.experiment, cfg.model.l2)
         if "network" in wanted:
             problems.network(bench.folder, data, cfg.experiment, cfg.seed)
-    points = {"linear": settings["test_points"], "subset": 1, "components": 1, "network": 1}
-    with run.timer("references"):
-        references = {name: bench.reference(name, points[name]) for name in sorted(wanted | {"linear"})}
-    problems.choose_removed(bench.folder, references["linear"], settings["removed"])
+    with run.timer("reference of the linear problem"):
+        scores = bench.reference("linear")
+    problems.choose_removed(bench.folder, scores, settings["removed"])
     n_train, n_test, classes = len(data.train), len(data.test), len(data.classes)
     d = data.train.X.shape[1]
     del data
@@ -132,9 +138,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
         for name, task in settings["tasks"].items():
             outcomes = {}
             for method, measurement in task["measurements"].items():
-                outcomes[method] = bench.measured(
-                    task["problem"], measurement, truth(bench, task, measurement)
-                )
+                outcomes[method] = bench.measured(task["problem"], measurement, compare=True)
                 done += 1
                 advance(done)
             tasks[name] = summary.task(task, outcomes)
@@ -142,7 +146,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
         for over, sizes in (("n", settings["growth_rows"]), ("p", settings["growth_features"])):
             found = []
             for size in sizes:
-                found.append(bench.measured("linear", growing(settings, over, size), None))
+                found.append(bench.measured("linear", growing(settings, over, size), compare=False))
                 done += 1
                 advance(done)
             axis = sizes if over == "n" else [classes * size for size in sizes]
@@ -163,7 +167,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
             "growth": growths,
             **summary.gains(tasks),
             "references": {
-                name: (bench.get(f"reference {name}") or {}).get("facts", {}) for name in references
+                name: (bench.get(f"reference {name}") or {}).get("facts", {}) for name in REFERENCES
             },
         },
         arrays={
@@ -176,14 +180,6 @@ def run(cfg: DictConfig, run: Run) -> Record:
             "to the task's bound; light: extrapolated from a part of the work. Right: growth of task A."
         },
     )
-
-
-def truth(bench: Bench, task: dict[str, Any], measurement: dict[str, Any]) -> np.ndarray | None:
-    """What an answer is compared with: the dense solve, or for retrainings scikit-learn's own refits."""
-    if "removed" in measurement["options"]:
-        path = bench.folder / "linear" / "refits.npy"
-        return np.load(path) if path.is_file() else None
-    return bench.reference(task["problem"], 1)
 
 
 def growing(settings: dict[str, Any], over: str, size: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ resident size of this process, imports and arrays included.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import traceback
@@ -126,18 +127,21 @@ def measure(spec: dict[str, Any], adapters: dict[str, Adapter], import_mib: floa
     work = adapters[spec["method"]](problem)
     setup, setup_peak = time.perf_counter() - start, status_mib("VmHWM")
     reset_peak()
-    seconds, facts, answer = [], {}, None
+    seconds, processor, facts, answer = [], [], {}, None
     for _ in range(spec["repeats"]):
         answer = None  # the previous answer must not count in this one's peak
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         result = work()
         seconds.append(time.perf_counter() - start)
+        processor.append(time.process_time() - used)
         answer, facts = result if isinstance(result, tuple) else (result, {})
     peak = status_mib("VmHWM")
     answer = answer.detach().numpy() if isinstance(answer, Tensor) else np.asarray(answer)
     np.save(Path(spec["answer"]), answer.astype(np.float64))
     return {
         "seconds": seconds,
+        "processor_seconds": processor,
+        "load_average": os.getloadavg()[0],
         "setup_seconds": setup,
         "import_mib": import_mib,
         "loaded_mib": loaded,

@@ -21,6 +21,8 @@ def row(measurement: Mapping[str, Any], outcome: dict[str, Any], pearson: float)
     done, whole = facts.get("done_of", [1, 1])
     found = common | {
         "seconds": measured * whole / done,
+        "processor_seconds": statistics.median(outcome["processor_seconds"]) * whole / done,
+        "load_average": outcome["load_average"],
         "runs": outcome["seconds"],
         "extrapolated": done != whole,
         "done_of": [done, whole],

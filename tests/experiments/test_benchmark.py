@@ -18,6 +18,8 @@ def outcome(seconds: list[float], **facts: Any) -> dict[str, Any]:
     return {
         "status": "measured",
         "seconds": seconds,
+        "processor_seconds": seconds,
+        "load_average": 1.0,
         "setup_seconds": 1.0,
         "import_mib": 200.0,
         "peak_mib": 300.0,
