@@ -1,0 +1,16 @@
+"""Schema of conf/experiment/components.yaml (Fig. 1)."""
+
+from dataclasses import dataclass
+
+from experiments.schema import Experiment, register
+
+
+@register("experiment", "components")
+@dataclass
+class Components(Experiment):
+    """What the training loss and the Hessian each do to the influence of a training point."""
+
+    name: str = "components"
+    test_index: int = 0  # position in the test split
+    harmful_rank: int = 5  # the harmful image shown: this lowest full score among same-label points
+    training_tolerance: float = 1e-10  # gradient norm of the fit
