@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from influence.retraining import leave_one_out
 from omegaconf import DictConfig
 
 from experiments import build
@@ -23,6 +22,7 @@ from experiments.record import Record
 from experiments.run import Run
 from experiments.statistics import agreement, largest
 from influence.curvature import Hessian
+from influence.retraining import leave_one_out
 from influence.scores import predicted_change, test_gradients, up_loss
 from influence.solvers import Exact
 from influence.training import fit

@@ -32,9 +32,7 @@ def test_the_papers_net():
     for layer, factor in ((net[0], 2 / 3), (net[2], 2 / 72**0.5), (net[-1], 1 / 10**0.5)):
         assert float(layer.weight.detach().abs().max()) <= 2 * factor
         assert float(layer.bias.detach().abs().max()) == 0
-    assert (
-        0.8 < float(net[2].weight.detach().std()) / (0.88 * 2 / 72**0.5) < 1.2
-    )
+    assert 0.8 < float(net[2].weight.detach().std()) / (0.88 * 2 / 72**0.5) < 1.2
     again = models.tanh_cnn("tanh_cnn", 28, 10, torch.Generator().manual_seed(0))
     assert torch.equal(again[4].weight, net[4].weight)
 
