@@ -12,7 +12,8 @@ def draw(record: Record, path: Path) -> None:
     """A column a model: the scatter, and below it the test image and the most helpful training images."""
     titles = {"svm": "RBF SVM on pixels", "network": f"{record.metrics['backbone']}, logistic top layer"}
     arrays, classes = record.arrays, record.metrics["classes"]
-    figure, axes = style.panels(2, 2, width=5.6, height=3.2)
+    figure, axes = style.panels(2, 2, width=5.6, height=2.7)
+    axes[0, 0].get_gridspec().set_height_ratios([3, 1])
     for column, (model, title) in enumerate(titles.items()):
         panel, strip = axes[0, column], axes[1, column]
         for label, colour in ((0, style.BLUE), (1, style.ORANGE)):
@@ -32,7 +33,7 @@ def draw(record: Record, path: Path) -> None:
         pictures = [arrays["image_test"], *arrays[f"images_{model}"]]
         names = ["test", *(classes[arrays["label"][i]] for i in arrays[f"helpful_{model}"])]
         for place, (picture, name) in enumerate(zip(pictures, names, strict=True)):
-            small = strip.inset_axes((place / len(pictures), 0.3, 0.94 / len(pictures), 0.6))
+            small = strip.inset_axes((place / len(pictures), 0.0, 0.94 / len(pictures), 0.9))
             small.imshow(picture)
             small.set_title(name if place == 0 else f"{place}: {name}", fontsize=8)
             small.axis("off")
