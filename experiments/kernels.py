@@ -7,6 +7,8 @@ import scipy.linalg
 
 from experiments.errors import UserError
 
+SMALLEST_PIVOT = 1e-3  # float32 distances leave about this much of an image that occurs twice
+
 
 def scaled(pixels: np.ndarray) -> np.ndarray:
     """uint8 images (n, ...) as rows in [-1, 1], (n, d) float32."""
@@ -32,6 +34,8 @@ def rbf_features(train: np.ndarray, test: np.ndarray, gamma: float) -> tuple[np.
     np.fill_diagonal(inner, 0.0)
     try:
         factor = np.linalg.cholesky(np.exp(-gamma * inner))
+        if factor.diagonal().min() < SMALLEST_PIVOT:
+            raise np.linalg.LinAlgError("a pivot is no more than rounding")
     except np.linalg.LinAlgError as error:
         raise UserError(
             f"the RBF kernel at experiment.gamma={gamma:g} is not positive definite: remove training images "
