@@ -52,7 +52,8 @@ def run(cfg: DictConfig, run: Run) -> Record:
     hessian = Hessian(train, theta)
     gradient = test_gradients(test, theta, [position])
 
-    solvers = {cfg.solver.name: cfg.solver, **settings.compare}
+    compared_with = {name: each for name, each in settings.compare.items() if name != cfg.solver.name}
+    solvers = {cfg.solver.name: cfg.solver, **compared_with}  # the run's own solver keeps its own damping
     scores: dict[str, dict[str, np.ndarray]] = {}
     solved: dict[str, Any] = {}
     state = None
