@@ -163,7 +163,7 @@ def serve(load: Callable[[], dict[str, Adapter]]) -> None:
         adapters = load()
         outcome = {"status": "measured", **measure(spec, adapters, status_mib("VmRSS"))}
     except ModuleNotFoundError as error:
-        outcome = {"status": "skipped", "reason": f"{error.name} is not installed for {sys.executable}"}
+        outcome = {"status": "skipped", "reason": f"the package {error.name} is not installed"}
     except Exception as error:  # another library's failure is a result of the benchmark
         traceback.print_exc()
         lines = str(error).strip().splitlines() or [""]

@@ -68,7 +68,7 @@ def interpreter(by: str, peers: Path) -> tuple[str, str | None]:
     if not (Path(__file__).parent / f"{by}.py").is_file():
         return "", "published as a repository only, not on the package index: nothing to pin in make peers"
     python = peers / "bin" / "python"
-    return str(python), None if python.is_file() else f"{peers} is not there: run make peers"
+    return str(python), None if python.is_file() else f"{peers.name} is not there: run make peers"
 
 
 def run(
