@@ -288,7 +288,7 @@ def deviations(settings: DictConfig) -> list[str]:
             "of 30,000 at 1e-6; steps times rate is "
             f"{settings.retraining_steps * settings.retraining_rate:.3g} against the paper's 0.03. Adam's "
             "moments go on from the training, and all runs see the same batches. This setting was chosen "
-            "after seeing Pearson at eight checkpoints of two rates on 20 of the points, and ends at the best "
+            "after seeing Pearson at eight checkpoints of two rates on 20 points, and ends at the best "
             "of its rate: read the agreement at every checkpoint, not at the last alone."
         )
     return found
