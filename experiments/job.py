@@ -121,12 +121,11 @@ def compute(cfg: DictConfig, folder: Path, identity: str) -> None:
     record.deviations = [*record.deviations, *(note for note in run.notes if note not in record.deviations)]
     record.paper = record.paper or OmegaConf.to_container(cfg.experiment.paper, resolve=True)  # type: ignore[assignment]
     record.data, record.tier = record.data or cfg.data.name, cfg.tier.name
-    config = OmegaConf.to_yaml(cfg, resolve=True)
-    atomic.write_text(folder / "config.yaml", config)
     (folder / "record.json").unlink(missing_ok=True)
     from experiments.figures import draw
 
-    record.save(folder)
+    record.save(folder)  # first: a full disk then leaves nothing that looks like a result
+    atomic.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     draw(record, folder)
     details = run.provenance()
     details["command"] = ["python", "-m", "experiments", *sys.argv[1:]]

@@ -93,7 +93,9 @@ def test_missing_data_says_how_to_get_it(tmp_path: Path, capsys: pytest.CaptureF
     assert code == 1
     assert "mnist" in text
     assert "data.mirror" in text
-    code, text = failing(tmp_path / "b", capsys, "data=mnist", f"data.mirror={tmp_path / 'nowhere'}")
+    # A data_dir of its own: a prepared copy in the user's cache would rightly be taken instead.
+    mnist[1] = f"data.mirror={tmp_path / 'nowhere'}"
+    code, text = failing(tmp_path / "b", capsys, *mnist)
     assert "nowhere" in text
 
 
