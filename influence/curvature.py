@@ -137,6 +137,9 @@ class _ExampleOperator(Operator):
 
     def lower_bound(self) -> float | None:
         convex = hasattr(self.objective, "split_at") or isinstance(self, GaussNewton)
+        weights = getattr(self.objective, "weights", None)
+        if weights is not None and bool((weights < 0).any()):
+            convex = False  # a loss counted negatively is concave
         return self.objective.l2 * float(self.objective.l2_mask.min()) if convex else None
 
     def split(self) -> Split | None:

@@ -271,8 +271,10 @@ class LinearObjective:
         """The Hessian as ``E C Eᵀ + λI`` with a small dense core, see :mod:`influence.linear_curvature`."""
         return linear_split(self, theta, idx)
 
-    def gram_at(self, theta: Tensor, idx: Tensor | None = None) -> GramFactor:
-        """The Hessian as ``ZᵀZ/n + λI``, for p > n."""
+    def gram_at(self, theta: Tensor, idx: Tensor | None = None) -> GramFactor | None:
+        """The Hessian as ``ZᵀZ/n + λI``, for p > n; None where negative weights leave no real Z."""
+        if self.weights is not None and bool((self.weights < 0).any()):
+            return None
         return linear_gram(self, theta, idx)
 
     def diagonal_at(self, theta: Tensor, idx: Tensor | None = None) -> Tensor:

@@ -48,7 +48,9 @@ def result_of(folder: Path) -> dict[str, bytes]:
 def start(name: str, folder: Path, limit: int | None = None, **extra: str) -> subprocess.Popen[str]:
     """A run in the background; ``limit``: the largest file it may write, in bytes."""
 
-    def small_disk() -> None:
+    def child() -> None:
+        # A shell starts its background jobs deaf to Ctrl-C, and children inherit that.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
@@ -59,7 +61,7 @@ def start(name: str, folder: Path, limit: int | None = None, **extra: str) -> su
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=small_disk,
+        preexec_fn=child,
     )
 
 

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from influence import CG, Damped, DataError, Hessian, LinearObjective, LiSSA, SolverError, Status
@@ -56,6 +56,10 @@ def test_auto_converges_to_within_its_standard_error(loss, batch, replace, k):
     replace=st.booleans(),
     seed=st.integers(0, 1000),
 )
+@example(  # negative weights were once taken for a convex loss, and λ + δ for a bound of the spectrum
+    loss="cross_entropy", scale="auto", damping=1.0, batch=1, depth=184, l2=0.0, indefinite=True,
+    replace=False, seed=1,
+)  # fmt: skip
 def test_never_wrong_in_silence(loss, scale, damping, batch, depth, l2, indefinite, replace, seed):
     X, y = linear_data(loss, n=30, d=5, seed=seed)
     kind = Indefinite if indefinite else LinearObjective
@@ -87,6 +91,7 @@ def test_indefinite_objectives_never_converge():
     objective.lower()
     operator = Hessian(objective, random_theta(objective))
     assert float(torch.linalg.eigvalsh(operator.dense())[0]) < 0
+    assert Hessian(objective, random_theta(objective)).lower_bound() is None
     b = random_theta(objective, 3)
     for depth in (10, 1000, 20000):
         solution = quiet(LiSSA(depth=depth, repeats=2, raise_on_failure=False), operator, b)

@@ -154,6 +154,16 @@ def test_cg_negative_curvature_leaves_other_columns_alone():
     torch.testing.assert_close(solution.value[:, 0], torch.tensor([0.5, 0, 0, 1 / 3], dtype=torch.float64))
 
 
+def test_negative_weights_never_take_the_gram_route():
+    objective = linear_problem("logistic", n=6, d=30)
+    operator = Damped(
+        Hessian(objective.with_weights(torch.tensor([1.0, -0.5, 1, 1, 1, 1])), objective.initial()), 9
+    )
+    assert operator.gram() is None
+    b = random_theta(objective, seed=2)
+    torch.testing.assert_close(Exact().solve(operator, b).value, torch.linalg.solve(operator.dense(), b))
+
+
 def test_singular_operators_are_named():
     objective = linear_problem("cross_entropy", l2=0.0)
     with pytest.raises(NotPositiveDefiniteError, match="set l2 or damping above 0"):
