@@ -5,8 +5,9 @@ independent repeats. Three things can go wrong, and each has its own check:
 
 - *Divergence.* Where every sampled ``0 ≤ eig(H_B + δI) ≤ 2s``, no step enlarges, so ``‖t_j‖ ≤ (j+1)‖v‖``
   whatever was sampled. An iterate ten times above that bound has diverged in effect and ends the solve.
-- *Truncation.* In expectation the residual after J steps is ``(I − (H + δI)/s)^{J+1} v``; with the smallest
-  eigenvalue μ the bias of the solution is at most ``(1 − μ/s)^{J+1} ‖v‖/μ``. It is reported as ``bias``.
+- *Truncation.* In expectation the residual after J steps is ``(I − (H + δI)/s)^{J+1} v``; with the extreme
+  eigenvalues μ and L the bias of the solution is at most ``ρ^{J+1} ‖v‖/μ`` with
+  ``ρ = max(|1 − μ/s|, |1 − L/s|)``. It is reported as ``bias``; ``ρ ≥ 1`` means that the scale is too small even on average.
 - *Noise.* The standard error of the mean over the repeats is reported as ``standard_error``.
 
 Damping is true damping: δ is added to H, not multiplied by the scale (the released code's ``1 − damping``
@@ -36,13 +37,15 @@ _MAX_AUTO_DEPTH = 200_000
 
 @dataclass(frozen=True)
 class LissaState:
-    """What LiSSA knows of an operator: scale, working scale, smallest eigenvalue and whether it is proven."""
+    """What LiSSA knows of an operator: scale, working scale, smallest eigenvalue and whether it is proven,
+    and the factor ``contraction`` (ρ) by which a step shrinks the residual in expectation."""
 
     operator: Operator
     scale: float
     working_scale: float
     smallest: float
     proven: bool
+    contraction: float
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,11 @@ class LiSSA(Solver):
         smallest, proven = operator.lower_bound(), True
         if smallest is None or smallest <= 0:
             smallest, proven = lanczos_extremes(operator, 40, self.seed)[0], False
-        return LissaState(operator, scale, working, smallest, proven)
+        contraction = abs(1 - smallest / scale)
+        if scale < working:  # else the scale is above the largest eigenvalue of every sample, and so of H
+            largest = lanczos_extremes(operator, 20, self.seed)[1]
+            contraction = max(contraction, abs(1 - largest / scale))
+        return LissaState(operator, scale, working, smallest, proven, contraction)
 
     def _largest_sampled(self, operator: Operator, generator: torch.Generator) -> float:
         base, damping = base_of(operator)
@@ -177,20 +184,21 @@ class LiSSA(Solver):
         return step, False
 
     def _bias(self, state: LissaState, steps: int) -> float:
-        """``(1 − μ/s)^{J+1}/μ``: bound of ‖bias‖/‖v‖; infinite without a positive μ."""
-        if state.smallest <= 0:
+        """``ρ^{J+1}/μ``: bound of ‖bias‖/‖v‖; infinite without a positive μ or with ρ ≥ 1."""
+        if state.smallest <= 0 or state.contraction >= 1:
             return math.inf
-        ratio = min(state.smallest / state.scale, 1.0)
-        power = 0.0 if ratio == 1.0 else math.exp((steps + 1) * math.log1p(-ratio))
-        return power / state.smallest
+        if state.contraction == 0:
+            return 0.0
+        return math.exp((steps + 1) * math.log(state.contraction)) / state.smallest
 
     def _status(self, state: LissaState, stats: dict[str, Any]) -> Status:
         if state.smallest <= 0:
             stats |= {"curvature": state.smallest, "needed_damping": -state.smallest}
             return Status.NEGATIVE_CURVATURE
+        if state.contraction >= 1:
+            return Status.DIVERGED
         if not stats["bias"] <= self.tolerance:
-            ratio = min(state.smallest / state.scale, 1 - 1e-12)
-            more = math.log(stats["bias"] / (0.1 * self.tolerance)) / -math.log1p(-ratio)
+            more = math.log(stats["bias"] / (0.1 * self.tolerance)) / -math.log(state.contraction)
             stats["needed_depth"] = int(stats["depth"] + math.ceil(more))
             return Status.TRUNCATED
         if not stats["worst_error"] + stats["bias"] <= self.tolerance:

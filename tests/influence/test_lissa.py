@@ -60,6 +60,10 @@ def test_auto_converges_to_within_its_standard_error(loss, batch, replace, k):
     loss="cross_entropy", scale="auto", damping=1.0, batch=1, depth=184, l2=0.0, indefinite=True,
     replace=False, seed=1,
 )  # fmt: skip
+@example(  # a scale below the mean Hessian's eigenvalues: too few steps to be seen growing, but no answer
+    loss="cross_entropy", scale=0.1, damping=1.0, batch=1, depth=1, l2=0.0, indefinite=False,
+    replace=False, seed=21,
+)  # fmt: skip
 def test_never_wrong_in_silence(loss, scale, damping, batch, depth, l2, indefinite, replace, seed):
     X, y = linear_data(loss, n=30, d=5, seed=seed)
     kind = Indefinite if indefinite else LinearObjective
