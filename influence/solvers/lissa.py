@@ -7,7 +7,8 @@ independent repeats. Three things can go wrong, and each has its own check:
   whatever was sampled. An iterate ten times above that bound has diverged in effect and ends the solve.
 - *Truncation.* In expectation the residual after J steps is ``(I − (H + δI)/s)^{J+1} v``; with the extreme
   eigenvalues μ and L the bias of the solution is at most ``ρ^{J+1} ‖v‖/μ`` with
-  ``ρ = max(|1 − μ/s|, |1 − L/s|)``. It is reported as ``bias``; ``ρ ≥ 1`` means that the scale is too small even on average.
+  ``ρ = max(|1 − μ/s|, |1 − L/s|)``. It is reported as ``bias``; ``ρ ≥ 1`` means that the scale is too small
+  even on average.
 - *Noise.* The standard error of the mean over the repeats is reported as ``standard_error``.
 
 Damping is true damping: δ is added to H, not multiplied by the scale (the released code's ``1 − damping``
