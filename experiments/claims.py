@@ -212,7 +212,7 @@ def _claim(given: Mapping[str, Any], runs: Mapping[str, Spec]) -> Claim:
 
 
 def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
+    known = {field.name: field for field in fields(cls)}
     unknown = set(values) - set(known)
     missing = [name for name, field in known.items() if field.default is MISSING and name not in values]
     if unknown or missing:

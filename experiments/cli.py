@@ -89,7 +89,7 @@ def refuse_foreign_code(arguments: list[str]) -> None:
             raise ConfigError("a config must not name code to run: remove hydra.callbacks from it.")
         begin(self, config)
 
-    Callbacks.__init__ = checked  # type: ignore[method-assign]
+    Callbacks.__init__ = checked
 
 
 def flatten(message: str) -> str:

@@ -43,7 +43,7 @@ def folder_of(cfg: DictConfig) -> Path:
 
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
     """The resolved settings that decide the numbers."""
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
     for path in FREE:
         *above, last = path.split(".")
         node: Any = settings
@@ -119,7 +119,7 @@ def compute(cfg: DictConfig, folder: Path, identity: str) -> None:
     if ranks.follower():
         return
     record.deviations = [*record.deviations, *(note for note in run.notes if note not in record.deviations)]
-    record.paper = record.paper or OmegaConf.to_container(cfg.experiment.paper, resolve=True)  # type: ignore[assignment]
+    record.paper = record.paper or OmegaConf.to_container(cfg.experiment.paper, resolve=True)
     record.data, record.tier = record.data or cfg.data.name, cfg.tier.name
     (folder / "record.json").unlink(missing_ok=True)
     from experiments.figures import draw

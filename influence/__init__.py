@@ -12,6 +12,7 @@ from influence.errors import (
 )
 from influence.linear import LinearObjective
 from influence.losses import Loss, get_loss
+from influence.objective import Objective
 from influence.retraining import Retrained, leave_one_out
 from influence.scores import (
     TrainingGradient,
@@ -47,6 +48,7 @@ __all__ = [
     "Loss",
     "NotConvergedWarning",
     "NotPositiveDefiniteError",
+    "Objective",
     "Operator",
     "Retrained",
     "Solution",

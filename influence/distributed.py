@@ -246,7 +246,7 @@ class ShardedLinear(PartitionedLinear, ShardedObjective):
         self._weighted, self._weights = template.weights is not None, None
 
     @property
-    def weights(self) -> Tensor | None:  # type: ignore[override]
+    def weights(self) -> Tensor | None:
         """``(n,)`` weights of all examples, gathered when first asked for; None without weights."""
         if self._weighted and self._weights is None:
             self._weights = self._rows(lambda part, *_: part.weights, ())

@@ -7,7 +7,12 @@ from pathlib import Path
 from experiments.figures import style
 from experiments.record import Record
 
-TITLES = {"cg": "Linear (CG)", "exact": "Linear (exact)", "lissa": "Linear (LiSSA)"}
+TITLES = {
+    "cg": "Linear (CG)",
+    "exact": "Linear (exact)",
+    "lissa": "Linear (LiSSA)",
+    "lissa_auto": "Linear (LiSSA, automatic scale)",
+}
 
 
 def draw(record: Record, path: Path) -> None:
@@ -34,7 +39,7 @@ def draw(record: Record, path: Path) -> None:
             f"n = {len(actual)} left out",
         ]
         paper = record.paper.get("pearson")
-        if paper and record.data == "mnist":
+        if paper and record.data == "mnist" and name == "lissa":  # the rerun was of that panel alone
             lines.append(f"rerun of the paper: Pearson {paper['value']}")
         style.note(panel, lines)
     style.save(figure, path)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.patches import Patch
 
 from experiments.figures import style
 from experiments.record import Record
@@ -43,11 +44,14 @@ def influence(record: Record, panel: Axes) -> None:
     panel.axvline(0, color=style.GREY, linewidth=0.8)
     panel.set_xlabel("Change of the test loss when left out (nats)")
     panel.set_title(f"{len(order)} most influential patients, by age group")
-    panel.bar(0, 0, color=style.RED, label="child, predicted")
-    panel.bar(0, 0, color=style.BLUE, label="older, predicted")
+    marks = [
+        *panel.get_legend_handles_labels()[0],
+        Patch(color=style.RED, label="child, predicted"),
+        Patch(color=style.BLUE, label="older, predicted"),
+    ]
     ratios = record.metrics["ratios_range"]
     lead = f"children: {ratios[0]:.0f} to {ratios[1]:.0f} times\nthe next patient"
-    panel.legend(loc="center right", fontsize=8, title=lead, title_fontsize=8)
+    panel.legend(handles=marks, loc="center right", fontsize=8, title=lead, title_fontsize=8)
 
 
 def coefficients(record: Record, panel: Axes) -> None:
@@ -77,7 +81,7 @@ def features(record: Record, panel: Axes) -> None:
         what = "readmitted" if readmitted.get(patient) else "not readmitted"
         style_of = {"marker": marks[j % 6], "color": colours[j % 6], "label": f"{patient}, {what}"}
         panel.scatter(size[j, order], np.arange(len(order)), s=22, alpha=0.8, linewidths=0, **style_of)
-    panel.set_xscale("log")
+    panel.set_xlim(left=0)
     panel.set_yticks(np.arange(len(order)), names[order], fontsize=7)
     panel.grid(axis="y", linewidth=0.4)
     panel.set_xlabel(r"$|I_{\mathrm{pert,loss}}|$ (nats a unit of the feature)")

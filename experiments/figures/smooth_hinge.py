@@ -40,7 +40,11 @@ def draw(record: Record, path: Path) -> None:
         panel.set_title(f"{title(name)} ({'hinge' if name == 't0' else 'smooth hinge'})")
         panel.set_xlabel("Actual diff in loss")
         panel.set_ylabel("Predicted diff in loss")
-        style.note(panel, [f"Pearson {found['pearson']:.4f}", f"slope {found['slope']:.2f}"])
+        lines = [f"Pearson {found['pearson']:.4f}", f"slope {found['slope']:.2f}"]
+        paper = record.paper.get(f"pearson_{name}")
+        if paper and record.data == "mnist":
+            lines.insert(1, f"paper: {paper['value']}")
+        style.note(panel, lines)
     style.save(figure, path)
 
 
