@@ -46,16 +46,18 @@ def expected(name: str) -> list[dict[str, str]]:
 
 
 def collect(folder: Path, name: str, y: str) -> list[dict[str, Any]]:
-    """One row a job: number, overrides, status, value (None unless done)."""
+    """One row a job: number, overrides, status, value and data set (None unless done)."""
     rows = []
     for number, overrides in enumerate(expected(name)):
         own = folder / str(number)
         status, value = "missing", None
+        data = None
         if (own / "record.json").is_file():
-            status, value = "done", value_at(Record.load(own), y)
+            record = Record.load(own)
+            status, value, data = "done", value_at(record, y), record.data
         elif own.is_dir():
             status = "failed"
-        rows.append({"job": number, "overrides": overrides, "status": status, "value": value})
+        rows.append({"job": number, "overrides": overrides, "status": status, "value": value, "data": data})
     return rows
 
 
@@ -98,6 +100,7 @@ def draw(rows: list[dict[str, Any]], x: str, y: str, log: str, path: Path) -> No
         panel.set_yscale("log")
     panel.set_xlabel(x)
     panel.set_ylabel(y)
+    panel.set_title(", ".join(sorted({str(row["data"]) for row in rows if row["status"] == "done"})))
     if len(lines) > 1:
         panel.legend(fontsize=8)
     style.save(figure, path)
