@@ -18,13 +18,14 @@ from omegaconf import DictConfig
 
 from experiments import build
 from experiments.errors import ConfigError
+from experiments.flops import ProductCount
 from experiments.record import Record
 from experiments.run import Run
 from experiments.statistics import agreement, largest
 from influence.curvature import Hessian
 from influence.retraining import leave_one_out
 from influence.scores import predicted_change, test_gradients, up_loss
-from influence.solvers import Exact
+from influence.solvers import Exact, LiSSA
 from influence.training import fit
 
 CONVENTIONS = ("objective", "loss")
@@ -46,8 +47,13 @@ def run(cfg: DictConfig, run: Run) -> Record:
     )
     product = 4.0 * nonzeros * train.n_outputs  # flops of one pass X, X^T with one column an output
 
-    with run.timer("fit"), run.progress(100, "fit") as advance:
+    with (
+        run.timer("fit") as timing,
+        run.progress(100, "fit") as advance,
+        ProductCount(train, nonzeros) as counted,
+    ):
         fitted = fit(train, tolerance=settings.training_tolerance, progress=advance)
+    timing.flops = counted.flops
     theta = fitted.theta
     hessian = Hessian(train, theta)
     gradient = test_gradients(test, theta, [position])
@@ -64,9 +70,9 @@ def run(cfg: DictConfig, run: Run) -> Record:
         if isinstance(solver, Exact):
             timing.flops = exact_flops(train, prepared)
             state = prepared if options.damping == 0 else state
-        with run.timer(f"{name}: s_test") as timing:
+        with run.timer(f"{name}: s_test") as timing, ProductCount(train, nonzeros) as counted:
             solution = solver.apply(prepared, gradient)
-        timing.flops = product * solution.iterations if options.name == "cg" else None
+        timing.flops = (counted.flops or 0.0) + solve_flops(train, solver, prepared, solution) or None
         run.status(name, solution)
         with run.timer(f"{name}: {train.n} scores", flops=product / 2):
             scores[name] = predictions(train, theta, solution.value)
@@ -187,6 +193,17 @@ def accuracy(objective: Any, theta: torch.Tensor) -> float:
     if objective.n_outputs == 1:
         return float((outputs[:, 0].sign() == objective.targets).double().mean())
     return float((outputs.argmax(1) == objective.targets).double().mean())
+
+
+def solve_flops(train: Any, solver: Any, prepared: Any, solution: Any) -> float:
+    """Floating-point work of one solve apart from products with X: two triangular systems, or the steps of
+    LiSSA (two products with a sampled batch, and the update of the iterate).
+    """
+    if isinstance(solver, Exact):
+        return 2.0 * len(prepared.factor) ** 2
+    if isinstance(solver, LiSSA):
+        return solution.iterations * solver.repeats * (4.0 * solver.batch + 3.0) * train.p
+    return 0.0
 
 
 def exact_flops(train: Any, state: Any) -> float:
