@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: reproduce test test-faults lint format figures table peers clean
+.PHONY: reproduce test test-faults test-sweeps lint format figures table peers clean
 
 reproduce: .venv/installed
 	$(BIN)/python -m experiments experiment=loo_linear
@@ -13,6 +13,10 @@ test: .venv/installed-dev
 # Kills, full disks and hung ranks in every experiment: minutes. Recorded in results/faults.txt.
 test-faults: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
+
+# Sweeps that start a process a job: about two minutes on two cores.
+test-sweeps: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m sweeps
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

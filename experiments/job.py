@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import sys
@@ -31,14 +32,20 @@ FREE = (
     "sweep",
     "tier.profile",
 )
+FAILED = "failed.txt"  # beside a sweep's failed job: why, for experiments.sweep
 
 
 def folder_of(cfg: DictConfig) -> Path:
     """The job's own folder: in a sweep below the sweep's, else output=, else a new one under outputs/."""
-    hydra = HydraConfig.get() if HydraConfig.initialized() else None
-    if hydra is not None and hydra.mode == RunMode.MULTIRUN:
-        return Path(hydra.sweep.dir) / str(hydra.sweep.subdir)
+    if in_a_sweep():
+        sweep = HydraConfig.get().sweep
+        return Path(sweep.dir) / str(sweep.subdir)
     return Path(cfg.output) if cfg.output else Path("outputs") / cfg.experiment.name / stamp()
+
+
+def in_a_sweep() -> bool:
+    """Whether Hydra runs this job as one of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
@@ -89,6 +96,7 @@ def execute(cfg: DictConfig) -> Path:
     folder = folder_of(cfg)
     try:
         with ranks.joined(cfg.device, folder) as mine, atomic.locked(mine):
+            (mine / FAILED).unlink(missing_ok=True)
             identity = claim(mine, settings_of(cfg))
             if ranks.from_first((mine / "record.json").is_file() and (mine / "provenance.json").is_file()):
                 print(f"{folder} already holds the record of this run; nothing to do.")
@@ -104,6 +112,10 @@ def execute(cfg: DictConfig) -> Path:
         if cfg.debug:
             traceback.print_exc()
         known = sentence(error)
+        if in_a_sweep() and not ranks.follower():
+            with contextlib.suppress(OSError):  # a full disk has its own sentence already
+                why = known[0] if known else f"{type(error).__name__}: {error}"
+                atomic.write_text(folder / FAILED, f"{why}\n")
         if known is None:
             raise
         ranks.report(known[0], error)

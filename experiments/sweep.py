@@ -1,7 +1,8 @@
 """``python -m experiments.sweep OUT sweep=NAME x=SETTING y=METRIC [log=x|y|xy]``: what became of a sweep.
 
 Lists the jobs that conf/sweep/NAME.yaml expects, in the order in which Hydra numbers them: done, failed (its
-folder holds no record) or missing (never started). Draws OUT/sweep.svg and .png and writes OUT/sweep.json.
+folder holds no record; with the reason, unless it was killed) or missing (never started). Draws OUT/sweep.svg
+and .png and writes OUT/sweep.json.
 Exit code 1 unless every job is done. METRIC is a dotted path into the record's metrics, where ``*`` is the
 last entry and ``{solver}`` the run's solver.
 """
@@ -17,7 +18,9 @@ from typing import Any
 from experiments import atomic
 from experiments.cli import CONF, JobFailed, guarded
 from experiments.errors import UserError
+from experiments.job import FAILED
 from experiments.record import Record
+from experiments.table import one_line
 
 USAGE = "usage: python -m experiments.sweep OUT sweep=NAME x=SETTING y=METRIC [log=x|y|xy]."
 
@@ -46,19 +49,33 @@ def expected(name: str) -> list[dict[str, str]]:
 
 
 def collect(folder: Path, name: str, y: str) -> list[dict[str, Any]]:
-    """One row a job: number, overrides, status, value and data set (None unless done)."""
+    """One row a job: number, overrides, status, value and data set (None unless done), why it failed."""
     rows = []
     for number, overrides in enumerate(expected(name)):
         own = folder / str(number)
-        status, value = "missing", None
-        data = None
+        status, value, data, why = "missing", None, None, None
         if (own / "record.json").is_file():
             record = Record.load(own)
             status, value, data = "done", value_at(record, y), record.data
         elif own.is_dir():
-            status = "failed"
-        rows.append({"job": number, "overrides": overrides, "status": status, "value": value, "data": data})
+            status, why = "failed", reason(own)
+        rows.append(
+            {
+                "job": number,
+                "overrides": overrides,
+                "status": status,
+                "value": value,
+                "data": data,
+                "why": why,
+            }
+        )
     return rows
+
+
+def reason(folder: Path) -> str:
+    """What the failed job in ``folder`` said, in one line."""
+    path = folder / FAILED
+    return one_line(path.read_text()) if path.is_file() else "ended without a word: killed, or still running"
 
 
 def value_at(record: Record, path: str) -> float:
@@ -118,7 +135,8 @@ def main() -> None:
     for row in rows:
         settings = " ".join(f"{key}={value}" for key, value in row["overrides"].items())
         shown = "" if row["value"] is None else f"{row['value']:.6g}"
-        print(f"{row['job']:>4}  {row['status']:<8} {shown:<12} {settings}")
+        why = f"  ({row['why']})" * bool(row["why"])
+        print(f"{row['job']:>4}  {row['status']:<8} {shown:<12} {settings}{why}")
     done = sum(row["status"] == "done" for row in rows)
     print(f"{done} of {len(rows)} jobs done")
     atomic.write_json(folders[0] / "sweep.json", {"x": options["x"], "y": options["y"], "jobs": rows})

@@ -81,13 +81,6 @@ def track(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
         return {"name": "wandb", "error": f"{type(error).__name__}: {error}"}
 
 
-def _in_a_sweep() -> bool:
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
 def _mirror(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
     folder = folder.resolve()
     own = folder / "wandb"
@@ -98,6 +91,8 @@ def _mirror(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
         os.environ[f"WANDB_{name}"] = str(place)
     import wandb
 
+    from experiments.job import in_a_sweep
+
     name = f"{record.experiment}-{record.data}-{folder.name}"
     described = provenance.git("describe", "--always", "--tags")
     tags = [record.tier, record.data, described or "", *claims_of(record), *cfg.tracking.tags]
@@ -105,7 +100,7 @@ def _mirror(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
         project=cfg.tracking.project,
         entity=cfg.tracking.entity,
         group=record.experiment,
-        job_type="sweep" if _in_a_sweep() else "experiment",
+        job_type="sweep" if in_a_sweep() else "experiment",
         name=name,
         dir=str(folder),
         tags=[tag[:64] for tag in dict.fromkeys(tags) if tag],
