@@ -19,12 +19,12 @@ from omegaconf import DictConfig
 from experiments import build
 from experiments.errors import ConfigError
 from experiments.flops import ProductCount
+from experiments.groundtruth import recorded, retrained
 from experiments.record import Record
 from experiments.run import Run
 from experiments.statistics import agreement, largest
 from influence.curvature import Hessian
-from influence.retraining import leave_one_out
-from influence.scores import predicted_change, test_gradients, up_loss
+from influence.scores import predicted_change, self_influence, test_gradients, up_loss
 from influence.solvers import Exact, LiSSA
 from influence.training import fit
 
@@ -58,8 +58,21 @@ def run(cfg: DictConfig, run: Run) -> Record:
     hessian = Hessian(train, theta)
     gradient = test_gradients(test, theta, [position])
 
-    compared_with = {name: each for name, each in settings.compare.items() if name != cfg.solver.name}
-    solvers = {cfg.solver.name: cfg.solver, **compared_with}  # the run's own solver keeps its own damping
+    problem = {
+        "n_train": train.n,
+        "n_test": test.n,
+        "n_parameters": train.p,
+        "l2": train.l2,
+        "test_index": position,
+    }
+    one = torch.tensor([position])
+    before = float(test.example_losses(theta, one)[0])
+    truth = recorded(settings.retrained, run, problem, before) if settings.retrained else None
+
+    # With a recorded ground truth the run's own solver is asked alone: the others stand in that record.
+    compare = {} if truth else settings.compare
+    others = {name: each for name, each in compare.items() if name != cfg.solver.name}
+    solvers = {cfg.solver.name: cfg.solver, **others}  # the run's own solver keeps its own damping
     scores: dict[str, dict[str, np.ndarray]] = {}
     solved: dict[str, Any] = {}
     state = None
@@ -78,43 +91,28 @@ def run(cfg: DictConfig, run: Run) -> Record:
             scores[name] = predictions(train, theta, solution.value)
         solved[name] = solution.summary()
 
-    if state is None:
-        with run.timer("factor for the retraining") as timing:
+    if state is None and (truth is None or settings.self_influence):
+        with run.timer("factor of the undamped Hessian") as timing:
             state = Exact().prepare(hessian)
         timing.flops = exact_flops(train, state)
 
     reference = scores[cfg.solver.name]["objective"]
-    removed = largest(reference, settings.removed)
-    journal = run.journal("retraining", key={"removed": removed.tolist(), "block": settings.block})
-    with (
-        run.timer(f"{len(removed)} retrainings") as timing,
-        run.progress(len(removed), "retraining") as advance,
-    ):
-        retrained = leave_one_out(
-            train,
-            theta,
-            torch.as_tensor(removed),
-            preconditioner=state.inverse,
-            tolerance=settings.retraining_tolerance,
-            block=settings.block,
-            journal=journal,
-            progress=advance,
-        )
-    timing.flops = float(retrained.iterations.sum()) * (product + 2.0 * len(state.factor) ** 2)
+    if truth is None:
+        with run.timer(f"{settings.removed} retrainings") as timing:
+            truth, steps = retrained(
+                run, settings, train, test, theta, largest(reference, settings.removed), position, state
+            )
+        timing.flops = steps * (product + 2.0 * len(state.factor) ** 2)
+    removed, actual = truth.index, truth.actual
+    own = self_influences(run, train, theta, hessian, state, settings.self_influence)
 
-    one = torch.tensor([position])
-    before = float(test.example_losses(theta, one)[0])
-    actual = (test.example_losses_many(retrained.thetas, one)[0] - before).numpy()
-    compared = {name: comparison(scores[name], scores, removed, actual) | solved[name] for name in solvers}
+    exact = scores["exact"]["objective"] if "exact" in scores else truth.exact
+    compared = {name: comparison(scores[name], exact, removed, actual) | solved[name] for name in solvers}
     predicted_label = int(test.outputs(theta, one).argmax()) if train.n_outputs > 1 else None
     return Record(
         experiment="loo_linear",
         metrics={
-            "n_train": train.n,
-            "n_test": test.n,
-            "n_parameters": train.p,
-            "l2": train.l2,
-            "test_index": position,
+            **problem,
             "test_label": data.classes[int(data.test.y[position])],
             "test_predicted": data.classes[predicted_label] if predicted_label is not None else None,
             "test_loss": before,
@@ -130,14 +128,15 @@ def run(cfg: DictConfig, run: Run) -> Record:
             **compared[cfg.solver.name]["objective"],
             "solver": cfg.solver.name,
             "solvers": compared,
+            **({"self_influence": own} if own else {}),
         },
         arrays={
             "index": removed,
             "original_index": data.train.index[removed],
             "label": data.train.y[removed],
             "actual": actual,
-            "gradient_norm": retrained.gradient_norms.numpy(),
-            "iterations": retrained.iterations.numpy(),
+            "gradient_norm": truth.gradient_norms,
+            "iterations": truth.iterations,
             **{f"predicted_{name}": scores[name]["objective"][removed] for name in solvers},
             **{f"scores_{name}": scores[name]["objective"] for name in solvers},
         },
@@ -148,13 +147,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
         },
         certificates=[
             {"fit": "all training points", **fitted.certificate.to_dict()},
-            {
-                "fit": "without one point each",
-                "count": len(removed),
-                "tolerance": settings.retraining_tolerance,
-                "largest_gradient_norm": float(retrained.gradient_norms.max()),
-                "iterations": [int(retrained.iterations.min()), int(retrained.iterations.max())],
-            },
+            truth.certificate,
         ],
     )
 
@@ -170,21 +163,36 @@ def predictions(train: Any, theta: torch.Tensor, s_test: torch.Tensor) -> dict[s
 
 
 def comparison(
-    mine: dict[str, np.ndarray],
-    scores: dict[str, dict[str, np.ndarray]],
-    removed: np.ndarray,
-    actual: np.ndarray,
+    mine: dict[str, np.ndarray], exact: np.ndarray | None, removed: np.ndarray, actual: np.ndarray
 ) -> dict[str, Any]:
-    """Agreement with retraining under each convention, and of all n scores with the exact ones where there
-    are any.
+    """Agreement with retraining under each convention, and of all n scores with the exact ones (n,) where
+    there are any.
     """
     found: dict[str, Any] = {name: agreement(mine[name][removed], actual) for name in CONVENTIONS}
-    if "exact" in scores:
-        exact = scores["exact"]["objective"]
+    if exact is not None:
         found["scores_relative_error"] = float(
-            np.linalg.norm(mine["objective"] - exact) / np.linalg.norm(exact)  # against the dense solve
+            np.linalg.norm(mine["objective"] - exact) / np.linalg.norm(exact)
         )
     return found
+
+
+def self_influences(
+    run: Run, train: Any, theta: torch.Tensor, hessian: Any, state: Any, count: int
+) -> dict[str, Any]:
+    """Exact self-influence of the first ``count`` training points, from the factor; none at 0."""
+    if not count:
+        return {}
+    if not 1 <= count <= train.n:
+        raise ConfigError(f"experiment.self_influence={count}: give 0 to {train.n}.")
+    with run.timer(f"self-influence of {count} points"):
+        found = self_influence(train, theta, hessian, idx=torch.arange(count), state=state).numpy()
+    return {
+        "count": count,
+        "mean": float(found.mean()),
+        "median": float(np.median(found)),
+        "largest": float(found.max()),
+        "largest_index": int(found.argmax()),
+    }
 
 
 def accuracy(objective: Any, theta: torch.Tensor) -> float:

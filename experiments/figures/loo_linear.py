@@ -11,7 +11,10 @@ TITLES = {
     "cg": "Linear (CG)",
     "exact": "Linear (exact)",
     "lissa": "Linear (LiSSA)",
-    "lissa_auto": "Linear (LiSSA, automatic scale)",
+    "lissa_auto": "LiSSA, automatic scale",
+    "lissa_one_repeat": "LiSSA, 1 repeat",
+    "lissa_100_repeats": "LiSSA, 100 repeats",
+    "lissa_depth_50000": "LiSSA, depth 50,000",
 }
 
 
@@ -22,9 +25,13 @@ def draw(record: Record, path: Path) -> None:
         chosen,
         *(name for name in record.metrics["solvers"] if name.startswith("lissa") and name != chosen),
     ]
-    figure, axes = style.panels(1, len(solvers), width=3.9, height=4.1)
+    columns = min(len(solvers), 3)
+    figure, axes = style.panels(-(-len(solvers) // columns), columns, width=3.9, height=4.1)
+    panels = [panel for row in axes for panel in row]
+    for panel in panels[len(solvers) :]:
+        panel.set_visible(False)
     actual = record.arrays["actual"]
-    for panel, name in zip(axes[0], solvers, strict=True):
+    for panel, name in zip(panels, solvers, strict=False):
         predicted = record.arrays[f"predicted_{name}"]
         found = record.metrics["solvers"][name]["objective"]
         style.diagonal(panel, actual, predicted)

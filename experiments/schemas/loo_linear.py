@@ -16,4 +16,6 @@ class LooLinear(Experiment):
     training_tolerance: float = 1e-10  # gradient norm of the full fit
     retraining_tolerance: float = 1e-8  # gradient norm of each retrained model
     block: int = 25  # models retrained side by side
+    retrained: str | None = None  # folder of an earlier record of the same problem; null: retrain here
+    self_influence: int = 0  # exact self-influence of the first so many training points
     compare: dict[str, Solver] = field(default_factory=dict)  # further solvers on the same points
