@@ -102,7 +102,10 @@ class Bound:
 
 @dataclass(frozen=True)
 class Spec:
-    """A run: an experiment at one tier. ``name`` is its folder below results/ or below a verification."""
+    """A run: an experiment at one tier. ``name`` is its folder below results/ or below a verification.
+
+    ``sweep``: the run is a sweep (``overrides`` name it), and this is what its collector is told.
+    """
 
     name: str
     overrides: str
@@ -112,6 +115,7 @@ class Spec:
     section: str | None = None  # of the paper; these three hold for each claim that does not say otherwise
     figure: str = ""
     tolerance: str = "deterministic"
+    sweep: str = ""
 
     @property
     def arguments(self) -> list[str]:
@@ -124,8 +128,17 @@ class Spec:
         return dict(item.split("=", 1) for item in self.arguments)["experiment"]
 
     @property
+    def recorded_as(self) -> str:
+        """The name that its record gives itself."""
+        given = dict(item.split("=", 1) for item in self.arguments)
+        return f"sweep_{given['sweep']}" if self.sweep else given["experiment"]
+
+    @property
     def command(self) -> str:
         """The exact command; the real data's folder comes from data.mirror= or INFLUENCE_MIRROR."""
+        if self.sweep:
+            jobs = f"python -m experiments --multirun {self.overrides} output=OUT"
+            return f"{jobs} && python -m experiments.sweep OUT {self.sweep}"
         return f"python -m experiments {self.overrides}"
 
 
@@ -265,7 +278,7 @@ def judge(claim: Claim, record: Record) -> Verdict:
     value = value_of(claim, record)
     if value is None:
         return Verdict(claim, NOT_REPRODUCED, None, f"the record has no {claim.metric}")
-    if record.experiment != claim.run.experiment or record.tier != claim.tier:
+    if record.experiment != claim.run.recorded_as or record.tier != claim.tier:
         remark = f"the record is one of {record.experiment} at tier {record.tier}"
         return Verdict(claim, NOT_REPRODUCED, value, remark)
     if claim.from_arrays is not None:
@@ -285,12 +298,18 @@ def judge(claim: Claim, record: Record) -> Verdict:
 
 def recomputed(source: Mapping[str, Any], record: Record) -> float | None:
     """The statistic named in ``from_arrays`` of the record's arrays, or None where they are not there."""
-    from experiments.statistics import agreement
+    from experiments.statistics import agreement, least_lead
 
     (name, arrays), *_ = source.items()
-    if not all(array in record.arrays for array in arrays):
+    parts = [str(array).partition(".") for array in arrays]  # "fixed.1": the second row of fixed
+    if not all(array in record.arrays for array, _, _ in parts):
         return None
-    found = [np.asarray(record.arrays[array], dtype=np.float64) for array in arrays]
+    found = [
+        np.asarray(record.arrays[array][int(row)] if row else record.arrays[array], dtype=np.float64)
+        for array, _, row in parts
+    ]
+    if name == "least_lead":
+        return least_lead(*found)
     if name == "mean":
         return float(found[0].mean())
     if name == "min":

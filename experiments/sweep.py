@@ -1,8 +1,9 @@
 """``python -m experiments.sweep OUT sweep=NAME x=SETTING y=METRIC [log=x|y|xy]``: what became of a sweep.
 
 Lists the jobs that conf/sweep/NAME.yaml expects, in the order in which Hydra numbers them: done, failed (its
-folder holds no record; with the reason, unless it was killed) or missing (never started). Draws OUT/sweep.svg
-and .png and writes OUT/sweep.json.
+folder holds no record; with the reason, unless it was killed) or missing (never started). Draws
+OUT/sweep_NAME.svg and .png and writes OUT/sweep.json; once every job is done, OUT also is a record like that
+of a single run, for python -m experiments.publish.
 Exit code 1 unless every job is done. METRIC is a dotted path into the record's metrics, where ``*`` is the
 last entry and ``{solver}`` the run's solver.
 """
@@ -10,10 +11,14 @@ last entry and ``{solver}`` the run's solver.
 from __future__ import annotations
 
 import itertools
+import json
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from experiments import atomic
 from experiments.cli import CONF, JobFailed, guarded
@@ -96,31 +101,94 @@ def number_of(text: str) -> float:
         raise UserError(f"x must be a setting with numbers, not {text!r}.") from None
 
 
-def draw(rows: list[dict[str, Any]], x: str, y: str, log: str, path: Path) -> None:
-    """The metric against the swept setting, a line for each choice of the others."""
-    from experiments.figures import style
+def record_of(name: str, rows: list[dict[str, Any]], folder: Path, x: str, y: str, log: str) -> Record:
+    """The finished jobs as a record of their own, so that a sweep is sealed, drawn and verified like a run.
 
-    figure, axes = style.panels(1, 1, width=6.2, height=4.2)
-    panel = axes[0][0]
-    lines: dict[str, list[tuple[float, float]]] = {}
+    Metrics: ``lines``, one for each choice of the settings that vary beside ``x`` ("all" where none does),
+    with ``values`` {x: y} and the ``highest`` and ``lowest`` of them; the same two over all lines; ``rows``.
+    """
+    done = [row for row in rows if row["status"] == "done"]
+    records = [Record.load(folder / str(row["job"])) for row in done]
     varied = [key for key in rows[0]["overrides"] if len({row["overrides"][key] for row in rows}) > 1]
-    for row in rows:
-        others = ", ".join(f"{k.split('.')[-1]} {row['overrides'][k]}" for k in varied if k != x)
-        if row["status"] == "done":
-            lines.setdefault(others, []).append((number_of(row["overrides"][x]), row["value"]))
-    for label, points in lines.items():
-        points.sort()
-        panel.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label or None)
-    if "x" in log:
-        panel.set_xscale("log")
-    if "y" in log:
-        panel.set_yscale("log")
-    panel.set_xlabel(x)
-    panel.set_ylabel(y)
-    panel.set_title(", ".join(sorted({str(row["data"]) for row in rows if row["status"] == "done"})))
-    if len(lines) > 1:
-        panel.legend(fontsize=8)
-    style.save(figure, path)
+    lines: dict[str, dict[str, float]] = {}
+    points = []
+    for row in done:
+        at = number_of(row["overrides"][x])
+        others = ", ".join(f"{k.split('.')[-1]} {row['overrides'][k]}" for k in varied if k != x) or "all"
+        lines.setdefault(others, {})[f"{at:g}"] = row["value"]
+        points.append((at, row["value"], others))
+    one = {(record.experiment, record.data, record.tier) for record in records}
+    if len(one) > 1:
+        raise UserError(f"{folder} holds jobs of more than one experiment, data set or tier: {sorted(one)}.")
+    experiment, data, tier = one.pop()
+    return Record(
+        experiment=f"sweep_{name}",
+        metrics={
+            "experiment": experiment,
+            "x": x,
+            "y": y,
+            "log": log,
+            "jobs": len(rows),
+            "done": len(done),
+            **extremes(points),
+            "lines": {
+                label: {"values": values, **extremes([point for point in points if point[2] == label])}
+                for label, values in lines.items()
+            },
+            "rows": rows,
+        },
+        arrays={"x": np.array([point[0] for point in points]), "y": np.array([point[1] for point in points])},
+        captions={
+            f"sweep_{name}": f"{y} against {x} ({experiment}, {data}, {len(done)} of {len(rows)} jobs)."
+        },
+        deviations=list(dict.fromkeys(note for record in records for note in record.deviations)),
+        certificates=[
+            {"job": row["job"], **record.certificates[0]}
+            for row, record in zip(done, records, strict=True)
+            if record.certificates
+        ],
+        data=data,
+        tier=tier,
+    )
+
+
+def extremes(points: list[tuple[float, float, str]]) -> dict[str, dict[str, Any]]:
+    """Where the metric is highest and lowest; empty where every value is NaN."""
+    known = [point for point in points if not math.isnan(point[1])]
+    return {
+        name: dict(zip(("x", "y", "line"), pick(known, key=lambda point: point[1]), strict=True))
+        for name, pick in (("highest", max), ("lowest", min))
+        if known
+    }
+
+
+def provenance_of(record: Record, folder: Path, name: str) -> dict[str, Any]:
+    """The first job's provenance, with one timing a job and the sweep's own command."""
+    jobs = [
+        json.loads((folder / str(job) / "provenance.json").read_text())
+        for job in range(len(record.arrays["x"]))
+    ]
+    timings = [
+        {"part": f"job {number}", "seconds": job["wall_seconds"], "peak_mib": job["peak_mib"]}
+        for number, job in enumerate(jobs)
+    ]
+    kept = ("code", "versions", "machine", "data", "seed", "started_utc")
+    return {key: jobs[0][key] for key in kept} | {
+        "command": ["python", "-m", "experiments.sweep", *sys.argv[1:]],
+        "sweep": f"conf/sweep/{name}.yaml",
+        "commits": sorted({str(job["code"]["git_commit"]) for job in jobs}),
+        "wall_seconds": round(sum(job["wall_seconds"] for job in jobs), 2),
+        "peak_mib": max(job["peak_mib"] for job in jobs),
+        "timings": timings,
+    }
+
+
+def save(record: Record, name: str, folder: Path) -> None:
+    """Makes ``folder`` itself the record of the whole sweep, as a single run's folder is of its own."""
+    record.save(folder)
+    head = f"# Job 0; every job's own settings are in record.json (conf/sweep/{name}.yaml).\n"
+    atomic.write_text(folder / "config.yaml", head + (folder / "0" / "config.yaml").read_text())
+    atomic.write_json(folder / "provenance.json", provenance_of(record, folder, name))
 
 
 def main() -> None:
@@ -141,7 +209,13 @@ def main() -> None:
     print(f"{done} of {len(rows)} jobs done")
     atomic.write_json(folders[0] / "sweep.json", {"x": options["x"], "y": options["y"], "jobs": rows})
     if done:
-        draw(rows, options["x"], options["y"], options.get("log", ""), folders[0] / "sweep")
+        name, log = options["sweep"], options.get("log", "")
+        record = record_of(name, rows, folders[0], options["x"], options["y"], log)
+        if done == len(rows):
+            save(record, name, folders[0])
+        from experiments.figures import draw
+
+        draw(record, folders[0])
     if done < len(rows):
         raise JobFailed(1)
 

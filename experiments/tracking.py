@@ -46,7 +46,7 @@ def claims_of(record: Record) -> list[str]:
     return [
         claim.id
         for claim in claims.load()
-        if claim.run.experiment == record.experiment and claim.tier == record.tier
+        if claim.run.recorded_as == record.experiment and claim.tier == record.tier
     ]
 
 

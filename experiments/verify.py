@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -133,12 +134,16 @@ def read(spec: Spec, folder: Path) -> Outcome:
 def execute(spec: Spec, folder: Path, log: Path, extra: Sequence[str] = ()) -> Outcome:
     """Runs the experiment in a process of its own (so that one cannot spoil the next), then reads it."""
     own = [f"output={folder}", "tracking=none"]
-    command = [sys.executable, "-m", "experiments", *spec.arguments, *own, *extra]
+    steps = [["experiments", *["--multirun"] * bool(spec.sweep), *spec.arguments, *own, *extra]]
+    if spec.sweep:
+        steps.append(["experiments.sweep", str(folder), *shlex.split(spec.sweep)])
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w") as stream:
-        code = subprocess.run(
-            command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, check=False
-        ).returncode
+        for step in steps:  # the collector is asked even where a job failed: its table then stands in the log
+            command = [sys.executable, "-m", *step]
+            code = subprocess.run(
+                command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, check=False
+            ).returncode
     if code:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines

@@ -13,7 +13,8 @@ def draw(record: Record, folder: Path) -> list[Path]:
 
     The experiment's module draws what it likes through ``style.save``; ``path`` has no suffix.
     """
-    module = importlib.import_module(f"experiments.figures.{record.experiment}")
+    name = "sweep" if record.experiment.startswith("sweep_") else record.experiment
+    module = importlib.import_module(f"experiments.figures.{name}")
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*.*g")}
     module.draw(record, folder / record.experiment)
     return sorted(path for path in folder.glob("*.*g") if before.get(path) != path.stat().st_mtime_ns)

@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from experiments.claims import NOT_REPRODUCED, REPRODUCED, Bound, Spec, load
 from experiments.cli import CONF
 from experiments.errors import UserError
-from experiments.sweep import collect, expected
+from experiments.figures import draw
+from experiments.record import Record
+from experiments.sweep import collect, expected, extremes
+from experiments.verify import verify
+from tests.experiments import verifying
 from tests.helpers import cli
 
 SMALL = ("experiment=smooth_hinge", "tracking=none", "experiment.removed=3")
@@ -25,6 +30,47 @@ def test_every_sweep_says_its_jobs(name: str) -> None:
 def test_an_unknown_sweep_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="temperature"):
         collect(tmp_path, "nothing", "pearson")
+
+
+def test_extremes_ignore_what_is_not_a_number() -> None:
+    points = [(1.0, 0.5, "a"), (2.0, float("nan"), "a"), (3.0, 0.9, "b")]
+    assert extremes(points)["highest"] == {"x": 3.0, "y": 0.9, "line": "b"}
+    assert extremes(points)["lowest"] == {"x": 1.0, "y": 0.5, "line": "a"}
+    assert extremes(points[1:2]) == {}
+
+
+def test_a_claim_can_be_made_of_a_sweep(tmp_path: Path) -> None:
+    """Jobs, collector, record, verdict, figure; the same claim with another bound is missed."""
+    spec = Spec(
+        "sweep_temperature",
+        "experiment=smooth_hinge sweep=temperature experiment.removed=3",
+        "smoke",
+        sweep="sweep=temperature x=experiment.temperatures y=temperatures.*.pearson log=x",
+    )
+    good = verifying.claim(run=spec, metric="lines.all.values.0.001", bound=Bound(between=(-1, 1)))
+    bad = verifying.claim(run=spec, id="bad", metric="highest.x", bound=Bound(at_least=2))
+    arrays = verifying.claim(
+        run=spec, id="own", metric="highest.y", bound=Bound(at_most=1), from_arrays={"max": ["y"]}
+    )
+    found = verify([good, bad, arrays], "run", tmp_path, tmp_path)
+    assert [verdict.status for verdict in found.verdicts] == [REPRODUCED, NOT_REPRODUCED, REPRODUCED]
+    folder = tmp_path / "runs" / "sweep_temperature"
+    record = Record.load(folder)
+    assert (record.data, record.tier, record.metrics["done"]) == ("digits", "smoke", 6)
+    assert record.metrics["highest"]["y"] == max(record.metrics["lines"]["all"]["values"].values())
+    assert len(found.outcomes["sweep_temperature"].provenance["timings"]) == 6
+    drawn = (folder / "sweep_temperature.svg").read_bytes()
+    (folder / "sweep_temperature.svg").unlink()
+    draw(record, folder)
+    assert (folder / "sweep_temperature.svg").read_bytes() == drawn
+
+
+@pytest.mark.parametrize("spec", [run for run in {c.run.name: c.run for c in load()}.values() if run.sweep])
+def test_the_sweeps_of_claims_are_the_lines_at_the_head_of_their_files(spec: Spec) -> None:
+    (name,) = [item.removeprefix("sweep=") for item in spec.arguments if item.startswith("sweep=")]
+    head = (CONF / "sweep" / f"{name}.yaml").read_text()
+    assert f"python -m experiments.sweep OUT {spec.sweep}\n" in head
+    assert f"python -m experiments --multirun {spec.overrides} " in head
 
 
 def test_jobs_of_a_sweep_are_the_jobs_alone_and_what_is_lost_is_seen(tmp_path: Path) -> None:
@@ -45,4 +91,5 @@ def test_jobs_of_a_sweep_are_the_jobs_alone_and_what_is_lost_is_seen(tmp_path: P
     assert [row["status"] for row in collect(sweep, "temperature", "temperatures.*.pearson")] == [
         *("done", "failed", "done", "done", "missing", "done")
     ]
-    assert (sweep / "sweep.svg").stat().st_size > 1000
+    assert (sweep / "sweep_temperature.svg").stat().st_size > 1000  # of the four that are there
+    assert not (sweep / "record.json").exists()  # but it is no record
