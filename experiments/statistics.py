@@ -27,3 +27,16 @@ def agreement(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float]:
 def largest(scores: np.ndarray, count: int) -> np.ndarray:
     """Positions of the ``count`` scores of largest absolute value, largest first; ties by position."""
     return np.argsort(-np.abs(scores), kind="stable")[:count]
+
+
+def least_lead(ahead: np.ndarray, behind: np.ndarray) -> float:
+    """By how many standard errors ``ahead`` exceeds ``behind``, both (repeats, m), in the column where that
+    is least: mean over standard error of the paired differences. NaN for one repeat, ±inf where all differ
+    alike.
+    """
+    difference = np.asarray(ahead, dtype=np.float64) - behind
+    if len(difference) < 2:
+        return float("nan")
+    error = difference.std(0, ddof=1) / len(difference) ** 0.5
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float((difference.mean(0) / error).min())
