@@ -164,6 +164,7 @@ class Claim:
     partly: Bound | None = None
     partly_reason: str | None = None
     moved: Sequence[Mapping[str, Any]] = ()  # date, old bound and reason of each change made after a run
+    missed: str = ""  # what is known of it where the record does not bear it out; it stays a miss
 
     @property
     def tier(self) -> str:
@@ -293,7 +294,8 @@ def judge(claim: Claim, record: Record) -> Verdict:
         return Verdict(claim, REPRODUCED, value)
     if claim.partly is not None and claim.partly.holds(value):
         return Verdict(claim, PARTLY, value, claim.partly_reason or "")
-    return Verdict(claim, NOT_REPRODUCED, value, f"outside {claim.bound}")
+    known = f"; {claim.missed}" * bool(claim.missed)
+    return Verdict(claim, NOT_REPRODUCED, value, f"outside {claim.bound}{known}")
 
 
 def recomputed(source: Mapping[str, Any], record: Record) -> float | None:
