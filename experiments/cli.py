@@ -29,8 +29,9 @@ HELP = """\
   python -m experiments experiment=loo_linear                                  on embedded data, no network
   python -m experiments experiment=loo_linear tier=paper data.mirror=FOLDER    on the real data
   python -m experiments experiment=loo_linear output=FOLDER                    again: resumes what is there
-  python -m experiments experiment=loo_linear --cfg job                        shows every setting, runs
-  nothing python -m experiments --multirun experiment=loo_linear seed=0,1,2            a sweep
+  python -m experiments experiment=loo_linear --cfg job                        shows all settings and ends
+  python -m experiments --multirun experiment=loo_linear seed=0,1,2            a sweep
+  python -m experiments experiment=spam data=csv data.path=FILE data.label=COLUMN   your own wrong labels
   python -m experiments.figures FOLDER      draws the figure again from the record
   python -m experiments.publish FOLDER      copies the small record into results/
   python -m experiments.table               prints paper | ours from results/"""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ def cell(value: Any) -> str:
         return repr(value)
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    if re.fullmatch(r"-\d+(\.\d+)?([eE]-?\d+)?", text):
+        return text  # a negative number computes nothing
     return f"'{text}" if text.lstrip(" \N{NO-BREAK SPACE}").startswith(FORMULA) else text
 
 

@@ -31,6 +31,7 @@ FREE = (
     "backbone.mirror",
     "sweep",
     "tier.profile",
+    "experiment.workers",  # processes or threads side by side
 )
 FAILED = "failed.txt"  # beside a sweep's failed job: why, for experiments.sweep
 
@@ -104,8 +105,12 @@ def execute(cfg: DictConfig) -> Path:
                 compute(cfg, mine, identity)
             if ranks.follower():
                 return folder
-            print(paper_and_ours(Record.load(folder)))
+            record = Record.load(folder)
+            if record.paper:
+                print(paper_and_ours(record))
             print(f"record: {folder / 'record.json'}")
+            for table in sorted(folder.glob("*.csv")):
+                print(f"table: {table}")
             for figure in sorted(folder.glob("*.png")):
                 print(f"figure: {figure}")
     except Exception as error:
@@ -131,7 +136,8 @@ def compute(cfg: DictConfig, folder: Path, identity: str) -> None:
     if ranks.follower():
         return
     record.deviations = [*record.deviations, *(note for note in run.notes if note not in record.deviations)]
-    record.paper = record.paper or OmegaConf.to_container(cfg.experiment.paper, resolve=True)
+    if cfg.data.name != "csv":  # the paper has nothing to say about a table of the user's own
+        record.paper = record.paper or OmegaConf.to_container(cfg.experiment.paper, resolve=True)
     record.data, record.tier = record.data or cfg.data.name, cfg.tier.name
     (folder / "record.json").unlink(missing_ok=True)
     from experiments.figures import draw

@@ -99,6 +99,12 @@ class Run:
             timing.peak_mib = self._memory.read()
             self.timings.append(timing)
 
+    def add_workers(self, timing: Timing, count: int, peak_mib: float) -> None:
+        """Counts ``count`` worker processes, of at most ``peak_mib`` each, into the memory of a part that has
+        ended.
+        """
+        timing.peak_mib += count * peak_mib
+
     def note(self, sentence: str) -> None:
         """Adds a deviation from the paper's protocol to the record."""
         if sentence not in self.notes:
@@ -132,7 +138,7 @@ class Run:
             "seed": self.cfg.seed,
             "started_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
             "wall_seconds": round(time.time() - self.started, 2),
-            "peak_mib": round(self._memory.whole, 1),
+            "peak_mib": round(max([self._memory.whole, *(timing.peak_mib for timing in self.timings)]), 1),
             "matrix_rate_gflops": round(self.rate, 1) if self.rate else None,
             "timings": parts,
             "solvers": self.statuses,

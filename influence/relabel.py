@@ -10,7 +10,8 @@ For ``A = nλI + D^½ K D^½`` (n × n) Woodbury gives ``D^½ X H⁻¹ Xᵀ D^½
     ∇ℓ_iᵀ H⁻¹ ∇ℓ_i = s_i² · x_iᵀ H⁻¹ x_i,    x_iᵀ H⁻¹ x_i = n (1 − nλ (A⁻¹)_ii) / D_ii
 
 for all i from the diagonal of one inverse. Where D_ii is so small that this cancels, the form
-``x_iᵀ H⁻¹ x_i = (K_ii − ‖C⁻¹ D^½ K e_i‖²)/λ`` with ``A = C Cᵀ`` is used instead.
+``x_iᵀ H⁻¹ x_i = (K_ii − ‖C⁻¹ D^½ K e_i‖²)/λ`` with ``A = C Cᵀ`` is used instead. Where d < n, all of them
+come from the d × d factor ``H = L Lᵀ`` as ``‖L⁻¹ x_i‖²``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.linalg import lapack
+from scipy.linalg import lapack, solve_triangular
 from scipy.special import expit, log_expit
 
 from influence.errors import ConvergenceError, DataError, NotPositiveDefiniteError
@@ -30,6 +31,7 @@ from influence.training import Certificate
 # Below this leverage D_ii K_ii/(nλ), 1 − nλ(A⁻¹)_ii keeps fewer than ten digits.
 _CANCELS = 1e-6
 _INNER = 2000  # CG steps inside one Newton step
+_ROWS = 1024  # rows of X made dense at a time
 _FORCING = 0.5  # relative residual of an early Newton step; later ones follow the square root of the gradient
 
 
@@ -56,12 +58,24 @@ class LogisticRefits:
         self.n, self.d = self.X.shape
         self.l2 = float(l2)
         self._xt = self.X.T.tocsr() if sp.issparse(self.X) else self.X.T
+        self.flops = 0.0  # of all products with X and its transpose in ``fit`` so far
+        self._product = 2.0 * len(values.ravel())
 
     @cached_property
     def kernel(self) -> np.ndarray:
         """``X Xᵀ (n, n)``; X itself never becomes dense."""
-        K = self.X @ self._xt
-        return K.toarray() if sp.issparse(K) else K
+        if not sp.issparse(self.X):
+            return self.X @ self._xt
+        K = np.empty((self.n, self.n))
+        for start in range(0, self.n, _ROWS):  # a sparse product of all rows would hold K twice
+            (self.X[start : start + _ROWS] @ self._xt).toarray(out=K[start : start + _ROWS])
+        return K
+
+    @property
+    def self_influence_flops(self) -> float:
+        """Necessary floating-point work of ``self_influence``: a factor and a triangular inverse or solve."""
+        n, d = float(self.n), float(self.d)
+        return n * d**2 * 2 + d**3 / 3 if d < n else 2 * n**3 / 3
 
     def _labels(self, y: np.ndarray) -> np.ndarray:
         y = np.asarray(y, dtype=np.float64)
@@ -106,6 +120,7 @@ class LogisticRefits:
             f = self.X @ theta
             s = expit(-y * f)
             gradient = self._xt @ (-y * s) / self.n + self.l2 * theta
+            self.flops += 2 * self._product
             norm = float(np.linalg.norm(gradient))
             if not norm > tolerance or iterations == max_iterations:
                 break
@@ -113,6 +128,7 @@ class LogisticRefits:
             value = self._mean_loss(f, y) + 0.5 * self.l2 * theta @ theta
             step = self._newton_step(s * (1 - s), gradient, norm, tolerance)
             along, slope, length = self.X @ step, float(gradient @ step), 1.0
+            self.flops += self._product
             # Near the minimum the decrease drowns in rounding, hence the allowance.
             while length > 1e-10:
                 candidate = theta + length * step
@@ -141,6 +157,7 @@ class LogisticRefits:
         direction, square = residual.copy(), norm * norm
         for _ in range(_INNER):
             curved = self._xt @ (D * (self.X @ direction)) / self.n + self.l2 * direction
+            self.flops += 2 * self._product
             length = square / float(direction @ curved)
             x += length * direction
             residual -= length * curved
@@ -155,18 +172,44 @@ class LogisticRefits:
     def self_influence(self, theta: np.ndarray, y: np.ndarray, squared: bool = True) -> np.ndarray:
         """``∇ℓ_iᵀ H⁻¹ ∇ℓ_i = s_i² x_iᵀH⁻¹x_i`` for all n, exact: ``(n,)``, ≥ 0.
 
-        This is ``−I_up,loss(z_i, z_i)``. One n × n factor and its triangular inverse, 2n³/3 operations.
+        This is ``−I_up,loss(z_i, z_i)``. One factor and one triangular inverse of size n, 2n³/3 operations;
+        where d < n one factor and n solves of size d.
 
         Args:
             squared: False gives ``s_i x_iᵀH⁻¹x_i`` instead, which the authors' stored figure was made with.
 
         Raises:
-            NotPositiveDefiniteError: λ is so small that A is singular in float64.
+            NotPositiveDefiniteError: λ is so small that the matrix to factor is singular in float64.
         """
         y = self._labels(y)
         f = self.X @ theta
         s = expit(-y * f)
         D = expit(f) * expit(-f)
+        quadratic = self._by_features(D) if self.d < self.n else self._by_examples(D)
+        return np.maximum(quadratic, 0.0) * (s * s if squared else s)
+
+    def _singular(self) -> NotPositiveDefiniteError:
+        return NotPositiveDefiniteError(f"the Hessian is singular in float64; raise l2 = {self.l2}")
+
+    def _by_features(self, D: np.ndarray) -> np.ndarray:
+        """All ``x_iᵀ H⁻¹ x_i (n,)`` by the d × d factor."""
+        weighted = self.X.multiply(D[:, None]).tocsr() if sp.issparse(self.X) else self.X * D[:, None]
+        H = self._xt @ weighted
+        H = (H.toarray() if sp.issparse(H) else H) / self.n
+        H.flat[:: self.d + 1] += self.l2
+        factor, info = lapack.dpotrf(H.T, lower=1, overwrite_a=1, clean=1)
+        if info != 0:
+            raise self._singular()
+        out = np.empty(self.n)
+        for start in range(0, self.n, _ROWS):
+            rows = self.X[start : start + _ROWS]
+            dense = rows.toarray() if sp.issparse(rows) else rows
+            half = solve_triangular(factor, dense.T, lower=True, check_finite=False)
+            out[start : start + _ROWS] = np.einsum("ij,ij->j", half, half)
+        return out
+
+    def _by_examples(self, D: np.ndarray) -> np.ndarray:
+        """All ``x_iᵀ H⁻¹ x_i (n,)`` by the n × n factor of A."""
         root, shift = np.sqrt(D), self.n * self.l2
         A = self.kernel * root[:, None]
         A *= root
@@ -175,9 +218,7 @@ class LogisticRefits:
         if info == 0:
             inverse, info = lapack.dtrtri(factor, lower=1, overwrite_c=1)
         if info != 0:
-            raise NotPositiveDefiniteError(
-                f"the Gram matrix plus nλ is singular in float64; raise l2 = {self.l2}"
-            )
+            raise self._singular()
         diagonal = np.einsum("ij,ij->j", inverse, inverse)  # A⁻¹ = C⁻ᵀ C⁻¹
         own = self.kernel.diagonal()
         small = np.flatnonzero(D * own < _CANCELS * shift)
@@ -186,4 +227,4 @@ class LogisticRefits:
         if len(small):
             half = inverse @ (root[:, None] * self.kernel[:, small])
             quadratic[small] = (own[small] - np.einsum("ij,ij->j", half, half)) / self.l2
-        return np.maximum(quadratic, 0.0) * (s * s if squared else s)
+        return quadratic

@@ -23,11 +23,13 @@ _MOSTLY = 0.9  # a column with this share of numbers is a numeric one with mista
 _WORD = r"(?u)\b\w+\b"
 
 
-def read_table(path: str | Path) -> Any:
+def read_table(path: str | Path, separator: str = ",") -> Any:
     """The CSV as a pandas table of strings, nothing read as missing. FileMissing, BadData with the cause."""
     import pandas as pd
 
     file = Path(path).expanduser()
+    if str(path) == "???":  # the config's mark for a setting that must be given
+        raise FileMissing("data=csv needs the file to read: set data.path=FILE.csv.")
     if not file.is_file():
         raise FileMissing(f"data.path={path} is not a file; give the CSV to read.")
     content = file.read_bytes()
@@ -37,7 +39,9 @@ def read_table(path: str | Path) -> Any:
         line = content[: error.start].count(b"\n") + 1
         raise BadData(f"{file}: line {line} is not valid UTF-8; save the file as UTF-8.") from error
     try:
-        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, na_filter=False)
+        table = pd.read_csv(
+            io.StringIO(text), dtype=str, keep_default_na=False, na_filter=False, sep=separator
+        )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
         raise BadData(
             f"{file} cannot be read as CSV ({str(error).strip()}); give a header line and one row a line."
@@ -47,6 +51,17 @@ def read_table(path: str | Path) -> Any:
             f"{file}: rows have more cells than the header line has names; quote cells that hold commas."
         )
     return table
+
+
+def _no_column(path: Any, option: str, name: str, columns: list[str]) -> str:
+    """The sentence for a column that is not there."""
+    what = "label column" if option == "label" else "column"
+    shown = ", ".join(map(repr, columns[:20])) + (", ..." if len(columns) > 20 else "")
+    remedy = f"set data.{option}."
+    for other, spelt in ((";", "';'"), ("\t", '"\\t"')):
+        if len(columns) == 1 and other in columns[0]:
+            remedy = f"if its cells are separated by {spelt}, set data.separator={spelt}."
+    return f"{path} has no {what} {name!r}; it has {shown}: {remedy}"
 
 
 def _numbers(column: Any) -> np.ndarray | None:
@@ -65,7 +80,7 @@ def _numbers(column: Any) -> np.ndarray | None:
             f"data.path: column {column.name!r} has {column.iloc[row]!r} in data row {row + 1}, where a "
             "finite number is needed "
             f"({int((~finite).sum())} such cells); fill or remove these rows, or leave the column out by "
-            "data.ignore."
+            f"data.ignore=[{column.name}]."
         )
     return None
 
@@ -93,7 +108,8 @@ def _features(
         vectorizer.fit(column.iloc[train])
     except ValueError as error:
         raise BadData(
-            f"data.path: column {name!r} has no word that occurs in {min_df} rows; lower data.min_df."
+            f"data.path: column {name!r} has no word that occurs in {min_df} rows; lower data.min_df, or, if "
+            f"it only tells the rows apart, set data.id={name}."
         ) from error
     counts = vectorizer.transform(column).tocsr()
     return counts, [f"{name}:{word}" for word in vectorizer.get_feature_names_out()]
@@ -105,27 +121,30 @@ def load(
     cache: Any = None,
     path: str,
     label: str = "label",
+    id: str | None = None,
     text: list[str] | None = None,
     ignore: list[str] | None = None,
     min_df: int = 2,
+    separator: str = ",",
     test_fraction: float = 0.0,
     seed: int = 0,
 ) -> Dataset:
-    """X (n, features) CSR float64 of every column but `label` and `ignore`; classes are the sorted values of
-    `label`.
+    """X (n, features) CSR float64 of every column but `label`, `id` and `ignore`; classes are the sorted
+    values of `label`.
 
     text: columns to read as free text whatever their cells. test_fraction: share of rows set aside as test
-    set, chosen by `seed` (0: all rows train). Split.index is the data row, from 0. BadData: missing column,
-    empty label, NaN, one class only, n < 2.
+    set, chosen by `seed` (0: all rows train). Split.index is the data row, from 0; Split.extra has the cells
+    of all columns as they stand in the file, `id` first. BadData: missing column, empty label, NaN, one class
+    only, n < 2.
     """
-    table = read_table(path)
-    for name in (label, *(text or ()), *(ignore or ())):
-        if name not in table.columns:
-            what = "label column" if name == label else "column"
-            raise BadData(
-                f"{path} has no {what} {name!r}; it has {', '.join(map(repr, table.columns))}: set "
-                "data.label."
-            )
+    if len(separator) != 1:
+        raise BadData(f"data.separator={separator!r}; give one character, such as ';'.")
+    table = read_table(path, separator)
+    asked = {"label": [label], "id": [id] if id else [], "text": text or (), "ignore": ignore or ()}
+    for option, names in asked.items():
+        for name in names:
+            if name not in table.columns:
+                raise BadData(_no_column(path, option, name, list(table.columns)))
     if not 0 <= test_fraction < 1:
         raise BadData(f"data.test_fraction={test_fraction}; it must lie in [0, 1).")
     n = len(table)
@@ -148,10 +167,10 @@ def load(
             f"{path}: column {label!r} holds {len(classes)} different values in {n} rows; is it the label? "
             "Set data.label."
         )
-    names = [name for name in table.columns if name != label and name not in (ignore or ())]
+    names = [name for name in table.columns if name not in (label, id, *(ignore or ()))]
     if not names:
         raise BadData(
-            f"{path} has no column beside the label {label!r} and the ignored ones; features are needed."
+            f"{path} has no column beside the label {label!r} and those left out; features are needed."
         )
     order = permutation(n, seed)
     rows = {"train": np.sort(order[: n - round(n * test_fraction)])}
@@ -161,7 +180,18 @@ def load(
     X.sort_indices()
     features = (*(feature for _, found in parts for feature in found), "intercept")
     y = np.array([classes.index(value) for value in labels], dtype=np.int64)
-    splits = {part: Split(X[index], y[index], index.astype(np.int64)) for part, index in rows.items()}
+    cells = {
+        name: table[name].to_numpy(dtype=object) for name in sorted(table.columns, key=lambda c: c != id)
+    }
+    splits = {
+        part: Split(
+            X[index],
+            y[index],
+            index.astype(np.int64),
+            {name: column[index] for name, column in cells.items()},
+        )
+        for part, index in rows.items()
+    }
     import hashlib
 
     content = Path(path).expanduser().read_bytes()

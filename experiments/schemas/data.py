@@ -92,8 +92,10 @@ class CsvData(Data):
 
     path: str = MISSING
     label: str = "label"
+    id: str | None = None
     text: list[str] | None = None
     ignore: list[str] | None = None
     min_df: int = 2
+    separator: str = ","
     test_fraction: float = 0.0
     seed: int = 0
