@@ -6,10 +6,9 @@ apostrophe before it, so that opening the list computes nothing.
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,18 @@ def cell(value: Any) -> str:
     return f"'{text}" if text.lstrip(" \N{NO-BREAK SPACE}").startswith(FORMULA) else text
 
 
+def line(values: Iterable[Any]) -> str:
+    """A row as a line of CSV (RFC 4180), each value by ``cell``.
+
+    Not by csv.writer: where lines end in "\\n" it leaves a carriage return bare, which ends a line elsewhere.
+    """
+    cells = [cell(value) for value in values]
+    quoted = [
+        f'"{text.replace(chr(34), chr(34) * 2)}"' if set(text) & set(',"\r\n') else text for text in cells
+    ]
+    return (",".join(quoted) if quoted != [""] else '""') + "\n"
+
+
 def csv_of(record: Record) -> str:
     """The per-point table, one row a point.
 
@@ -40,14 +51,8 @@ def csv_of(record: Record) -> str:
     """
     if not record.table or any(name not in record.arrays for name in record.table):
         raise UserError(f"the record of {record.experiment} holds no per-point table to export.")
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([cell(name) for name in record.table])
-    writer.writerows(
-        [cell(value) for value in row]
-        for row in zip(*(record.arrays[name] for name in record.table), strict=True)
-    )
-    return out.getvalue()
+    rows = zip(*(record.arrays[name] for name in record.table), strict=True)
+    return "".join(line(row) for row in (record.table, *rows))
 
 
 def main() -> None:

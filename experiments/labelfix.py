@@ -19,6 +19,7 @@ from influence.relabel import LogisticRefits
 
 # "authors": s_i xᵀH⁻¹x, not s_i² xᵀH⁻¹x: their stored figure was ranked by it, before a fix of the code.
 RANKINGS = ("influence", "loss", "random", "authors")
+LEADS = (("influence", "loss"), ("loss", "random"), ("influence", "random"), ("authors", "loss"))
 CLEAN = "clean"  # the unit of work before any flip
 PARTS = ("fit", "self_influence", "refits")
 
@@ -188,7 +189,6 @@ def curves(fixed: np.ndarray, accuracy: np.ndarray, flips: int) -> dict[str, Any
             found[what][name], found[f"{what}_error"][name] = mean_and_error(values[:, row])
         of = {name: values[:, row] for row, name in enumerate(RANKINGS)}
         found[f"{what}_leads"] = {
-            f"{ahead}_over_{behind}": least_lead(of[ahead], of[behind])
-            for ahead, behind in (("influence", "loss"), ("loss", "random"), ("influence", "authors"))
+            f"{ahead}_over_{behind}": least_lead(of[ahead], of[behind]) for ahead, behind in LEADS
         }
     return found

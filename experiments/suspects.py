@@ -8,8 +8,6 @@ record keeps the numbers only: none of the user's texts.
 
 from __future__ import annotations
 
-import csv
-import io
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from experiments.benchmarks.runner import available_gib
 from experiments.build import targets_of
 from experiments.data import Dataset
 from experiments.errors import UserError
-from experiments.export import cell
+from experiments.export import line
 from experiments.record import Record
 from experiments.run import Run
 from influence.relabel import LogisticRefits
@@ -99,12 +97,9 @@ def listed(columns: dict[str, np.ndarray], data: Dataset, order: np.ndarray) -> 
     One of ours whose name the user's file has too gets underscores. No cell is a formula to a spreadsheet.
     """
     theirs = {name: np.asarray(values)[order] for name, values in data.train.extra.items()}
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*(cell(distinct(name, theirs)) for name in columns), *(cell(name) for name in theirs)])
-    for row in zip(*columns.values(), *theirs.values(), strict=True):
-        writer.writerow([cell(value) for value in row])
-    return out.getvalue()
+    names = [*(distinct(name, theirs) for name in columns), *theirs]
+    rows = zip(*columns.values(), *theirs.values(), strict=True)
+    return "".join(line(row) for row in (names, *rows))
 
 
 def distinct(name: str, taken: dict[str, Any]) -> str:
