@@ -178,13 +178,12 @@ def repeats(run: Run, work: LabelFixing, settings: DictConfig) -> dict[Any, dict
             journal.put(unit, arrays)
             found[unit] = arrays
             advance(len(units) - sum(value is None for value in found.values()))
-    used = min(count, len(missing))
-    if used:
-        run.add_workers(whole, used, max(float(found[unit]["peak_mib"]) for unit in missing))
+    peak = max(float(arrays["peak_mib"]) for arrays in found.values())  # of one worker
+    run.add_workers(whole, min(count, len(missing)), peak)
     seconds, flops = (np.stack([found[unit][name] for unit in units]) for name in ("seconds", "flops"))
     n = len(work.y)
     run.timings.append(
-        Timing(f"exact self-influence of all {n}, once, from nothing", flops[0, 1], seconds[0, 1])
+        Timing(f"exact self-influence of all {n}, once, from nothing", flops[0, 1], seconds[0, 1], peak)
     )
     fits = work.checks * len(RANKINGS)
     labels = {"fit": "fits of flipped labels", "self_influence": f"self-influences of all {n}"}
@@ -195,6 +194,7 @@ def repeats(run: Run, work: LabelFixing, settings: DictConfig) -> dict[Any, dict
                 f"{len(units) - 1} {labels[part]}, seconds of all workers together",
                 flops[1:, column].sum(),
                 seconds[1:, column].sum(),
+                peak,
             )
         )
     return found

@@ -82,7 +82,7 @@ def suspects(record: Record, path: Path, k: str) -> None:
     for row, line in enumerate(a["first_line"]):
         flipped = bool(a["flipped"][row])
         given = f"{a['given'][row]}, {'flipped' if flipped else 'the true one'}"
-        cells = (f"{row + 1}", given, f"{a['self_influence'][row]:.0f}", str(line))
+        cells = (f"{row + 1}", given, f"{a['self_influence'][row]:.0f}", str(line) or "(empty)")
         for x, text in zip((0.0, 0.05, 0.27, 0.4), cells, strict=True):
             colour = style.RED if flipped else "black"
             # A subject is shown as it is: "$" begins no formula.
