@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import atomic
 from experiments.benchmarks import problems, runner, summary
+from experiments.errors import UserError
 from experiments.journal import Journal
 from experiments.provenance import ROOT
 from experiments.record import Record
@@ -60,7 +61,7 @@ class Bench:
         if not path.is_file():
             outcome, answer = self.start(problem, measurement, timed=False)
             if answer is None:
-                raise RuntimeError(f"the reference of {problem} failed: {outcome['reason']}")
+                raise UserError(f"the dense reference of the problem {problem} failed: {outcome['reason']}.")
             np.save(path.with_suffix(".tmp.npy"), answer)
             path.with_suffix(".tmp.npy").replace(path)
             self.put(f"reference {problem}", outcome)

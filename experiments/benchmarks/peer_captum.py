@@ -50,7 +50,8 @@ def arnoldi_self(problem: Problem) -> Work:
 
 
 def naive(problem: Problem) -> Work:
-    return influence(problem, "NaiveInfluenceFunction", hessian_inverse_tol=1e-12)
+    every = len(problem.theta)  # the default keeps 50 eigenvectors
+    return influence(problem, "NaiveInfluenceFunction", hessian_inverse_tol=1e-12, projection_dim=every)
 
 
 def load() -> dict[str, Adapter]:

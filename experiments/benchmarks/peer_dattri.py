@@ -24,7 +24,7 @@ def task(problem: Problem) -> Any:
     def loss(params: Any, data: Any) -> Tensor:
         inputs, labels = data
         outputs = torch.func.functional_call(model, params, (inputs,))
-        return torch.nn.functional.cross_entropy(outputs, labels)
+        return torch.nn.functional.cross_entropy(outputs, labels.long())  # LiSSA samples them as floats
 
     return AttributionTask(loss_func=loss, model=model, checkpoints=model.state_dict())
 

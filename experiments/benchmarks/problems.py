@@ -19,7 +19,8 @@ from experiments.errors import ConfigError
 from influence.linear import LinearObjective
 from influence.training import fit
 
-ADAM_STEPS = {"tanh_cnn": 3000, "tanh_cnn_small": 300}
+ADAM_STEPS = {"tanh_cnn": 3000, "tanh_cnn_small": 1000}
+LBFGS_STEPS = 400  # then, on all examples: near a minimum H + damping I is positive definite
 
 
 def write(folder: Path, facts: dict[str, Any], **arrays: np.ndarray) -> None:
@@ -99,6 +100,14 @@ def network(folder: Path, data: Dataset, settings: Any, seed: int) -> None:
         learning_rate=lambda step: 1e-2 * 0.1 ** (2 * step / steps),
         batch_size=min(500, len(y)),
         generator=generator,
+        raise_on_failure=False,
+    )
+    done = fit(
+        objective,
+        done.theta,
+        method="lbfgs",
+        tolerance=1e-5,
+        max_iterations=LBFGS_STEPS,
         raise_on_failure=False,
     )
     facts = {
