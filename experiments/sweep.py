@@ -1,11 +1,13 @@
-"""``python -m experiments.sweep OUT sweep=NAME x=SETTING y=METRIC [log=x|y|xy]``: what became of a sweep.
+"""``python -m experiments.sweep OUT sweep=NAME x=SETTING y=METRIC [log=x|y|xy] [time=PART]``: what became of
+a sweep.
 
 Lists the jobs that conf/sweep/NAME.yaml expects, in the order in which Hydra numbers them: done, failed (its
 folder holds no record; with the reason, unless it was killed) or missing (never started). Draws
 OUT/sweep_NAME.svg and .png and writes OUT/sweep.json; once every job is done, OUT also is a record like that
 of a single run, for python -m experiments.publish.
 Exit code 1 unless every job is done. METRIC is a dotted path into the record's metrics, where ``*`` is the
-last entry and ``{solver}`` the run's solver.
+last entry and ``{solver}`` the run's solver. With time=PART the figure also shows the metric against the
+seconds of each job's parts whose names begin with PART.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from experiments.job import FAILED
 from experiments.record import Record
 from experiments.table import one_line
 
-USAGE = "usage: python -m experiments.sweep OUT sweep=NAME x=SETTING y=METRIC [log=x|y|xy]."
+USAGE = "usage: python -m experiments.sweep OUT sweep=NAME x=SETTING y=METRIC [log=x|y|xy] [time=PART]."
 
 
 def expected(name: str) -> list[dict[str, str]]:
@@ -93,6 +95,17 @@ def value_at(record: Record, path: str) -> float:
     return float(value)
 
 
+def seconds_of(record: Record, folder: Path, part: str) -> float:
+    """Seconds of the parts of the job in ``folder`` whose names begin with ``part``."""
+    prefix = part.replace("{solver}", str(record.metrics.get("solver")))
+    timings = json.loads((folder / "provenance.json").read_text())["timings"]
+    found = [each["seconds"] for each in timings if each["part"].startswith(prefix)]
+    if not found:
+        known = ", ".join(each["part"] for each in timings)
+        raise UserError(f"no part of {folder} begins with {prefix!r}: choose one of {known}.")
+    return round(sum(found), 4)
+
+
 def number_of(text: str) -> float:
     """A setting as a number; the last one of a list."""
     try:
@@ -101,15 +114,24 @@ def number_of(text: str) -> float:
         raise UserError(f"x must be a setting with numbers, not {text!r}.") from None
 
 
-def record_of(name: str, rows: list[dict[str, Any]], folder: Path, x: str, y: str, log: str) -> Record:
+def record_of(
+    name: str, rows: list[dict[str, Any]], folder: Path, x: str, y: str, log: str, part: str = ""
+) -> Record:
     """The finished jobs as a record of their own, so that a sweep is sealed, drawn and verified like a run.
 
     Metrics: ``lines``, one for each choice of the settings that vary beside ``x`` ("all" where none does),
     with ``values`` {x: y} and the ``highest`` and ``lowest`` of them; the same two over all lines; ``rows``.
+    With ``part``, the array ``seconds`` says how long each job's parts of that name took: of all records
+    only a sweep's holds times, because accuracy against time is what it is asked for.
     """
     done = [row for row in rows if row["status"] == "done"]
     records = [Record.load(folder / str(row["job"])) for row in done]
     varied = [key for key in rows[0]["overrides"] if len({row["overrides"][key] for row in rows}) > 1]
+    seconds = [
+        seconds_of(record, folder / str(row["job"]), part)
+        for record, row in zip(records, done, strict=True)
+        if part
+    ]
     lines: dict[str, dict[str, float]] = {}
     points = []
     for row in done:
@@ -137,7 +159,12 @@ def record_of(name: str, rows: list[dict[str, Any]], folder: Path, x: str, y: st
             },
             "rows": rows,
         },
-        arrays={"x": np.array([point[0] for point in points]), "y": np.array([point[1] for point in points])},
+        arrays={
+            "x": np.array([point[0] for point in points]),
+            "y": np.array([point[1] for point in points]),
+            "line": np.array([list(lines).index(point[2]) for point in points]),
+            **({"seconds": np.array(seconds)} if part else {}),
+        },
         captions={
             f"sweep_{name}": f"{y} against {x} ({experiment}, {data}, {len(done)} of {len(rows)} jobs)."
         },
@@ -195,7 +222,8 @@ def main() -> None:
     """Collects the sweep named on the command line."""
     options = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
     folders = [Path(argument) for argument in sys.argv[1:] if "=" not in argument]
-    if len(folders) != 1 or not {"sweep", "x", "y"} <= set(options) <= {"sweep", "x", "y", "log", "debug"}:
+    known = {"sweep", "x", "y", "log", "time", "debug"}
+    if len(folders) != 1 or not {"sweep", "x", "y"} <= set(options) <= known:
         raise UserError(USAGE)
     rows = collect(folders[0], options["sweep"], options["y"])
     if options["x"] not in rows[0]["overrides"]:
@@ -210,7 +238,8 @@ def main() -> None:
     atomic.write_json(folders[0] / "sweep.json", {"x": options["x"], "y": options["y"], "jobs": rows})
     if done:
         name, log = options["sweep"], options.get("log", "")
-        record = record_of(name, rows, folders[0], options["x"], options["y"], log)
+        part = options.get("time", "")
+        record = record_of(name, rows, folders[0], options["x"], options["y"], log, part)
         if done == len(rows):
             save(record, name, folders[0])
         from experiments.figures import draw
