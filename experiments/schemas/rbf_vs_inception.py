@@ -19,3 +19,4 @@ class RbfVsInception(Experiment):
     shown: int = 5  # most helpful images of each model in the figure
     extremes: int = 50  # most helpful and most harmful images whose classes are counted
     training_tolerance: float = 1e-10  # gradient norm of the logistic fit
+    largest_gap: float = 1e-6  # relative duality gap of the hinge SVM above which it is refused

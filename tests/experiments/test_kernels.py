@@ -8,7 +8,8 @@ from sklearn.metrics.pairwise import rbf_kernel
 
 from experiments import kernels
 from experiments.errors import UserError
-from experiments.rbf_vs_inception import choose, hinge_fit
+from experiments.rbf_vs_inception import choose
+from experiments.svm import fit_hinge
 
 RANDOM = np.random.RandomState(0)
 TRAIN, TEST = (RANDOM.randint(0, 256, (n, 4, 4, 3)).astype(np.uint8) for n in (20, 7))
@@ -32,7 +33,7 @@ def test_a_repeated_training_image_is_explained() -> None:
 
 def test_the_hinge_fit_is_a_minimum_of_the_mean_hinge_plus_l2() -> None:
     X, y, l2 = RANDOM.randn(30, 5), np.sign(RANDOM.randn(30)), 0.05
-    best = hinge_fit(X, y, l2)
+    best, _ = fit_hinge(X, y, l2, 1e-8, 1e-6)
 
     def value(w: np.ndarray) -> float:
         return float(np.maximum(0, 1 - y * (X @ w)).mean() + l2 / 2 * w @ w)
