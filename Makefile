@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: reproduce test test-faults test-sweeps lint format figures table peers clean
+.PHONY: reproduce test test-faults test-slow lint format figures table peers clean
 
 reproduce: .venv/installed
 	$(BIN)/python -m experiments experiment=loo_linear
@@ -14,9 +14,9 @@ test: .venv/installed-dev
 test-faults: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
 
-# Sweeps that start a process a job: about two minutes on two cores.
-test-sweeps: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m sweeps
+# Sweeps that start a process a job, and embedded runs spoiled until their claims fail: about five minutes.
+test-slow: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ MB together (the figure's own arrays first, the largest dropped first, and named
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -33,11 +34,18 @@ def publish(folder: Path, target: Path) -> list[str]:
             f"{folder}: the per-point table alone is over {LIMIT} bytes of arrays; record fewer points."
         )
     record.save(target)
-    for path in (folder / "config.yaml", *folder.glob("*.svg"), *folder.glob("*.png")):
+    for path in (*folder.glob("*.svg"), *folder.glob("*.png")):
         atomic.write_bytes(target / path.name, path.read_bytes())
+    atomic.write_text(target / "config.yaml", without_places((folder / "config.yaml").read_text()))
     provenance = json.loads((folder / "provenance.json").read_text())
+    provenance["command"] = [without_places(part) for part in provenance.get("command", [])]
     atomic.write_json(target / "provenance.json", provenance | {"arrays_left_out": sorted(dropped)})
     return sorted(dropped)
+
+
+def without_places(text: str) -> str:
+    """``text`` with FOLDER for every absolute path, which means nothing on another machine."""
+    return re.sub(r"(?m)(^|[\s=])/[^\s'\"]+/[^\s'\"]*", r"\1FOLDER", text)
 
 
 def main() -> None:

@@ -39,14 +39,15 @@ def render(found: Verification) -> str:
         verdicts = [verdict for verdict in found.verdicts if verdict.claim.run.name == name]
         section, used = section_of(outcome, verdicts, left, bool(runs))
         left -= used
-        runs.append(section)
+        runs.append(section | {"anchor": f"run-{len(runs) + 1}"})
     return environment.get_template("report.html.j2").render(
         title="Influence functions: what holds, and what does not",
         source=found.details["from"],
         tiers=found.details["tiers"],
         code=found.details["code"],
         counts={status: sum(v.status == status for v in found.verdicts) for status in STATUSES},
-        misses=[verdict for verdict in found.verdicts if not verdict.accepted],
+        misses=[verdict for verdict in found.verdicts if verdict.status == NOT_REPRODUCED],
+        not_run=[run for run in runs if any(verdict.status == NOT_RUN for verdict in run["verdicts"])],
         runs=runs,
         marks=MARKS,
         paper=shown_paper,

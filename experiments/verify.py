@@ -118,7 +118,8 @@ def read(spec: Spec, folder: Path) -> Outcome:
     """The record in ``folder``: whole, its arrays its own, its seal unbroken."""
     outcome = Outcome(spec, folder)
     if not (folder / "record.json").is_file():
-        outcome.ran, outcome.problem = False, f"no record in {folder}"
+        place = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+        outcome.ran, outcome.problem = False, f"no record in {place}"
         return outcome
     try:
         record = Record.load(folder)

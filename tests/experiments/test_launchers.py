@@ -1,6 +1,6 @@
-"""Twelve jobs under a launcher are the twelve one by one, byte for byte; one that fails costs only itself.
+"""A dozen jobs under a launcher are the same one by one, byte for byte; one that fails costs only itself.
 
-submitit starts a process a job, so its half (marker ``sweeps``) takes minutes: ``make test-sweeps`` runs it.
+submitit starts a process a job, so its half (marker ``slow``) takes minutes: ``make test-slow`` runs it.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ def results(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def one_by_one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The twelve jobs one after the other in one process."""
+    """The jobs one after the other in one process."""
     folder = tmp_path_factory.mktemp("one-by-one")
     done = cli(*SWEEP, f"output={folder}")
     assert done.returncode == 0, done.stderr
     found = results(folder)
-    assert JOBS == 12
+    assert JOBS >= 12
     assert len(found) == 5 * JOBS
     return found
 
 
-@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.sweeps)])
-def test_twelve_jobs_at_once_of_which_one_fails(
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)])
+def test_a_dozen_jobs_at_once_of_which_one_fails(
     launcher: str, one_by_one: dict[str, bytes], tmp_path: Path
 ) -> None:
     command = (*SWEEP, f"hydra/launcher={launcher}", f"output={tmp_path}")
@@ -57,7 +57,7 @@ def test_twelve_jobs_at_once_of_which_one_fails(
     assert cli(*command, timeout=300).returncode == 1
 
     others = {name: content for name, content in one_by_one.items() if not name.startswith(f"{BROKEN}/")}
-    assert len(others) == 5 * 11
+    assert len(others) == 5 * (JOBS - 1)
     assert results(tmp_path) == others
     table = cli(str(tmp_path), *ASK, module="experiments.sweep")
     assert table.returncode == 1
@@ -65,9 +65,9 @@ def test_twelve_jobs_at_once_of_which_one_fails(
     assert [line.split()[1] for line in lines[:JOBS]] == [
         "failed" if i == BROKEN else "done" for i in range(JOBS)
     ]
-    assert "solver=exact solver.damping=0.001  (" in lines[BROKEN]
+    assert all(f"{key}={value}" in lines[BROKEN] for key, value in expected("damping")[BROKEN].items())
     assert "belongs to a run with other settings" in lines[BROKEN]
-    assert lines[JOBS] == "11 of 12 jobs done"
+    assert lines[JOBS] == f"{JOBS - 1} of {JOBS} jobs done"
 
     marker.unlink()  # mended: the same command does what is missing, and nothing else
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/record.json")}
@@ -81,7 +81,7 @@ def test_twelve_jobs_at_once_of_which_one_fails(
 def test_a_job_killed_without_a_word_is_said_to_be(tmp_path: Path) -> None:
     (tmp_path / "3").mkdir()
     rows = collect(tmp_path, "damping", "pearson")
-    assert [row["status"] for row in rows].count("missing") == 11
+    assert [row["status"] for row in rows].count("missing") == JOBS - 1
     assert "killed" in rows[3]["why"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -81,9 +82,13 @@ def test_publishing_drops_the_largest_arrays_first(tmp_path: Path) -> None:
     example(arrays={"x": np.arange(4.0), "y": np.arange(4), "all": np.zeros(LIMIT // 8)}).save(run)
     with pytest.raises(UserError, match="no finished run"):
         publish(run, tmp_path / "results" / "loo_linear")
-    (run / "provenance.json").write_text("{}")
-    (run / "config.yaml").write_text("a: 1\n")
+    (run / "provenance.json").write_text(f'{{"command": ["python", "seed=1/2", "output={run}"]}}')
+    (run / "config.yaml").write_text(f"a: 1\nmirror: ../shared/data\noutput: {run}\n")
     assert publish(run, tmp_path / "results" / "loo_linear") == ["all"]
+    folder = tmp_path / "results" / "loo_linear"
+    assert (folder / "config.yaml").read_text() == "a: 1\nmirror: ../shared/data\noutput: FOLDER\n"
+    command = json.loads((folder / "provenance.json").read_text())["command"]
+    assert command == ["python", "seed=1/2", "output=FOLDER"]  # this machine's places stay here
     published = Record.load(tmp_path / "results" / "loo_linear")
     assert set(published.arrays) == {"x", "y"}
     assert [record.experiment for record in records_in(tmp_path / "results")] == ["loo_linear"]

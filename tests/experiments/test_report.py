@@ -138,7 +138,7 @@ def test_it_says_what_was_found(tmp_path: Path) -> None:
         assert text in words, text
     assert "python -m experiments experiment=loo_linear tier=paper" in words
     assert "1e-11" in words
-    assert {a["href"] for a in page.named("a")} >= {"#missed", "#absent"}
+    assert {a["href"] for a in page.named("a")} >= {"#missed", "#run-2"}
 
 
 def test_figures_are_inline_and_the_smaller_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

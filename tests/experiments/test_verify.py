@@ -40,7 +40,6 @@ def test_the_embedded_tier_runs_holds_and_can_fail(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "failing"),
     [
-        ("solver.damping=1", {"smoke-loo-scale", "smoke-cg-exact"}),
         ("solver.max_iterations=3 solver.raise_on_failure=false", {"smoke-cg-exact"}),
         (
             "experiment.test_index=99999",

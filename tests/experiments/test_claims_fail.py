@@ -1,0 +1,122 @@
+"""No embedded claim is vacuous: each is false of a run that is spoiled on purpose (most by marker ``slow``).
+
+The real tiers' claims are of the same kinds: test_claims.py shows each of them false just outside its bound,
+and ``fails_when`` says of what run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import experiments.data
+from experiments.claims import NOT_REPRODUCED, REPRODUCED, Claim, Spec, judge, load
+from experiments.job import execute
+from experiments.record import Record
+from experiments.verify import verify
+from tests.experiments import verifying
+from tests.experiments.test_configs import composed
+
+SMOKE = {claim.id: claim for claim in load() if claim.tier == "smoke"}
+# Experiment, settings that spoil it, and the claims that must then fail on its finished record.
+SPOILED: list[tuple[str, str, set[str]]] = [
+    (
+        "loo_linear",
+        "solver.damping=1",  # a hundred times lambda
+        {"smoke-loo-pearson", "smoke-loo-sign", "smoke-loo-scale", "smoke-cg-exact"},
+    ),
+    (
+        "readmission",
+        "solver=cg solver.damping=1",
+        {"smoke-readmission-lead", "smoke-readmission-ratio", "smoke-readmission-retraining"},
+    ),
+    ("readmission", "model.l2=100 experiment.test_index=0", {"smoke-readmission-mistakes"}),
+    (
+        "smooth_hinge",
+        "experiment.test_index=0",  # right and beyond the margin: no point has any influence on it
+        {"smoke-hinge-pearson", "smoke-hinge-gain", "smoke-hinge-size"},
+    ),
+    ("smooth_hinge", "model.l2=100", {"smoke-hinge-gain", "smoke-hinge-size"}),
+    ("components", "solver.damping=1e6", {"smoke-components-full"}),
+    (
+        "loo_cnn",
+        "solver.damping=100 experiment.eigenvalues=0",
+        {"smoke-cnn-pearson", "smoke-cnn-negative-curvature"},
+    ),
+    ("loo_cnn", "experiment.steps=20 experiment.eigenvalues=0 experiment.removed=2", {"smoke-cnn-accuracy"}),
+    ("rbf_vs_inception", "experiment.gamma=1", {"smoke-fig4-svm-distance"}),
+    ("rbf_vs_inception", "model.l2=1e6", {"smoke-fig4-network-accuracy"}),
+    (
+        "benchmark",
+        "experiment.tasks.A.measurements.ours.options.tolerance=0.9 "
+        "experiment.tasks.E.measurements.ours.dtype=float32",
+        {"smoke-benchmark-cg", "smoke-benchmark-exact"},
+    ),
+    ("spam", "model.l2=1e6", {"smoke-spam-found", "smoke-spam-over-random"}),
+]
+# Claims that no setting spoils: the test below each says how.
+BY_HAND = {"smoke-components-same-label", "smoke-components-other-label", "smoke-spam-recovery"}
+
+
+def spoiled(experiment: str) -> list[Claim]:
+    """The claims on the embedded run of ``experiment``."""
+    return [claim for claim in SMOKE.values() if claim.run.name == f"smoke/{experiment}"]
+
+
+def test_every_embedded_claim_is_seen_to_fail() -> None:
+    shown = [name for _, _, failing in SPOILED for name in failing]
+    assert {*shown, *BY_HAND} == set(SMOKE)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "overrides", "failing"),
+    [
+        pytest.param(*row, marks=[] if row[0] == "loo_linear" else pytest.mark.slow, id=f"{row[0]} {row[1]}")
+        for row in SPOILED
+    ],
+)
+def test_a_spoiled_run_fails_its_claims(
+    experiment: str, overrides: str, failing: set[str], tmp_path: Path
+) -> None:
+    spec = Spec("spoiled", f"experiment={experiment} {overrides}", "smoke")
+    claims = [dataclasses.replace(claim, run=spec) for claim in spoiled(experiment)]
+    found = verify(claims, "run", tmp_path, tmp_path)
+    assert found.outcomes["spoiled"].record is not None, found.outcomes["spoiled"].problem
+    assert failing <= {verdict.claim.id for verdict in found.verdicts if verdict.status == NOT_REPRODUCED}
+    assert not found.accepted
+
+
+@pytest.mark.slow
+def test_on_centred_pixels_the_hessian_is_not_what_turns_signs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = experiments.data.load
+
+    def centred(*args: Any, **kwargs: Any) -> Any:
+        data = original(*args, **kwargs)
+        mean = data.train.X.mean(axis=0)
+        return dataclasses.replace(
+            data,
+            train=dataclasses.replace(data.train, X=data.train.X - mean),
+            test=dataclasses.replace(data.test, X=data.test.X - mean),
+        )
+
+    monkeypatch.setattr(experiments.data, "load", centred)
+    folder = execute(composed("experiment=components", "tracking=none", f"output={tmp_path / 'run'}"))
+    record = Record.load(folder)
+    for name in ("smoke-components-same-label", "smoke-components-other-label"):
+        assert judge(SMOKE[name], record).status == NOT_REPRODUCED
+
+
+@pytest.mark.slow
+def test_labels_left_as_they_are_recover_nothing(tmp_path: Path) -> None:
+    folder = execute(composed("experiment=spam", "tracking=none", f"output={tmp_path / 'run'}"))
+    record, claim = Record.load(folder), SMOKE["smoke-spam-recovery"]
+    assert judge(claim, record).status == REPRODUCED
+    unmended = record.metrics["k2"]["flipped_accuracy"] - record.metrics["clean_accuracy"]
+    assert np.isfinite(unmended)
+    assert judge(claim, verifying.altered(record, claim, unmended)).status == NOT_REPRODUCED
