@@ -212,7 +212,9 @@ def across(ranks: dict[str, Any]) -> str:
             continue
         for count, found in counts.items():
             differences = [
-                v for v in found.get("relative_difference", {}).values() if not isinstance(v, bool)
+                value
+                for name, value in found.get("relative_difference", {}).items()
+                if not isinstance(value, bool) and name != "gradient_norm"
             ]
             if differences:
                 rows.append([f"`{command}`", count, f"{max(differences):.1e}"])
