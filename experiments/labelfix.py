@@ -77,7 +77,8 @@ class LabelFixing:
         """The unit's arrays; ``seconds`` (parts,), ``flops`` (parts,) and ``peak_mib`` say what it took."""
         found = self.true_labels() if unit == CLEAN else self.repeat(*unit)
         found["peak_mib"] = PeakMemory().read()
-        return {name: np.asarray(value) for name, value in found.items()}
+        # As they come back from a journal, which knows no arrays without an axis.
+        return {name: np.atleast_1d(value) for name, value in found.items()}
 
     def true_labels(self) -> dict[str, Any]:
         """The model before any flip, and the time of all n self-influences from nothing."""

@@ -41,7 +41,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
         return values.reshape(len(settings.flips), settings.repeats, *values.shape[1:])
 
     fixed, accuracy, norms = stacked("fixed"), stacked("accuracy"), stacked("gradient_norm")
-    flipped_accuracy = stacked("flipped_accuracy")
+    flipped_accuracy = stacked("flipped_accuracy")[..., 0]
     metrics: dict[str, Any] = {
         "n_train": n,
         "n_test": len(work.test_y),
@@ -50,9 +50,9 @@ def run(cfg: DictConfig, run: Run) -> Record:
         "step": work.step,
         "repeats": settings.repeats,
         "checked": [(c + 1) * work.step / n for c in range(work.checks)],
-        "clean_accuracy": float(clean["accuracy"]),
-        "clean_theta_norm": float(clean["theta_norm"]),
-        "largest_gradient_norm": float(max(norms.max(), clean["gradient_norm"])),
+        "clean_accuracy": clean["accuracy"].item(),
+        "clean_theta_norm": clean["theta_norm"].item(),
+        "largest_gradient_norm": float(max(norms.max(), *clean["gradient_norm"])),
     }
     for row, k in enumerate(settings.flips):
         after = labelfix.mean_and_error(flipped_accuracy[row][:, None])
@@ -91,8 +91,8 @@ def run(cfg: DictConfig, run: Run) -> Record:
             {
                 "fit": "true labels",
                 "method": "newton-cg",
-                "gradient_norm": float(clean["gradient_norm"]),
-                "value": float(clean["value"]),
+                "gradient_norm": clean["gradient_norm"].item(),
+                "value": clean["value"].item(),
                 "tolerance": settings.tolerance,
             },
             {
@@ -140,14 +140,14 @@ def check(cfg: DictConfig, data: Dataset) -> None:
 def work_of(cfg: DictConfig, data: Dataset) -> LabelFixing:
     """What every worker process is given."""
     settings, n = cfg.experiment, len(data.train)
-    step = int(n * settings.step)
-    if step < 1:
-        raise ConfigError(f"experiment.step={settings.step} of {n} training examples is not one: raise it.")
     if not len(data.test):
         raise UserError(
             f"data={data.name} has no test part to measure the accuracy after refitting on: set "
             "data.test_fraction=0.2."
         )
+    step = int(n * settings.step)
+    if step < 1:
+        raise ConfigError(f"experiment.step={settings.step} of {n} training examples is not one: raise it.")
     return LabelFixing(
         data.train.X,
         targets_of(data.train.y, True).numpy(),
@@ -178,7 +178,7 @@ def repeats(run: Run, work: LabelFixing, settings: DictConfig) -> dict[Any, dict
             journal.put(unit, arrays)
             found[unit] = arrays
             advance(len(units) - sum(value is None for value in found.values()))
-    peak = max(float(arrays["peak_mib"]) for arrays in found.values())  # of one worker
+    peak = max(arrays["peak_mib"].item() for arrays in found.values())  # of one worker
     run.add_workers(whole, min(count, len(missing)), peak)
     seconds, flops = (np.stack([found[unit][name] for unit in units]) for name in ("seconds", "flops"))
     n = len(work.y)

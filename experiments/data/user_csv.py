@@ -18,6 +18,7 @@ from experiments.data.dataset import Dataset, Split, arrays_manifest, permutatio
 from experiments.data.errors import BadData, FileMissing
 
 MAX_LEVELS = 20  # more different strings than this make a column text
+SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t"}  # by name: a shell takes ";" for its own
 _MISSING = {"", "na", "n/a", "nan", "null", "none", "?"}
 _MOSTLY = 0.9  # a column with this share of numbers is a numeric one with mistakes, not text
 _WORD = r"(?u)\b\w+\b"
@@ -58,9 +59,9 @@ def _no_column(path: Any, option: str, name: str, columns: list[str]) -> str:
     what = "label column" if option == "label" else "column"
     shown = ", ".join(map(repr, columns[:20])) + (", ..." if len(columns) > 20 else "")
     remedy = f"set data.{option}."
-    for other, spelt in ((";", "';'"), ("\t", '"\\t"')):
-        if len(columns) == 1 and other in columns[0]:
-            remedy = f"if its cells are separated by {spelt}, set data.separator={spelt}."
+    for word, character in SEPARATORS.items():
+        if len(columns) == 1 and character in columns[0]:
+            remedy = f"if its cells are separated by {word}s, set data.separator={word}."
     return f"{path} has no {what} {name!r}; it has {shown}: {remedy}"
 
 
@@ -125,7 +126,7 @@ def load(
     text: list[str] | None = None,
     ignore: list[str] | None = None,
     min_df: int = 2,
-    separator: str = ",",
+    separator: str = "comma",
     test_fraction: float = 0.0,
     seed: int = 0,
 ) -> Dataset:
@@ -137,8 +138,11 @@ def load(
     of all columns as they stand in the file, `id` first. BadData: missing column, empty label, NaN, one class
     only, n < 2.
     """
+    separator = SEPARATORS.get(separator, separator)
     if len(separator) != 1:
-        raise BadData(f"data.separator={separator!r}; give one character, such as ';'.")
+        raise BadData(
+            f"data.separator={separator!r}; give {', '.join(SEPARATORS)} or one character in quotes."
+        )
     table = read_table(path, separator)
     asked = {"label": [label], "id": [id] if id else [], "text": text or (), "ignore": ignore or ()}
     for option, names in asked.items():

@@ -28,6 +28,7 @@ class DigitPairsData(Data):
 
     classes: list[int] = field(default_factory=lambda: [3, 8])
     scale: int = 4  # each pixel repeated so often in both directions
+    brightness: int = 255  # value of the brightest pixel
     train_per_class: int = 120
     test_per_class: int = 50
     seed: int = 0
@@ -96,6 +97,6 @@ class CsvData(Data):
     text: list[str] | None = None
     ignore: list[str] | None = None
     min_df: int = 2
-    separator: str = ","
+    separator: str = "comma"
     test_fraction: float = 0.0
     seed: int = 0

@@ -1,0 +1,25 @@
+"""Work for the tests of experiments.workers, in a module of its own: a new process has little to import."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from experiments.errors import UserError
+
+
+class Odd:
+    """Squares a number; other units end in other ways."""
+
+    def __call__(self, unit: object) -> object:
+        if unit == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if unit == "exit":
+            os._exit(3)
+        if unit == "raises":
+            raise UserError("this unit is bad.")
+        if unit == "threads":
+            return os.environ["OMP_NUM_THREADS"], os.getpid()
+        time.sleep(0.2)
+        return unit * unit  # type: ignore[operator]
