@@ -1,8 +1,9 @@
 """Weights & Biases as a mirror of the finished record; it never decides whether an experiment succeeds.
 
-The W&B run is made once the record is on disk, so a killed and resumed experiment leaves exactly one. It is
-offline unless WANDB_MODE says otherwise; ``wandb sync FOLDER/wandb/offline-run-*`` uploads it later. All its
-files lie below the output folder.
+The W&B run is made once the record is on disk, and its id is that of the output folder and its settings, so a
+killed and resumed experiment leaves exactly one: what an attempt that was killed here left is removed, and an
+online run is taken up again. It is offline unless WANDB_MODE says otherwise; ``wandb sync
+FOLDER/wandb/offline-run-*`` uploads it later. All its files lie below the output folder.
 
 One layout for every experiment: group = the experiment, job type "experiment" (or "sweep" for a job of a
 sweep), tags = tier, data, git describe, the claims of conf/claims.yaml that this record bears on, and the
@@ -12,6 +13,7 @@ user's own; tables ``points``, ``most_helpful`` and ``most_harmful``; the figure
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +23,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import provenance
+from experiments.atomic import sha256
 from experiments.record import Record
 
 RECORD_FILES = ("record.json", "config.yaml", "arrays.npz")
@@ -93,6 +96,9 @@ def _mirror(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
 
     from experiments.job import in_a_sweep
 
+    for left in own.glob("offline-run-*"):  # of an attempt that was killed: a finished one never comes here
+        shutil.rmtree(left)
+    online = os.environ["WANDB_MODE"] == "online"
     name = f"{record.experiment}-{record.data}-{folder.name}"
     described = provenance.git("describe", "--always", "--tags")
     tags = [record.tier, record.data, described or "", *claims_of(record), *cfg.tracking.tags]
@@ -102,6 +108,8 @@ def _mirror(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
         group=record.experiment,
         job_type="sweep" if in_a_sweep() else "experiment",
         name=name,
+        id=sha256(str(folder).encode() + (folder / "run.json").read_bytes())[:16],
+        resume="allow" if online else None,
         dir=str(folder),
         tags=[tag[:64] for tag in dict.fromkeys(tags) if tag],
         config=OmegaConf.to_container(cfg, resolve=True),

@@ -43,6 +43,8 @@ class OfflineRun:
     history: dict[str, Any] = field(default_factory=dict)
     artifacts: dict[str, list[str]] = field(default_factory=dict)
     group: str = ""
+    job_type: str = ""
+    project: str = ""
     tags: list[str] = field(default_factory=list)
     run_id: str = ""
     exit_code: int | None = None
@@ -57,6 +59,7 @@ def read_run(path: Path) -> OfflineRun:
         kind = record.WhichOneof("record_type")
         if kind == "run":
             run.group, run.run_id, run.tags = record.run.run_group, record.run.run_id, list(record.run.tags)
+            run.job_type, run.project = record.run.job_type, record.run.project
             run.config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
         elif kind == "summary":
             for item in record.summary.update:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments import provenance
 from experiments.record import Record
 from experiments.tracking import EXTREME, claims_of, extremes
 from tests.helpers import cli
@@ -17,7 +18,9 @@ SMALL = ("experiment=loo_linear", "experiment.removed=4")
 
 
 def test_the_offline_run_holds_config_metrics_table_figure_and_artifact(tmp_path: Path) -> None:
-    found = cli(*SMALL, f"output={tmp_path}", "seed=5", "tracking.tags=[mine]")
+    home = tmp_path / "home"
+    tmp_path = tmp_path / "run"
+    found = cli(*SMALL, f"output={tmp_path}", "seed=5", "tracking.tags=[mine]", HOME=str(home))
     assert found.returncode == 0, found.stderr
     runs = list((tmp_path / "wandb").glob("offline-run-*"))
     assert len(runs) == 1
@@ -25,10 +28,20 @@ def test_the_offline_run_holds_config_metrics_table_figure_and_artifact(tmp_path
     record = Record.load(tmp_path)
 
     assert run.exit_code == 0
-    assert run.group == "loo_linear"
+    assert not list(home.rglob("*wandb*"))  # everything of W&B is below the output folder
+    assert (run.project, run.group, run.job_type) == ("influence-replication", "loo_linear", "experiment")
+    described = provenance.git("describe", "--always", "--tags")
     assert {"smoke", "digits", "mine", "smoke-loo-pearson"} <= set(run.tags)
-    rows = [run.summary[f"most_{kind}/nrows"] for kind in ("helpful", "harmful")]
-    assert sum(rows) == 4  # every point left out is one or the other
+    assert described is None or described in run.tags
+    predicted = record.arrays["predicted_cg"]
+    column = record.table.index("predicted_cg")
+    for kind, of_this_kind in (
+        ("helpful", np.sort(predicted[predicted > 0])[::-1]),
+        ("harmful", np.sort(predicted[predicted < 0])),
+    ):
+        assert run.summary[f"most_{kind}/nrows"] == len(of_this_kind)
+        rows = json.loads((runs[0] / "files" / run.summary[f"most_{kind}/path"]).read_text())["data"]
+        assert [row[column] for row in rows] == of_this_kind.tolist()
     assert run.config["seed"] == 5
     assert run.config["model"]["l2"] == 0.01
     assert run.summary["pearson"] == pytest.approx(record.metrics["pearson"], abs=0)
@@ -44,6 +57,27 @@ def test_the_offline_run_holds_config_metrics_table_figure_and_artifact(tmp_path
     again = cli(*SMALL, f"output={tmp_path}", "seed=5")  # finished: no second W&B run
     assert again.returncode == 0
     assert list((tmp_path / "wandb").glob("offline-run-*")) == runs
+
+    (tmp_path / "provenance.json").unlink()  # killed while W&B was at it: done again, and still one run
+    assert cli(*SMALL, f"output={tmp_path}", "seed=5").returncode == 0
+    (once_more,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert read_run(next(once_more.glob("*.wandb"))).run_id == run.run_id
+
+
+def test_a_job_of_a_sweep_says_so(tmp_path: Path) -> None:
+    assert cli("--multirun", *SMALL, "seed=0,1", f"output={tmp_path}").returncode == 0
+    runs = [read_run(path) for path in sorted(tmp_path.glob("*/wandb/offline-run-*/*.wandb"))]
+    assert [run.job_type for run in runs] == ["sweep", "sweep"]
+    assert [run.config["seed"] for run in runs] == [0, 1]
+    assert runs[0].run_id != runs[1].run_id
+
+
+def test_a_wandb_that_cannot_write_never_fails_an_experiment(tmp_path: Path) -> None:
+    (tmp_path / "wandb").write_text("a file where its folder should be")
+    found = cli(*SMALL, f"output={tmp_path}")
+    assert found.returncode == 0, found.stderr
+    assert "tracking: W&B failed" in found.stderr
+    assert Record.load(tmp_path).metrics["removed"] == 4
 
 
 def test_without_tracking_there_is_no_wandb_folder_anywhere(tmp_path: Path) -> None:
