@@ -164,6 +164,7 @@ class Claim:
     partly: Bound | None = None
     partly_reason: str | None = None
     moved: Sequence[Mapping[str, Any]] = ()  # date, old bound and reason of each change made after a run
+    headline: bool = False  # shown in the README's table even where it is reproduced
     missed: str = ""  # what is known of it where the record does not bear it out; it stays a miss
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from experiments.atomic import jsonable, write_bytes, write_text
-from experiments.claims import NOT_RUN, PARTLY, REPRODUCED, STATUSES, Claim, Verdict
+from experiments.claims import NOT_REPRODUCED, NOT_RUN, PARTLY, REPRODUCED, STATUSES, Claim, Verdict
 from experiments.errors import UserError
 from experiments.table import shown
 
@@ -69,7 +69,7 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def short_markdown(verdicts: Sequence[Verdict]) -> str:
-    """The README's table: what is claimed, the paper's number, ours, the status."""
+    """The README's table: the headline claims and all that are not fully reproduced; the rest is counted."""
     rows = [
         (
             v.claim.figure or f"§{v.claim.section}",
@@ -79,6 +79,7 @@ def short_markdown(verdicts: Sequence[Verdict]) -> str:
             v.status,
         )
         for v in verdicts
+        if v.claim.headline or v.status in (PARTLY, NOT_REPRODUCED)
     ]
     header = ("where", "claim", "paper", "ours", "status")
     return f"{_markdown(header, rows)}\n\n{summary(verdicts)}."

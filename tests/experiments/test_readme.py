@@ -36,6 +36,13 @@ def test_each_command_is_one(module: str, arguments: str) -> None:
         found = settings(given)
         assert chosen(load(), found["tier"], found["claims"])
         return
+    if module == "experiments.sweep":
+        name = dict(item.split("=", 1) for item in given[1:])["sweep"]
+        assert f"experiments.sweep {arguments}".strip() in (cli.CONF / "sweep" / f"{name}.yaml").read_text()
+        return
+    if module == "experiments.figures":
+        assert [part.split("/")[0] for part in given] == ["results"]
+        return
     assert module == "experiments"
     overrides = [item.split(",")[0] for item in given if not item.startswith("--")]
     if overrides:
@@ -47,5 +54,7 @@ def test_each_command_is_one(module: str, arguments: str) -> None:
 def test_every_link_leads_to_a_file() -> None:
     for document in ("README.md", "results/README.md", "CONTRIBUTING.md"):
         path = ROOT / document
-        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+        text = path.read_text()
+        for target in re.findall(r"\]\(([^)#:]+)\)", text) + re.findall(r'src="([^"]+)"', text):
             assert (path.parent / target).exists(), (document, target)
+        assert all('alt="' in image for image in re.findall(r"<img[^>]*>", text))
