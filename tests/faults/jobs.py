@@ -17,6 +17,7 @@ from tests.helpers import ROOT, cli, environment
 SETTINGS = {
     "loo_linear": ["experiment=loo_linear", "experiment.removed=120", "experiment.block=2"],
     "readmission": ["experiment=readmission"],
+    "spam": ["experiment=spam", "experiment.repeats=60", "experiment.workers=2"],
     "loo_cnn": [
         "experiment=loo_cnn",
         "experiment.steps=1100",

@@ -46,6 +46,20 @@ def test_text_columns_are_counted_by_word(tmp_path: Path) -> None:
     assert "colour:red" in load("csv", path=few, text=["colour"]).feature_names  # type: ignore[operator]
 
 
+def test_an_id_is_no_feature_and_all_cells_are_kept(tmp_path: Path) -> None:
+    path = write(tmp_path, table().replace(",", ";"))
+    data = load("csv", path=path, id="colour", ignore=["id"], separator="semicolon")
+    assert data.feature_names == ("size", "intercept")
+    assert list(data.train.extra) == ["colour", "id", "size", "label"]
+    assert list(data.train.extra["size"][:2]) == ["-3.0", "-2.5"]  # as they stand in the file
+    parts = load("csv", path=path, separator=";", test_fraction=0.3, seed=1)
+    assert list(parts.test.extra["id"]) == [str(i) for i in parts.test.index]
+    tabs = write(tmp_path, table().replace(",", "\t"))
+    assert load("csv", path=tabs, separator="tab").classes == ("bad", "good")
+    with pytest.raises(DataError, match=r"separated by tabs, set data\.separator=tab"):
+        load("csv", path=tabs)
+
+
 def test_test_part_is_apart_and_statistics_come_from_training(tmp_path: Path) -> None:
     path = write(tmp_path, table())
     data = load("csv", path=path, test_fraction=0.3, seed=1)
@@ -81,7 +95,13 @@ def test_test_part_is_apart_and_statistics_come_from_training(tmp_path: Path) ->
         ("a,label", {}, "0 data rows"),
         ("", {}, "cannot be read as CSV"),
         ("a,label\n1,x\n2,y\n3,z", {}, "is it the label"),
-        ("t,label\n" + "\n".join(f"w{i},{i % 2}" for i in range(30)), {}, "no word that occurs in 2 rows"),
+        (table(), {"id": "name"}, "has no column 'name'; it has 'id', .*: set data.id"),
+        (table(), {"separator": "and"}, "'and'; give comma, semicolon, tab or one character"),
+        (
+            "t,label\n" + "\n".join(f"w{i},{i % 2}" for i in range(30)),
+            {},
+            "occurs in 2 rows; .* set data.id=t",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, options: dict, message: str) -> None:
