@@ -33,7 +33,7 @@ def cli(
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=cwd,
-        env=environment(PYTHONPATH=str(ROOT), **extra),
+        env=environment(**{"PYTHONPATH": str(ROOT)} | extra),
         capture_output=True,
         text=True,
         timeout=timeout,
