@@ -32,7 +32,7 @@ def features(
     if path.is_file():
         try:
             kept = read_npz(path)
-            if sha256_array(kept["features"]) == str(kept["sha256"]):
+            if sha256_array(kept["features"]) == kept["sha256"].item():
                 return kept["features"]
         except Exception:  # whatever is wrong with a torn file, the remedy is the same
             path.unlink(missing_ok=True)

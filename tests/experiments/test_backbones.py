@@ -66,7 +66,9 @@ def test_features_are_found_by_content_and_damage_is_noticed(tmp_path) -> None:
     found = features(first, PIXELS, cache=tmp_path)
     assert found.shape == (3, 512)
     (kept,) = (tmp_path / "features").iterdir()
-    np.testing.assert_array_equal(features(first, PIXELS, cache=tmp_path), found)
+    computed: list[int] = []
+    np.testing.assert_array_equal(features(first, PIXELS, cache=tmp_path, progress=computed.append), found)
+    assert not computed  # read from disk
     kept.write_bytes(b"torn")
     np.testing.assert_array_equal(features(first, PIXELS, cache=tmp_path), found)
     changed = PIXELS.copy()
