@@ -111,6 +111,13 @@ def flatten(message: str) -> str:
 
 def explain(error: BaseException) -> str:
     """One sentence for a config that does not compose, naming the alternatives."""
+    key, sign, value = str(getattr(error, "override", None) or "").partition("=")
+    if sign:  # what Hydra's grammar cannot read: it names a token, which says nothing to a user
+        quoted = value.replace("'", "\\'")
+        return (
+            f"{key}={value} cannot be read: a value with brackets, quotes or other signs needs quotes of its "
+            f"own inside those of the shell, \"{key}='{quoted}'\"."
+        )
     parts = [str(error)]
     if error.__cause__ is not None:
         parts.append(str(error.__cause__))

@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from hydra.errors import OverrideParseException
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 
 from experiments import labelfix, workers
-from experiments.cli import JobFailed
+from experiments.cli import JobFailed, explain
 from experiments.errors import ConfigError, UserError
 from experiments.export import line
 from experiments.figures import spam as figure
@@ -445,6 +446,16 @@ def test_what_is_wrong_with_a_table_is_said_in_one_sentence(
     assert said.startswith("error: ")
     assert message in said
     assert not list((tmp_path / "o").glob("*.csv"))
+
+
+@pytest.mark.parametrize("name", ["table (1).csv", "it's.csv", "a{b.csv", "a;b.csv"])
+def test_a_path_that_hydra_cannot_read_is_shown_as_it_can(name: str) -> None:
+    with pytest.raises(OverrideParseException) as raised:
+        composed("experiment=spam", "data=csv", f"data.path={name}")
+    said = explain(raised.value)
+    assert said.startswith(f"data.path={name} cannot be read")
+    (remedy,) = re.findall(r'"(data\.path=.*)"', said)
+    assert composed("experiment=spam", "data=csv", remedy).data.path == name
 
 
 def test_a_line_of_a_list_is_read_back_as_it_was() -> None:
