@@ -6,8 +6,9 @@ folder holds no record; with the reason, unless it was killed) or missing (never
 OUT/sweep_NAME.svg and .png and writes OUT/sweep.json; once every job is done, OUT also is a record like that
 of a single run, for python -m experiments.publish.
 Exit code 1 unless every job is done. METRIC is a dotted path into the record's metrics, where ``*`` is the
-last entry and ``{solver}`` the run's solver. With time=PART the figure also shows the metric against the
-seconds of each job's parts whose names begin with PART.
+last entry and ``{solver}`` the run's solver; SETTING may be such a path too, for one metric against another.
+With time=PART the figure also shows the metric against the seconds of each job's parts whose names begin with
+PART.
 """
 
 from __future__ import annotations
@@ -135,7 +136,8 @@ def record_of(
     lines: dict[str, dict[str, float]] = {}
     points = []
     for row in done:
-        at = number_of(row["overrides"][x])
+        swept = x in row["overrides"]
+        at = number_of(row["overrides"][x]) if swept else value_at(Record.load(folder / str(row["job"])), x)
         others = ", ".join(f"{k.split('.')[-1]} {row['overrides'][k]}" for k in varied if k != x) or "all"
         lines.setdefault(others, {})[f"{at:g}"] = row["value"]
         points.append((at, row["value"], others))
@@ -227,7 +229,13 @@ def main() -> None:
         raise UserError(USAGE)
     rows = collect(folders[0], options["sweep"], options["y"])
     if options["x"] not in rows[0]["overrides"]:
-        raise UserError(f"x={options['x']} is not swept: choose one of {', '.join(rows[0]['overrides'])}.")
+        try:
+            collect(folders[0], options["sweep"], options["x"])
+        except UserError:
+            swept = ", ".join(rows[0]["overrides"])
+            raise UserError(
+                f"x={options['x']} is not swept and no metric of the records: choose one of {swept}."
+            ) from None
     for row in rows:
         settings = " ".join(f"{key}={value}" for key, value in row["overrides"].items())
         shown = "" if row["value"] is None else f"{row['value']:.6g}"

@@ -52,6 +52,7 @@ def load_digit_pairs(
     cache: Any = None,
     classes: tuple[int, int] | list[int] = (3, 8),
     scale: int = 4,
+    brightness: int = 255,
     train_per_class: int = 120,
     test_per_class: int = 50,
     seed: int = 0,
@@ -59,7 +60,8 @@ def load_digit_pairs(
     """Two classes of digits as colour images, X (n, 8·scale, 8·scale, 3) uint8: the stand-in for dog and
     fish.
 
-    Each pixel is repeated `scale` times in both directions; the three channels are equal. The first
+    Each pixel is repeated `scale` times in both directions; the three channels are equal. The brightest pixel
+    is `brightness`: in dark images half an 8-bit step is a large part of what there is to see. The first
     `train_per_class` images of each class train, the next `test_per_class` test (as for dogfish), each part
     then shuffled by `seed`.
     """
@@ -69,7 +71,9 @@ def load_digit_pairs(
         raise BadData(f"digit_pairs: classes={pair}; give two different digits of 0..9.")
     if scale < 1 or train_per_class < 1 or test_per_class < 1:
         raise BadData("digit_pairs: scale, train_per_class and test_per_class must be at least 1.")
-    levels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    if not 1 <= brightness <= 255:
+        raise BadData(f"digit_pairs: brightness={brightness}; give 1 to 255.")
+    levels = np.rint(bunch.images * (brightness / 16)).astype(np.uint8)
     rows: dict[str, list[int]] = {"train": [], "test": []}
     for digit in pair:
         of_class = np.flatnonzero(bunch.target == digit)

@@ -15,6 +15,10 @@ def draw(record: Record, path: Path) -> None:
     metrics, timed = record.metrics, "seconds" in record.arrays
     figure, axes = style.panels(1, 1 + timed, width=6.2, height=4.2)
     panel = axes[0][0]
+    if all(len(line["values"]) == 1 for line in metrics["lines"].values()):  # one metric against another
+        order = np.argsort(record.arrays["x"])
+        path_of = (record.arrays["x"][order], record.arrays["y"][order])
+        panel.plot(*path_of, color=style.GREY, linewidth=0.8, zorder=1)
     for label, line in metrics["lines"].items():
         points = sorted((float(x), y) for x, y in line["values"].items())
         panel.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)

@@ -1,0 +1,116 @@
+"""One attempt of Fig. 5: perturb m training images until the test image flips, or give up."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.attacks.pixels import stored
+from experiments.attacks.refit import Refits, Worst
+from experiments.attacks.steps import SignSteps, Targets
+from experiments.backbones import Backbone
+from influence.relabel import LogisticRefits
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all attempts of a run share. ``pixels``: uint8 (n, height, width, 3), the training images."""
+
+    backbone: Backbone
+    refits: Refits
+    pixels: np.ndarray
+    alpha: float
+    iterations: int
+
+    def originals(self, rows: np.ndarray) -> Tensor:
+        """The stored images ``rows`` as the network sees them: ``(*rows.shape, 3, size, size)``."""
+        images = self.backbone.images(self.pixels[rows.ravel()])
+        return images.reshape(*rows.shape, *images.shape[1:]).contiguous()
+
+
+def attempt(setting: Setting, rows: np.ndarray, targets: Targets, stop: bool = True) -> dict[str, np.ndarray]:
+    """Attacks k test images side by side, each through its own m training images ``rows (k, m)``.
+
+    stop: leave an attack at the first refit that flips it; else all iterations are done.
+
+    Returns arrays over the attacks: ``flipped``, ``iterations``, ``margin`` and ``loss`` of the test image
+    under the last refit, ``movement (k, m)`` of the features, ``linf (k, m)`` and ``l2 (k, m)`` of the pixels
+    in 8-bit units, and ``delta (f, m, 3, size, size)`` of the flipped ones: added to the original it gives
+    the poisoned float image exactly.
+    """
+    began = time.perf_counter()
+    setting.refits.worst = Worst()
+    k, m = rows.shape
+    device = setting.refits.theta.device
+    index = torch.as_tensor(rows, device=device)
+    steps = SignSteps(
+        setting.backbone, setting.refits, setting.originals(rows), index, targets, setting.alpha
+    )
+    clean = setting.refits.objective.X.dense(index.ravel()).reshape(k, m, -1)
+    out: dict[str, np.ndarray] = {
+        "flipped": np.zeros(k, dtype=bool),
+        "iterations": np.zeros(k, dtype=np.int64),
+        **{name: np.zeros(k) for name in ("margin", "loss")},
+        **{name: np.zeros((k, m)) for name in ("movement", "linf", "l2")},
+    }
+    deltas: dict[int, np.ndarray] = {}
+    live = np.arange(k)
+    for iteration in range(setting.iterations + 1):
+        margins = steps.look()
+        flipped = (margins < 0).all(1).cpu().numpy()
+        last = iteration == setting.iterations
+        over = np.full(len(live), last) | (flipped if stop else False)
+        if over.any():
+            delta = (steps.images - steps.originals).flatten(2).double()
+            found = {
+                "flipped": flipped,
+                "iterations": np.full(len(live), iteration),
+                "margin": margins.mean(1).cpu().numpy(),
+                "loss": steps.losses(margins).cpu().numpy(),
+                "movement": (steps.features - clean[live]).norm(dim=2).cpu().numpy(),
+                "linf": delta.abs().amax(2).cpu().numpy(),
+                "l2": delta.norm(dim=2).cpu().numpy(),
+            }
+            for name, values in found.items():
+                out[name][live[over]] = values[over]
+            for place in np.flatnonzero(over & flipped):
+                deltas[int(live[place])] = (steps.images[place] - steps.originals[place]).cpu().numpy()
+        if over.all():
+            break
+        steps.advance(torch.as_tensor(~over, device=device))
+        live = live[~over]
+    out["delta"] = np.stack([deltas[i] for i in sorted(deltas)]) if deltas else np.zeros((0, m))
+    out["worst"] = setting.refits.worst.saved()
+    out["seconds"] = np.asarray(time.perf_counter() - began)
+    return out
+
+
+def verified(
+    setting: Setting, rows: np.ndarray, delta: np.ndarray, target: Targets, tolerance: float
+) -> dict[str, np.ndarray]:
+    """One attack, from its saved images alone: ``rows (m,)``, ``delta (m, 3, size, size)``, its t targets.
+
+    The images are put through the network one at a time and the top layer is fitted from zero by
+    ``influence.relabel``; nothing of the attack's own refit enters. Returns ``margin (t,)``, the fit's
+    ``gradient_norm``, and whether rounding gives the stored images back: ``identical``.
+    """
+    objective, backbone = setting.refits.objective, setting.backbone
+    originals = setting.originals(rows)
+    images = originals + torch.as_tensor(delta, device=originals.device)
+    X = objective.X.dense().clone()
+    with torch.inference_mode():
+        for row, image in zip(rows, images, strict=True):
+            x = image[None].contiguous(memory_format=torch.channels_last)
+            X[int(row)] = backbone(x)[0].to(X)
+    y = objective.targets.cpu().numpy()
+    theta, certificate = LogisticRefits(X.cpu().numpy(), objective.l2).fit(y, tolerance=tolerance)
+    margin = target.features[0].cpu().numpy() @ theta * target.y[0].cpu().numpy()
+    return {
+        "margin": margin,
+        "gradient_norm": np.asarray(certificate.gradient_norm),
+        "identical": np.asarray(bool((stored(images) == stored(originals)).all())),
+    }

@@ -1,0 +1,153 @@
+"""The clean model of an attack: features, the converged top layer, its factor, and the test images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from experiments import backbones, build
+from experiments.attacks.refit import Refits
+from experiments.attacks.steps import Targets
+from experiments.backbones import Backbone
+from experiments.data import Dataset
+from experiments.errors import ConfigError
+from experiments.features import features
+from experiments.run import Run
+from influence.linear import LinearObjective
+from influence.relabel import LogisticRefits
+from influence.training import Certificate
+
+
+@dataclass
+class Clean:
+    """Everything that no attack changes.
+
+    test_features, test_y: of the whole test split; margins: ``y·o`` of it. distance: between the means of the
+    two classes' training features; pair_distance: the median between two images of different classes.
+    work: floating-point operations of one image, forward and backward.
+    """
+
+    data: Dataset
+    backbone: Backbone
+    refits: Refits
+    certificate: Certificate
+    test_features: Tensor
+    test_y: Tensor
+    margins: np.ndarray
+    distance: float
+    pair_distance: float
+    work: tuple[float, float]
+
+    @property
+    def objective(self) -> LinearObjective:
+        """The clean top layer's."""
+        return self.refits.objective
+
+    @property
+    def n(self) -> int:
+        """Training images."""
+        return self.objective.n
+
+    def targets(self, positions: np.ndarray) -> Targets:
+        """One test image an attack: those at ``positions (k,)``."""
+        index = torch.as_tensor(positions, device=self.test_y.device)
+        return Targets(self.test_features[index][:, None], self.test_y[index][:, None])
+
+
+def clean_model(cfg: DictConfig, run: Run) -> Clean:
+    """Features of all images, the fit of the top layer, and its factor; all noted in the run."""
+    settings, data = cfg.experiment, run.data()
+    if cfg.model.loss != "logistic":
+        raise ConfigError(
+            f"model.loss={cfg.model.loss}: the attacked top layer is logistic; use model=logistic."
+        )
+    backbone = backbones.load(**cfg.backbone, device=cfg.device)
+    work = backbone_work(backbone)
+    n, n_test = len(data.train), len(data.test)
+    with (
+        run.timer(f"features of {n + n_test} images", flops=work[0] * (n + n_test)),
+        run.progress(n + n_test, "features") as advance,
+    ):
+        X = features(backbone, data.train.X, cache=cfg.data.data_dir, progress=advance)
+        X_test = features(
+            backbone, data.test.X, cache=cfg.data.data_dir, progress=lambda done: advance(n + done)
+        )
+    y, y_test = (build.targets_of(split.y, True).to(cfg.device) for split in (data.train, data.test))
+    objective = LinearObjective(torch.as_tensor(X, device=cfg.device), y, cfg.model.loss, cfg.model.l2)
+    with run.timer("clean fit and factor"):
+        logistic = LogisticRefits(X, cfg.model.l2)
+        found, certificate = logistic.fit(y.cpu().numpy(), tolerance=settings.training_tolerance)
+        theta = torch.as_tensor(found, device=cfg.device)
+        refits = Refits(objective, theta, settings.tolerance)
+    test_features = torch.as_tensor(X_test, device=cfg.device)
+    notes(run, backbone, data)
+    means = [X[data.train.y == label].mean(0) for label in (0, 1)]
+    return Clean(
+        data,
+        backbone,
+        refits,
+        certificate,
+        test_features,
+        y_test,
+        (y_test * (test_features @ theta)).cpu().numpy(),
+        float(np.linalg.norm(means[0] - means[1])),
+        float(torch.cdist(*(torch.as_tensor(X[data.train.y == label]) for label in (0, 1))).median()),
+        work,
+    )
+
+
+def notes(run: Run, backbone: Backbone, data: Dataset) -> None:
+    """What differs from the paper's setting."""
+    if backbone.name != "inception_v3":
+        run.note(
+            f"The network is {backbone.label} at {backbone.size} x {backbone.size} pixels "
+            f"({backbone.origin}), not Inception v3 at 299 x 299."
+        )
+    if data.name == "dogfish":
+        run.note("The classes are English springer and tench, not the paper's broad dog and fish synsets.")
+    height, width = data.train.X.shape[1:3]
+    if (height, width) != (backbone.size, backbone.size):
+        run.note(
+            f"The images are {height} x {width} pixels resized to {backbone.size} x {backbone.size} and "
+            "rounded to 8 bits: that is the stored image which an attack leaves unchanged."
+        )
+
+
+def backbone_work(backbone: Backbone) -> tuple[float, float]:
+    """Floating-point operations for one image: forward, and forward with the gradient in its pixels."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = torch.zeros(1, 3, backbone.size, backbone.size, dtype=backbone.dtype, device=backbone.device)
+    found: list[float] = []
+    for backward in (False, True):
+        with FlopCounterMode(display=False) as counter:
+            if backward:
+                backbone.pull_back(x, torch.ones(1, backbone.n_features))
+            else:
+                with torch.no_grad():
+                    backbone(x)
+        found.append(float(counter.get_total_flops()))
+    return found[0], found[1]
+
+
+def described(clean: Clean) -> dict[str, Any]:
+    """The clean model as a record's metrics have it."""
+    right = clean.margins > 0
+    return {
+        "backbone": clean.backbone.label,
+        "backbone_size": clean.backbone.size,
+        "n_features": clean.backbone.n_features,
+        "n_train": clean.n,
+        "n_test": len(right),
+        "classes": list(clean.data.classes),
+        "test_accuracy": float(right.mean()),
+        "test_correct": int(right.sum()),
+        "class_distance": clean.distance,
+        "class_distance_of_pairs": clean.pair_distance,
+        "theta_norm": float(clean.refits.theta.norm()),
+    }

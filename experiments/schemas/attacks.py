@@ -1,0 +1,45 @@
+"""Schemas of conf/experiment/attack_single.yaml and attack_group.yaml (Fig. 5)."""
+
+from dataclasses import dataclass, field
+
+from experiments.schema import Experiment, register
+
+
+@dataclass
+class Attack(Experiment):
+    """What both attacks share. Pixels and steps are in 8-bit units."""
+
+    alpha: float = 0.02  # length of a sign step
+    iterations: int = 100  # steps of one attempt at most
+    screened: int | None = 100  # longest feature-space cotangents ranked through the network; null: all
+    tolerance: float = 1e-9  # gradient norm of every refit, relative residual of every s_test
+    training_tolerance: float = 1e-10  # gradient norm of the clean fit and of the refits that verify
+
+
+@register("experiment", "attack_single")
+@dataclass
+class AttackSingle(Attack):
+    """One test image at a time: how few imperceptibly changed training images flip it?"""
+
+    name: str = "attack_single"
+    test_images: int | None = None  # of those classified correctly, chosen by seed; null: all of them
+    singles: int = 2  # candidates tried one at a time, best ranked first
+    together: list[int] = field(default_factory=lambda: [2, 3, 5, 10])  # then so many at once
+    side_by_side: int = 16  # training images perturbed at the same time, over all attacks
+    exact_rankings: int = 3  # test images whose exact ranking measures the screening's recall
+    full_length: int = 5  # test images attacked past the flip: how far the features can be moved
+    shown: int = 3  # flips in the figure
+
+
+@register("experiment", "attack_group")
+@dataclass
+class AttackGroup(Attack):
+    """One training image against many test images of one class."""
+
+    name: str = "attack_group"
+    alpha: float = 0.005
+    iterations: int = 2000
+    target_class: int | None = None  # of the test images; null: the class of the least certain training image
+    test_images: int = 30  # correctly classified ones of that class, chosen by seed
+    row: int | None = None  # training image attacked; null: the best ranked one
+    checkpoint: int = 250  # iterations between two entries of the journal
