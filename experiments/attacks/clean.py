@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,7 @@ from experiments.backbones import Backbone
 from experiments.data import Dataset
 from experiments.errors import ConfigError
 from experiments.features import features
-from experiments.run import Run
+from experiments.run import Run, Timing
 from influence.linear import LinearObjective
 from influence.relabel import LogisticRefits
 from influence.training import Certificate
@@ -68,15 +70,7 @@ def clean_model(cfg: DictConfig, run: Run) -> Clean:
         )
     backbone = backbones.load(**cfg.backbone, device=cfg.device)
     work = backbone_work(backbone)
-    n, n_test = len(data.train), len(data.test)
-    with (
-        run.timer(f"features of {n + n_test} images", flops=work[0] * (n + n_test)),
-        run.progress(n + n_test, "features") as advance,
-    ):
-        X = features(backbone, data.train.X, cache=cfg.data.data_dir, progress=advance)
-        X_test = features(
-            backbone, data.test.X, cache=cfg.data.data_dir, progress=lambda done: advance(n + done)
-        )
+    X, X_test = both_features(cfg, run, data, backbone, work[0])
     y, y_test = (build.targets_of(split.y, True).to(cfg.device) for split in (data.train, data.test))
     objective = LinearObjective(torch.as_tensor(X, device=cfg.device), y, cfg.model.loss, cfg.model.l2)
     with run.timer("clean fit and factor"):
@@ -99,6 +93,34 @@ def clean_model(cfg: DictConfig, run: Run) -> Clean:
         float(torch.cdist(*(torch.as_tensor(X[data.train.y == label]) for label in (0, 1))).median()),
         work,
     )
+
+
+def both_features(
+    cfg: DictConfig, run: Run, data: Dataset, backbone: Backbone, work: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features of the training and the test images; their time stays known when a resumed run reads them."""
+    journal, began, computed = run.journal("features"), time.perf_counter(), 0
+    n, n_test = len(data.train), len(data.test)
+    found = []
+    with run.progress(n + n_test, "features") as advance:
+        for split, before in ((data.train, 0), (data.test, n)):
+
+            def count(done: int, before: int = before) -> None:
+                nonlocal computed
+                computed = before + done
+                advance(computed)
+
+            found.append(features(backbone, split.X, cache=cfg.data.data_dir, progress=count))
+    seconds = np.asarray(time.perf_counter() - began)
+    if computed == n + n_test:
+        journal.put("all", {"seconds": seconds})
+    measured = journal.get("all")
+    if measured is None:
+        run.timings.append(Timing("features, read from the cache", None, float(seconds)))
+    else:
+        label = f"features of {n + n_test} images"
+        run.timings.append(Timing(label, work * (n + n_test), measured["seconds"].item()))
+    return found[0], found[1]
 
 
 def notes(run: Run, backbone: Backbone, data: Dataset) -> None:
