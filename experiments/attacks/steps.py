@@ -84,18 +84,24 @@ class SignSteps:
 
     def advance(self, models: Tensor) -> None:
         """One step of the attacks ``models`` (a mask) by the last ``look``; the others leave."""
-        changed, thetas = Changed(self.rows, self.features).of(models), self.thetas[:, models]
-        targets = self.targets.of(models)
-        gradients = test_gradients(self.refits, thetas, targets)
-        s_tests = self.refits.s_tests(thetas, changed, gradients, self.s_tests[:, models])
-        cotangent = torch.zeros_like(self.features)
-        cotangent[models] = self.refits.cotangents(thetas, s_tests, changed)
-        pixels = self._pull_back(cotangent, models)
+        pixels = self.influence(models)
         self.originals, images = self.originals[models], self.images[models]
-        self.images = step(images, self.originals, pixels[models], self.alpha)
-        self.rows, self.targets, self.thetas, self.s_tests = changed.rows, targets, thetas, s_tests
-        self.previous = self.previous[:, models]
+        self.images = step(images, self.originals, pixels, self.alpha)
+        self.rows, self.targets = self.rows[models], self.targets.of(models)
+        self.thetas, self.previous = self.thetas[:, models], self.previous[:, models]
         self._graphs = []
+
+    def influence(self, models: Tensor) -> Tensor:
+        """I_pert,loss of the images of the attacks ``models`` (k' of them) as they were at the last ``look``.
+
+        ``(k', m, 3, size, size)``; the graphs of that look are used up. Keeps those attacks' ``s_tests``.
+        """
+        changed, thetas = Changed(self.rows, self.features).of(models), self.thetas[:, models]
+        gradients = test_gradients(self.refits, thetas, self.targets.of(models))
+        self.s_tests = self.refits.s_tests(thetas, changed, gradients, self.s_tests[:, models])
+        cotangent = torch.zeros_like(self.features)
+        cotangent[models] = self.refits.cotangents(thetas, self.s_tests, changed)
+        return self._pull_back(cotangent, models)[models]
 
     def _pull_back(self, cotangent: Tensor, models: Tensor) -> Tensor:
         """∇_x of every image, from the graphs of the last ``look``; zero where an attack is over."""
