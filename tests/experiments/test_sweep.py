@@ -11,7 +11,7 @@ from experiments.cli import CONF
 from experiments.errors import UserError
 from experiments.figures import draw
 from experiments.record import Record
-from experiments.sweep import collect, expected, extremes
+from experiments.sweep import collect, expected, extremes, record_of
 from experiments.verify import verify
 from tests.experiments import verifying
 from tests.helpers import cli
@@ -93,3 +93,19 @@ def test_jobs_of_a_sweep_are_the_jobs_alone_and_what_is_lost_is_seen(tmp_path: P
     ]
     assert (sweep / "sweep_temperature.svg").stat().st_size > 1000  # of the four that are there
     assert not (sweep / "record.json").exists()  # but it is no record
+
+
+def test_one_metric_against_another_has_a_line_a_job(tmp_path: Path) -> None:
+    x, y = "full_length.movement_over_class_distance", "flipped.by_1.share"
+    for number in range(len(expected("attack_size"))):
+        metrics = {
+            "full_length": {x.split(".")[1]: 0.25 * number},
+            "flipped": {"by_1": {"share": number / 10}},
+        }
+        made = Record("attack_single", metrics, data="dogfish", tier="paper")
+        made.save(tmp_path / str(number))
+    record = record_of("attack_size", collect(tmp_path, "attack_size", y), tmp_path, x, y, "")
+    assert record.metrics["lines"]["size 448"]["highest"] == {"x": 1.25, "y": 0.5, "line": "size 448"}
+    assert record.metrics["lines"]["size 112"]["highest"]["y"] == 0.0
+    draw(record, tmp_path)
+    assert (tmp_path / "sweep_attack_size.svg").stat().st_size > 1000
