@@ -57,6 +57,12 @@ SPOILED: list[tuple[str, str, set[str]]] = [
         {"smoke-benchmark-cg", "smoke-benchmark-exact"},
     ),
     ("spam", "model.l2=1e6", {"smoke-spam-found", "smoke-spam-over-random"}),
+    (
+        "attack_single",
+        "experiment.iterations=1",  # one step flips nothing
+        {"smoke-attack-unseen", "smoke-attack-verified", "smoke-attack-ten"},
+    ),
+    ("attack_group", "experiment.iterations=1", {"smoke-attack-group"}),
 ]
 # Claims that no setting spoils: the test below each says how.
 BY_HAND = {"smoke-components-same-label", "smoke-components-other-label", "smoke-spam-recovery"}
