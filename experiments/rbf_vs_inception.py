@@ -26,6 +26,7 @@ from influence.scores import predicted_change, test_gradients, up_loss
 from influence.training import fit
 
 MODELS = ("svm", "network")
+SHOWN_SIDE = 112  # pixels of an image in the record: what the figure can show
 
 
 def run(cfg: DictConfig, run: Run) -> Record:
@@ -84,7 +85,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
         arrays |= {
             f"predicted_{model}": predicted,
             f"helpful_{model}": helpful[: settings.shown],
-            f"images_{model}": np.asarray(data.train.X[helpful[: settings.shown]]),
+            f"images_{model}": thumbnails(np.asarray(data.train.X[helpful[: settings.shown]])),
         }
         metrics[model] = findings(predicted, distance, same, helpful, settings.extremes) | {
             "train_accuracy": float((objective.outputs(theta)[:, 0] * y > 0).double().mean()),
@@ -94,7 +95,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
             "theta_norm": float(theta.norm()),
             "test_image_right": bool(right[model][position]),
         }
-    arrays["image_test"] = np.asarray(data.test.X[position])
+    arrays["image_test"] = thumbnails(np.asarray(data.test.X[position : position + 1]))[0]
     return Record(
         experiment="rbf_vs_inception",
         metrics={
@@ -130,6 +131,15 @@ def choose(svm_margins: np.ndarray, network_right: np.ndarray) -> int:
     """
     inside = np.flatnonzero((svm_margins > 0) & (svm_margins < 1) & network_right)
     return int(inside[0]) if len(inside) else int(svm_margins.argmin())
+
+
+def thumbnails(images: np.ndarray) -> np.ndarray:
+    """uint8 images (b, height, width, 3), averaged down to at most ``SHOWN_SIDE`` pixels a side."""
+    if max(images.shape[1:3]) <= SHOWN_SIDE:
+        return images
+    planes = torch.as_tensor(images).permute(0, 3, 1, 2).double()
+    small = torch.nn.functional.interpolate(planes, (SHOWN_SIDE, SHOWN_SIDE), mode="area")
+    return small.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def findings(
