@@ -52,22 +52,24 @@ def run(cfg: DictConfig, run: Run) -> Record:
     row = int(order[0]) if settings.row is None else settings.row
     if not 0 <= row < clean.n:
         raise UserError(f"experiment.row={row} is out of range: the training images are 0..{clean.n - 1}.")
-    setting = Setting(clean.backbone, clean.refits, clean.data.train.X, settings.alpha, settings.iterations)
-    rows = np.array([row])
+    setting = Setting(
+        clean.backbone, clean.refits, settings.alpha, settings.iterations, settings.training_tolerance
+    )
+    rows, pixels = np.array([row]), clean.data.train.X[[row]]
     index = torch.as_tensor(rows[None], device=cfg.device)
     steps = SignSteps(
-        clean.backbone, clean.refits, setting.originals(rows[None]), index, targets, settings.alpha
+        clean.backbone, clean.refits, setting.originals(pixels[None]), index, targets, settings.alpha
     )
     curve, worst = walk(run, clean, steps, settings)
     delta = (steps.images - steps.originals)[0].cpu().numpy()
     with run.timer("verification from the saved image"):
-        check = verified(setting, rows, delta, targets, settings.training_tolerance)
+        check = verified(setting, rows, pixels, delta, targets)
     run.note(
         f"The {len(chosen)} test images are different images of one class, not photographs of one animal."
     )
     names, y = clean.data.classes, clean.data.train.y
     found = [(0, row, delta[0].transpose(1, 2, 0))]
-    images, _ = pictures.arrays(clean, setting, chosen, found)
+    images, _ = pictures.arrays(clean, chosen, found)
     flipped_at_end = curve["margins"][-1] < 0
     metrics: dict[str, Any] = {
         **described(clean),

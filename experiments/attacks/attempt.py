@@ -13,28 +13,80 @@ from experiments.attacks.pixels import stored
 from experiments.attacks.refit import Refits, Worst
 from experiments.attacks.steps import SignSteps, Targets
 from experiments.backbones import Backbone
+from experiments.errors import UserError
+from experiments.journal import Journal
 from influence.relabel import LogisticRefits
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all attempts of a run share. ``pixels``: uint8 (n, height, width, 3), the training images."""
+    """What all attempts of a run share; small enough to be sent to every worker process."""
 
     backbone: Backbone
     refits: Refits
-    pixels: np.ndarray
     alpha: float
     iterations: int
+    tolerance: float  # gradient norm of the fit that verifies a flip
 
-    def originals(self, rows: np.ndarray) -> Tensor:
-        """The stored images ``rows`` as the network sees them: ``(*rows.shape, 3, size, size)``."""
-        images = self.backbone.images(self.pixels[rows.ravel()])
-        return images.reshape(*rows.shape, *images.shape[1:]).contiguous()
+    def originals(self, pixels: np.ndarray) -> Tensor:
+        """uint8 ``(..., height, width, 3)`` as the network sees it: ``(..., 3, size, size)``."""
+        images = self.backbone.images(pixels.reshape(-1, *pixels.shape[-3:]))
+        return images.reshape(*pixels.shape[:-3], *images.shape[1:]).contiguous()
 
 
-def attempt(setting: Setting, rows: np.ndarray, targets: Targets, stop: bool = True) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class Unit:
+    """k attacks side by side: m training images each, ``rows (k, m)`` with their ``pixels``, and the targets.
+
+    key: in the journal. places: ``(k,)`` of the test images among those attacked.
+    """
+
+    key: str
+    places: np.ndarray
+    rows: np.ndarray
+    pixels: np.ndarray
+    targets: Targets
+    stop: bool = True
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """The work on one unit; ``setting`` goes to every process once."""
+
+    setting: Setting
+
+    def __call__(self, unit: Unit) -> dict[str, np.ndarray]:
+        return attempt(self.setting, unit.rows, unit.pixels, unit.targets, unit.stop)
+
+
+@dataclass(frozen=True)
+class Verifications:
+    """The work of checking a unit's flips, from the images that the journal has of it on disk.
+
+    Returns ``margin``, ``gradient_norm`` and ``identical`` of every flip, ``(f,)`` each.
+    """
+
+    setting: Setting
+    journal: Journal
+
+    def __call__(self, unit: Unit) -> dict[str, np.ndarray]:
+        saved = self.journal.get(unit.key)
+        if saved is None:
+            raise UserError(f"the journal entry {unit.key!r} could not be read back: check the disk.")
+        checks = [
+            verified(self.setting, unit.rows[j], unit.pixels[j], delta, unit.targets.one(int(j)))
+            for j, delta in zip(np.flatnonzero(saved["flipped"]), saved["delta"], strict=True)
+        ]
+        names = ("margin", "gradient_norm", "identical")
+        return {name: np.array([check[name] for check in checks]).reshape(-1) for name in names}
+
+
+def attempt(
+    setting: Setting, rows: np.ndarray, pixels: np.ndarray, targets: Targets, stop: bool = True
+) -> dict[str, np.ndarray]:
     """Attacks k test images side by side, each through its own m training images ``rows (k, m)``.
 
+    pixels: uint8 ``(k, m, height, width, 3)``, those images.
     stop: leave an attack at the first refit that flips it; else all iterations are done.
 
     Returns arrays over the attacks: ``flipped``, ``iterations``, ``margin`` and ``loss`` of the test image
@@ -47,9 +99,8 @@ def attempt(setting: Setting, rows: np.ndarray, targets: Targets, stop: bool = T
     k, m = rows.shape
     device = setting.refits.theta.device
     index = torch.as_tensor(rows, device=device)
-    steps = SignSteps(
-        setting.backbone, setting.refits, setting.originals(rows), index, targets, setting.alpha
-    )
+    originals = setting.originals(pixels)
+    steps = SignSteps(setting.backbone, setting.refits, originals, index, targets, setting.alpha)
     clean = setting.refits.objective.X.dense(index.ravel()).reshape(k, m, -1)
     out: dict[str, np.ndarray] = {
         "flipped": np.zeros(k, dtype=bool),
@@ -90,16 +141,16 @@ def attempt(setting: Setting, rows: np.ndarray, targets: Targets, stop: bool = T
 
 
 def verified(
-    setting: Setting, rows: np.ndarray, delta: np.ndarray, target: Targets, tolerance: float
+    setting: Setting, rows: np.ndarray, pixels: np.ndarray, delta: np.ndarray, target: Targets
 ) -> dict[str, np.ndarray]:
-    """One attack, from its saved images alone: ``rows (m,)``, ``delta (m, 3, size, size)``, its t targets.
+    """One attack, from its saved images alone: ``rows (m,)``, their ``pixels``, ``delta``, its t targets.
 
     The images are put through the network one at a time and the top layer is fitted from zero by
     ``influence.relabel``; nothing of the attack's own refit enters. Returns ``margin (t,)``, the fit's
     ``gradient_norm``, and whether rounding gives the stored images back: ``identical``.
     """
     objective, backbone = setting.refits.objective, setting.backbone
-    originals = setting.originals(rows)
+    originals = setting.originals(pixels)
     images = originals + torch.as_tensor(delta, device=originals.device)
     X = objective.X.dense().clone()
     with torch.inference_mode():
@@ -107,7 +158,7 @@ def verified(
             x = image[None].contiguous(memory_format=torch.channels_last)
             X[int(row)] = backbone(x)[0].to(X)
     y = objective.targets.cpu().numpy()
-    theta, certificate = LogisticRefits(X.cpu().numpy(), objective.l2).fit(y, tolerance=tolerance)
+    theta, certificate = LogisticRefits(X.cpu().numpy(), objective.l2).fit(y, tolerance=setting.tolerance)
     margin = target.features[0].cpu().numpy() @ theta * target.y[0].cpu().numpy()
     return {
         "margin": margin,

@@ -31,16 +31,13 @@ class Stage:
         for name in ("movement", "linf", "l2"):
             setattr(self, name, np.full((self.total, self.m), np.nan))
 
-    def add(
-        self, key: str, places: np.ndarray, part: dict[str, np.ndarray], check: dict[str, np.ndarray]
-    ) -> None:
-        """Takes in the attempts on the test images at ``places`` (k,), and the verification of their flips.
+    def add(self, key: str, places: np.ndarray, part: dict[str, np.ndarray]) -> None:
+        """Takes in the attempts on the test images at ``places`` (k,).
 
         key: of the journal entry that keeps the images.
         """
         self.keys.append((key, places))
         self.parts.append({name: value for name, value in part.items() if name != "delta"})
-        self.checks.append(check)
         self.tried[places] = True
         for name in ("flipped", "iterations", "margin", "loss", "movement", "linf", "l2"):
             getattr(self, name)[places] = part[name]
@@ -119,7 +116,8 @@ def verification(stages: dict[str, Stage]) -> dict[str, Any]:
     """Flips confirmed by a fit from zero on the saved images; those that round to the originals."""
     names = ("margin", "gradient_norm", "identical")
     margin, norm, identical = (
-        np.concatenate([check[name] for stage in stages.values() for check in stage.checks]) for name in names
+        np.concatenate([[], *(check[name] for stage in stages.values() for check in stage.checks)])
+        for name in names
     )
     return {
         "flips": int(sum(stage.flipped.sum() for stage in stages.values())),
@@ -129,10 +127,19 @@ def verification(stages: dict[str, Stage]) -> dict[str, Any]:
     }
 
 
+def worst(stages: dict[str, Stage]) -> Worst:
+    """The certificate over all refits of all stages."""
+    found = Worst()
+    for stage in stages.values():
+        for part in stage.parts:
+            found.add(Worst.of(part["worst"]))
+    return found
+
+
 def timing(run: Run, name: str, stage: Stage, clean: Clean) -> None:
     """Seconds and floating-point work of a stage, summed over its journalled parts."""
     images = sum(int(part["iterations"].sum() + len(part["iterations"])) * stage.m for part in stage.parts)
-    seconds = sum(part["seconds"].sum() for part in stage.parts)
+    seconds = sum(part["seconds"].item() for part in stage.parts)
     products = sum(Worst.of(part["worst"]).products for part in stage.parts)
     flops = clean.work[1] * images + clean.refits.flops(products)
-    run.timings.append(Timing(f"{name}: {images} image iterations", flops, seconds))
+    run.timings.append(Timing(f"{name}: {images} image iterations, worker seconds", flops, seconds))

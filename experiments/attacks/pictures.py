@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments.attacks.attempt import Setting
 from experiments.attacks.clean import Clean
 from experiments.attacks.outcome import Stage
 from experiments.attacks.pixels import stored
@@ -19,11 +18,6 @@ def thinned(images: np.ndarray) -> np.ndarray:
     """Every so-manieth pixel of ``(..., height, width, 3)``, so that at most SIDE a side are left."""
     stride = -(-images.shape[-2] // SIDE)
     return images[..., ::stride, ::stride, :]
-
-
-def whole(setting: Setting, rows: np.ndarray) -> np.ndarray:
-    """The stored training images ``rows (s,)`` at the network's size, uint8 ``(s, size, size, 3)``."""
-    return stored(setting.originals(rows))
 
 
 def examples(
@@ -45,7 +39,7 @@ def examples(
 
 
 def arrays(
-    clean: Clean, setting: Setting, chosen: np.ndarray, found: list[tuple[int, int, np.ndarray]]
+    clean: Clean, chosen: np.ndarray, found: list[tuple[int, int, np.ndarray]]
 ) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """The figure's images and a line about each.
 
@@ -56,7 +50,7 @@ def arrays(
         return {}, []
     places, rows = (np.array([item[i] for item in found]) for i in (0, 1))
     delta = np.stack([item[2] for item in found])
-    originals = whole(setting, rows)
+    originals = stored(clean.backbone.images(clean.data.train.X[rows]))
     tests = clean.backbone.images(clean.data.test.X[chosen[places]])
     names, data = clean.data.classes, clean.data
     lines = [

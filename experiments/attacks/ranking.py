@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,10 @@ import torch
 from experiments.attacks.clean import Clean
 from experiments.attacks.pixels import rank
 from experiments.attacks.steps import test_gradients
+from experiments.backbones import Backbone
 from experiments.run import Run, Timing
+from experiments.workers import spread
+from influence.linear import LinearObjective
 from influence.scores import pert_loss
 
 
@@ -21,56 +25,63 @@ def s_tests(clean: Clean, positions: np.ndarray) -> torch.Tensor:
     return clean.refits.inverse @ test_gradients(clean.refits, thetas, clean.targets(positions))
 
 
-def screened(clean: Clean, run: Run, positions: np.ndarray, count: int | None, kept: int) -> np.ndarray:
-    """The ``kept`` best ranked training images of every test image: ``(k, kept)`` positions.
+@dataclass(frozen=True)
+class Rankings:
+    """The work of one ranking: of every training image, or of those of the longest cotangents."""
 
-    count: only so many images, those of the longest feature-space cotangents, go through the network.
-    """
-    journal = run.journal("ranking")
-    order = np.empty((len(positions), kept), dtype=np.int64)
-    s, parts = s_tests(clean, positions), []
-    with run.progress(len(positions), "ranking") as advance:
-        for place, position in enumerate(positions):
-            part = journal.get(int(position))
-            if part is None:
-                part = ranked(clean, s[:, place], count)
-                journal.put(int(position), part)
-            parts.append(part)
-            order[place] = part["order"][:kept]
-            advance(place + 1)
+    backbone: Backbone
+    objective: LinearObjective
+    theta: torch.Tensor
+    pixels: np.ndarray
+
+    def __call__(self, unit: tuple[int, torch.Tensor, int | None]) -> dict[str, np.ndarray]:
+        """``order`` and ``norms``, with the seconds; unit: (test image, its ``s_test``, how many)."""
+        _, s, count = unit
+        began = time.perf_counter()
+        order, norms = rank(self.backbone, self.objective, self.theta, s, self.pixels, screened=count)
+        seconds = np.asarray(time.perf_counter() - began)
+        return {"order": order.cpu().numpy(), "norms": norms.cpu().numpy(), "seconds": seconds}
+
+
+def rankings(
+    clean: Clean, run: Run, positions: np.ndarray, count: int | None, workers: int
+) -> list[dict[str, np.ndarray]]:
+    """The ranking of the training images for each test image; ``count`` as in ``rank``. Journalled."""
+    what = "exact ranking" if count is None else "ranking"
+    journal, s = run.journal(what), s_tests(clean, positions)
+    missing = [
+        (int(position), s[:, place].clone(), count)
+        for place, position in enumerate(positions)
+        if journal.get(int(position)) is None
+    ]
+    work = Rankings(clean.backbone, clean.objective, clean.refits.theta, clean.data.train.X)
+    with run.progress(len(positions), what) as advance:
+        done = len(positions) - len(missing)
+        for unit, part in spread(work, missing, workers) if missing else ():
+            journal.put(unit[0], part)
+            advance(done := done + 1)
+    parts = [journal.get(int(position)) or {} for position in positions]
     images = sum(len(part["order"]) for part in parts)
-    seconds = sum(part["seconds"].sum() for part in parts)
-    label = f"ranking for {len(positions)} test images, {images} gradients"
+    seconds = sum(part["seconds"].item() for part in parts)
+    label = f"{what} for {len(positions)} test images, {images} gradients, worker seconds"
     run.timings.append(Timing(label, clean.work[1] * images, seconds))
-    return order
+    return parts
 
 
-def ranked(clean: Clean, s: torch.Tensor, count: int | None) -> dict[str, np.ndarray]:
-    """``order`` and ``norms`` of one ranking, with its seconds."""
-    began = time.perf_counter()
-    refits = clean.refits
-    order, norms = rank(clean.backbone, clean.objective, refits.theta, s, clean.data.train.X, screened=count)
-    seconds = np.asarray(time.perf_counter() - began)
-    return {"order": order.cpu().numpy(), "norms": norms.cpu().numpy(), "seconds": seconds}
-
-
-def recall(clean: Clean, run: Run, positions: np.ndarray, count: int | None, kept: int) -> dict[str, Any]:
+def recall(
+    clean: Clean, run: Run, positions: np.ndarray, count: int | None, kept: int, workers: int
+) -> dict[str, Any]:
     """How much of the exact ranking the screening finds, on the test images ``positions``.
 
     ``found_K``: share of the exact top K that a ranking of ``count`` screened images has among its own top K;
     ``needed``: how many images the screening would have to let through, at most, to hold the exact top
     ``kept``.
     """
-    journal = run.journal("exact ranking")
     found: dict[str, list[float]] = {"found_1": [], f"found_{kept}": []}
-    needed, seconds = [], 0.0
+    needed: list[int] = []
     s = s_tests(clean, positions)
-    for place, position in enumerate(positions):
-        part = journal.get(int(position))
-        if part is None:
-            part = ranked(clean, s[:, place], None)
-            journal.put(int(position), part)
-        seconds += part["seconds"].sum()
+    exact_rankings = rankings(clean, run, positions, None, workers)
+    for place, part in enumerate(exact_rankings):
         lengths = pert_loss(clean.objective, clean.refits.theta, s[:, place]).norm(dim=1)
         by_length = lengths.argsort(descending=True, stable=True).cpu().numpy()
         place_of = np.empty(clean.n, dtype=np.int64)
@@ -81,9 +92,6 @@ def recall(clean: Clean, run: Run, positions: np.ndarray, count: int | None, kep
             share = np.isin(exact[:top], let_through[:top]).mean()
             found[f"found_{top}"].append(float(share))
         needed.append(int(place_of[exact[:kept]].max()) + 1)
-    if len(positions):
-        label = f"exact ranking for {len(positions)} test images, {clean.n * len(positions)} gradients"
-        run.timings.append(Timing(label, clean.work[1] * clean.n * len(positions), seconds))
     return {
         "screened": count or clean.n,
         "test_images": len(positions),

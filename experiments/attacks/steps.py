@@ -29,6 +29,10 @@ class Targets:
         """Those of the attacks ``models`` (a mask)."""
         return Targets(self.features[models], self.y[models])
 
+    def one(self, model: int) -> Targets:
+        """Those of one attack."""
+        return Targets(self.features[model : model + 1], self.y[model : model + 1])
+
 
 class SignSteps:
     """k attacks side by side, on m training images each.
