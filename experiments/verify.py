@@ -138,12 +138,15 @@ def execute(spec: Spec, folder: Path, log: Path, extra: Sequence[str] = ()) -> O
     steps = [["experiments", *["--multirun"] * bool(spec.sweep), *spec.arguments, *own, *extra]]
     if spec.sweep:
         steps.append(["experiments.sweep", str(folder), *shlex.split(spec.sweep)])
+    environment = dict(os.environ)
+    if spec.tier == "smoke":  # so small that two threads mostly wait for each other, worst on a busy machine
+        environment.setdefault("OMP_NUM_THREADS", "1")
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w") as stream:
         for step in steps:  # the collector is asked even where a job failed: its table then stands in the log
             command = [sys.executable, "-m", *step]
             code = subprocess.run(
-                command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, check=False
+                command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT, check=False
             ).returncode
     if code:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
