@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import re
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,8 +126,20 @@ def figures_of(outcome: Outcome, room: int) -> tuple[list[dict[str, str]], int]:
         used += len(source)
         drawn = f"drawn from the record of {record.experiment} on {record.data}"
         alt = f"Figure {stem.replace('_', ' ')}, {drawn}. {caption}"
-        figures.append({"source": source, "caption": caption, "alt": alt})
+        shape = "wide" if proportion(file) > 1.6 else ""
+        figures.append({"source": source, "caption": caption, "alt": alt, "shape": shape})
     return figures, used
+
+
+def proportion(file: Path) -> float:
+    """Width over height of a drawing; 1 where the file does not say. A wide one scrolls on a phone."""
+    content = file.read_bytes()[:4096]
+    width, height = 1.0, 1.0
+    if content.startswith(b"\x89PNG") and len(content) >= 24:
+        width, height = struct.unpack(">II", content[16:24])
+    elif box := re.search(rb'viewBox="[\d.]+ [\d.]+ ([\d.]+) ([\d.]+)"', content):
+        width, height = (float(value) for value in box.groups())
+    return width / height if height else 1.0
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -141,6 +141,16 @@ def test_it_says_what_was_found(tmp_path: Path) -> None:
     assert {a["href"] for a in page.named("a")} >= {"#missed", "#run-2"}
 
 
+def test_only_wide_figures_scroll_on_a_phone(tmp_path: Path) -> None:
+    for name, content, expected in (
+        ("a.svg", b'<svg viewBox="0 0 900 300">', 3.0),
+        ("b.png", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes([0, 0, 1, 0, 0, 0, 2, 0]), 0.5),
+        ("c.png", b"png", 1.0),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert report.proportion(tmp_path / name) == expected
+
+
 def test_figures_are_inline_and_the_smaller_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = verification(tmp_path)
     first, second = Page(report.render(found)).named("img")
