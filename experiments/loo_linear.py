@@ -91,7 +91,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
             scores[name] = predictions(train, theta, solution.value)
         solved[name] = solution.summary()
 
-    if state is None and (truth is None or settings.self_influence):
+    if state is None and truth is None:
         with run.timer("factor of the undamped Hessian") as timing:
             state = Exact().prepare(hessian)
         timing.flops = exact_flops(train, state)
@@ -104,7 +104,9 @@ def run(cfg: DictConfig, run: Run) -> Record:
             )
         timing.flops = steps * (product + 2.0 * len(state.factor) ** 2)
     removed, actual = truth.index, truth.actual
-    own = self_influences(run, train, theta, hessian, state, settings.self_influence)
+    # Like the other solvers, self-influences stand in the earlier record: they need the factor, which is dear.
+    count = 0 if settings.retrained else settings.self_influence
+    own = self_influences(run, train, theta, hessian, state, count)
 
     exact = scores["exact"]["objective"] if "exact" in scores else truth.exact
     compared = {name: comparison(scores[name], exact, removed, actual) | solved[name] for name in solvers}

@@ -33,7 +33,8 @@ def test_a_recorded_ground_truth_is_the_retrained_one(first: Path, tmp_path: Pat
     assert set(asked.metrics["solvers"]) == {"cg"}  # the others stand in the first record
     error = asked.metrics["solvers"]["cg"]["scores_relative_error"]
     assert error == whole.metrics["solvers"]["cg"]["scores_relative_error"]
-    assert asked.metrics["self_influence"] == pytest.approx(whole.metrics["self_influence"], rel=1e-12)
+    assert whole.metrics["self_influence"]["count"] == 20
+    assert "self_influence" not in asked.metrics
 
 
 def test_a_loose_solve_shows_against_the_recorded_scores(first: Path, tmp_path: Path) -> None:
