@@ -104,7 +104,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
             )
         timing.flops = steps * (product + 2.0 * len(state.factor) ** 2)
     removed, actual = truth.index, truth.actual
-    # Like the other solvers, self-influences stand in the earlier record: they need the factor, which is dear.
+    # Like the other solvers, self-influences stand in the earlier record: they need the factor.
     count = 0 if settings.retrained else settings.self_influence
     own = self_influences(run, train, theta, hessian, state, count)
 
