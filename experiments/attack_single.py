@@ -18,11 +18,11 @@ from omegaconf import DictConfig
 from experiments.attacks import outcome, pictures, ranking
 from experiments.attacks.campaign import Campaign
 from experiments.attacks.clean import Clean, clean_model, described
+from experiments.attacks.threads import how_many
 from experiments.data.dataset import permutation
 from experiments.errors import ConfigError, UserError
 from experiments.record import Record
 from experiments.run import Run
-from experiments.workers import how_many
 
 
 def run(cfg: DictConfig, run: Run) -> Record:
@@ -98,8 +98,8 @@ def check(settings: DictConfig, device: str) -> None:
         raise ConfigError(
             f"experiment.screened={settings.screened} ranks too few training images: give {most} or more."
         )
-    if device.startswith("cuda") and settings.workers != 0:
-        raise ConfigError(f"experiment.workers={settings.workers}: with device={device} use 0, one process.")
+    if device.startswith("cuda") and settings.workers != 1:
+        raise ConfigError(f"experiment.workers={settings.workers}: with device={device} use 1, one thread.")
     for name in ("alpha", "iterations", "side_by_side"):
         if settings[name] <= 0:
             raise ConfigError(f"experiment.{name}={settings[name]}: give more than 0.")

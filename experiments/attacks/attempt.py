@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from experiments.attacks.pixels import stored
-from experiments.attacks.refit import Refits, Worst
+from experiments.attacks.refit import Refits
 from experiments.attacks.steps import SignSteps, Targets
 from experiments.backbones import Backbone
 from experiments.errors import UserError
@@ -20,7 +20,7 @@ from influence.relabel import LogisticRefits
 
 @dataclass(frozen=True)
 class Setting:
-    """What all attempts of a run share; small enough to be sent to every worker process."""
+    """What all attempts of a run share."""
 
     backbone: Backbone
     refits: Refits
@@ -51,7 +51,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Attempts:
-    """The work on one unit; ``setting`` goes to every process once."""
+    """The work on one unit; ``setting`` is shared."""
 
     setting: Setting
 
@@ -95,12 +95,12 @@ def attempt(
     the poisoned float image exactly.
     """
     began = time.perf_counter()
-    setting.refits.worst = Worst()
+    refits = setting.refits.fresh()
     k, m = rows.shape
     device = setting.refits.theta.device
     index = torch.as_tensor(rows, device=device)
     originals = setting.originals(pixels)
-    steps = SignSteps(setting.backbone, setting.refits, originals, index, targets, setting.alpha)
+    steps = SignSteps(setting.backbone, refits, originals, index, targets, setting.alpha)
     clean = setting.refits.objective.X.dense(index.ravel()).reshape(k, m, -1)
     out: dict[str, np.ndarray] = {
         "flipped": np.zeros(k, dtype=bool),
@@ -135,7 +135,7 @@ def attempt(
         steps.advance(torch.as_tensor(~over, device=device))
         live = live[~over]
     out["delta"] = np.stack([deltas[i] for i in sorted(deltas)]) if deltas else np.zeros((0, m))
-    out["worst"] = setting.refits.worst.saved()
+    out["worst"] = refits.worst.saved()
     out["seconds"] = np.asarray(time.perf_counter() - began)
     return out
 

@@ -1,7 +1,7 @@
-"""Fig. 5's attempts on all test images, a stage a number of training images, spread over processes.
+"""Fig. 5's attempts on all test images, a stage a number of training images, spread over threads.
 
 A unit of work is a chunk of attacks side by side, always the same one, computed on one thread: neither the
-number of processes nor a kill in between changes a byte.
+number of threads nor a kill in between changes a byte.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from omegaconf import DictConfig
 from experiments.attacks import outcome
 from experiments.attacks.attempt import Attempts, Setting, Unit, Verifications
 from experiments.attacks.clean import Clean
+from experiments.attacks.threads import how_many, spread
 from experiments.journal import Journal
 from experiments.run import Run
-from experiments.workers import how_many, spread
 
 
 class Campaign:

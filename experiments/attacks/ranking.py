@@ -12,9 +12,9 @@ import torch
 from experiments.attacks.clean import Clean
 from experiments.attacks.pixels import rank
 from experiments.attacks.steps import test_gradients
+from experiments.attacks.threads import spread
 from experiments.backbones import Backbone
 from experiments.run import Run, Timing
-from experiments.workers import spread
 from influence.linear import LinearObjective
 from influence.scores import pert_loss
 

@@ -11,6 +11,7 @@ and a relative residual that are measured and kept in the certificate.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -115,6 +116,12 @@ class Refits:
         # Both products read rows in memory order: a transposed operand costs twice the time.
         self.X = objective.X.dense()
         self.Xt = self.X.T.contiguous()
+
+    def fresh(self) -> Refits:
+        """The same with counts of its own, for another thread."""
+        other = copy.copy(self)
+        other.worst = Worst()
+        return other
 
     # ---- products with each model's own X: (k, m) rows of it are its own ---------------------------------
 

@@ -26,7 +26,7 @@ class AttackSingle(Attack):
     singles: int = 2  # candidates tried one at a time, best ranked first
     together: list[int] = field(default_factory=lambda: [2, 3, 5, 10])  # then so many at once
     side_by_side: int = 16  # training images perturbed at the same time, over all attacks
-    workers: int | None = 0  # processes of one thread each; 0: none beside this one; null: one a core
+    workers: int | None = 1  # threads, each computing on one core; null: one a core
     exact_rankings: int = 3  # test images whose exact ranking measures the screening's recall
     full_length: int = 5  # test images attacked past the flip: how far the features can be moved
     shown: int = 3  # flips in the figure

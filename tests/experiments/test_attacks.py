@@ -16,7 +16,7 @@ from experiments.attacks.attempt import Setting, attempt, verified
 from experiments.attacks.clean import Clean
 from experiments.attacks.pixels import stored
 from experiments.attacks.refit import Changed, Refits
-from experiments.attacks.steps import SignSteps, Targets
+from experiments.attacks.steps import SignSteps
 from experiments.data.embedded import load_digit_pairs
 from experiments.errors import ConfigError, UserError
 from experiments.job import execute
@@ -52,7 +52,7 @@ def clean() -> Clean:
 
 @pytest.fixture(scope="module")
 def setting(clean: Clean) -> Setting:
-    return Setting(clean.backbone, clean.refits, clean.data.train.X, alpha=0.02, iterations=40)
+    return Setting(clean.backbone, clean.refits, alpha=0.02, iterations=40, tolerance=1e-11)
 
 
 def uncertain(clean: Clean, count: int) -> np.ndarray:
@@ -106,9 +106,8 @@ def test_pixel_gradients_during_an_attack_predict_retraining(clean: Clean, setti
     rows = np.array([[3, 11], [7, 20]])
     chosen = uncertain(clean, 2)
     targets = clean.targets(chosen)
-    steps = SignSteps(
-        clean.backbone, clean.refits, setting.originals(rows), torch.as_tensor(rows), targets, 0.05
-    )
+    originals = setting.originals(clean.data.train.X[rows])
+    steps = SignSteps(clean.backbone, clean.refits, originals, torch.as_tensor(rows), targets, 0.05)
     for _ in range(4):  # away from the clean images and the clean fit
         steps.look()
         steps.advance(torch.tensor([True, True]))
@@ -133,11 +132,13 @@ def test_pixel_gradients_during_an_attack_predict_retraining(clean: Clean, setti
 def test_attacks_side_by_side_are_the_attacks_alone(clean: Clean, setting: Setting) -> None:
     chosen = uncertain(clean, 4)
     rows = ranked(clean, chosen)[:, :2]
-    together = attempt(setting, rows, clean.targets(chosen))
+    pixels = clean.data.train.X[rows]
+    together = attempt(setting, rows, pixels, clean.targets(chosen))
     assert together["flipped"].any()
     assert len(set(together["iterations"].tolist())) > 1  # they leave one after another
     for j in range(4):
-        alone = attempt(setting, rows[j : j + 1], clean.targets(chosen[j : j + 1]))
+        one = slice(j, j + 1)
+        alone = attempt(setting, rows[one], pixels[one], clean.targets(chosen[one]))
         assert alone["flipped"][0] == together["flipped"][j]
         assert alone["iterations"][0] == together["iterations"][j]
         for name in ("margin", "movement", "l2"):
@@ -147,7 +148,8 @@ def test_attacks_side_by_side_are_the_attacks_alone(clean: Clean, setting: Setti
 def ranked(clean: Clean, chosen: np.ndarray) -> np.ndarray:
     """The exact ranking of every test image."""
     s = ranking.s_tests(clean, chosen)
-    return np.stack([ranking.ranked(clean, s[:, j], None)["order"] for j in range(len(chosen))])
+    work = ranking.Rankings(clean.backbone, clean.objective, clean.refits.theta, clean.data.train.X)
+    return np.stack([work((0, s[:, j], None))["order"] for j in range(len(chosen))])
 
 
 def test_flips_stay_from_the_saved_images_which_round_to_the_originals(
@@ -155,24 +157,24 @@ def test_flips_stay_from_the_saved_images_which_round_to_the_originals(
 ) -> None:
     chosen = uncertain(clean, 3)
     rows = ranked(clean, chosen)[:, :3]
-    part = attempt(setting, rows, clean.targets(chosen))
+    pixels = clean.data.train.X[rows]
+    part = attempt(setting, rows, pixels, clean.targets(chosen))
     won = np.flatnonzero(part["flipped"])
     assert len(won)
     assert len(part["delta"]) == len(won)
     for place, delta in zip(won, part["delta"], strict=True):
-        check = verified(setting, rows[place], delta, clean.targets(chosen[[place]]), 1e-11)
+        target = clean.targets(chosen[[place]])
+        check = verified(setting, rows[place], pixels[place], delta, target)
         assert bool(check["identical"])
         assert check["margin"][0] == pytest.approx(part["margin"][place], rel=1e-5)
         assert check["margin"][0] < 0 < clean.margins[chosen[place]]
-        images = setting.originals(rows[place])
-        np.testing.assert_array_equal(
-            stored(images + torch.as_tensor(delta)), clean.data.train.X[rows[place]]
-        )
+        images = setting.originals(pixels[place])
+        np.testing.assert_array_equal(stored(images + torch.as_tensor(delta)), pixels[place])
         further = (torch.as_tensor(delta).sign() * 0.6).numpy()  # more than half a step
-        check = verified(setting, rows[place], further, clean.targets(chosen[[place]]), 1e-11)
+        check = verified(setting, rows[place], pixels[place], further, target)
         assert not bool(check["identical"])
     assert part["linf"].max() < 0.5
-    full = attempt(setting, rows, clean.targets(chosen), stop=False)
+    full = attempt(setting, rows, pixels, clean.targets(chosen), stop=False)
     assert (full["iterations"] == setting.iterations).all()
     assert (full["movement"].mean(1)[won] > part["movement"].mean(1)[won]).all()
 
@@ -182,13 +184,13 @@ def test_screening_finds_all_from_as_many_images_as_it_says_and_not_from_fewer(
 ) -> None:
     run = Run(composed("experiment=attack_single", "tracking=none"), tmp_path, "x")
     chosen = uncertain(clean, 3)
-    all_of_them = ranking.recall(clean, run, chosen, None, 6)
+    all_of_them = ranking.recall(clean, run, chosen, None, 6, 1)
     assert all_of_them["found_6"] == all_of_them["found_1"] == 1.0
     needed = all_of_them["needed"]
     assert 6 <= needed < N
-    assert ranking.recall(clean, run, chosen, needed, 6)["found_6"] == 1.0
-    assert ranking.recall(clean, run, chosen, needed - 1, 6)["found_6"] < 1.0
-    order = ranking.screened(clean, run, chosen, needed, 6)
+    assert ranking.recall(clean, run, chosen, needed, 6, 1)["found_6"] == 1.0
+    assert ranking.recall(clean, run, chosen, needed - 1, 6, 1)["found_6"] < 1.0
+    order = [part["order"][:6] for part in ranking.rankings(clean, run, chosen, needed, 1)]
     np.testing.assert_array_equal(order, ranked(clean, chosen)[:, :6])
 
 
@@ -201,9 +203,10 @@ def test_what_the_attempts_came_to() -> None:
 
     first, second, three = (outcome.Stage(m, 4) for m in (1, 1, 3))
     check = {"margin": np.array([-1.0]), "gradient_norm": np.array([1e-12]), "identical": np.array([True])}
-    first.add("a", np.arange(4), part([True, False, False, False], 1, 7), check)
-    second.add("b", np.array([1, 2, 3]), part([False, True, False], 1, 9), check)
-    three.add("c", np.array([1, 3]), part([True, False], 3, 30), check | {"margin": np.array([0.1])})
+    first.add("a", np.arange(4), part([True, False, False, False], 1, 7))
+    second.add("b", np.array([1, 2, 3]), part([False, True, False], 1, 9))
+    three.add("c", np.array([1, 3]), part([True, False], 3, 30))
+    first.checks, second.checks, three.checks = [check], [check], [check | {"margin": np.array([0.1])}]
     stages = {"first": first, "second": second, "three": three}
     assert {name: found["count"] for name, found in outcome.cumulative(stages).items()} == {
         "by_1": 2,
@@ -232,7 +235,7 @@ def test_a_run_that_breaks_off_goes_on_to_the_same_bytes(
     whole = execute(composed(*arguments, f"output={tmp_path / 'whole'}"))
     calls = {"done": 0}
     if unit == "attempt":
-        target, attribute, limit = attack_single, "attempt", 3
+        target, attribute, limit = attempts, "attempt", 3
     else:
         target, attribute, limit = SignSteps, "advance", 8
     real: Any = getattr(target, attribute)
@@ -287,6 +290,7 @@ def test_the_group_attack_raises_the_mean_loss_and_is_verified(tmp_path: Path) -
         ("attack_single", "experiment.iterations=0", ConfigError, "give more than 0"),
         ("attack_single", "experiment.test_images=1000", UserError, "classified correctly"),
         ("attack_single", "model.loss=hinge", ConfigError, "use model=logistic"),
+        ("attack_single", "experiment.workers=0", ConfigError, "give a number of threads"),
         ("attack_group", "experiment.row=240", UserError, "out of range"),
         ("attack_group", "experiment.test_images=1000", UserError, "classified correctly"),
         ("attack_group", "experiment.checkpoint=0", ConfigError, "give more than 0"),
@@ -303,7 +307,17 @@ def test_settings_that_make_no_attack_are_refused(
 
 def test_only_flips_are_kept_as_images(clean: Clean, setting: Setting) -> None:
     chosen = np.argsort(-clean.margins)[:1]  # the most certain test image
-    short = Setting(setting.backbone, setting.refits, setting.pixels, 1e-6, 2)
-    part = attempts.attempt(short, np.array([[0]]), Targets(*vars(clean.targets(chosen)).values()))
+    short = Setting(setting.backbone, setting.refits, 1e-6, 2, setting.tolerance)
+    part = attempt(short, np.array([[0]]), clean.data.train.X[[[0]]], clean.targets(chosen))
     assert not part["flipped"].any()
     assert len(part["delta"]) == 0
+
+
+def test_the_number_of_threads_changes_no_byte(tmp_path: Path) -> None:
+    arguments = ("experiment=attack_single", *SMALL, "experiment.together=[2]", "experiment.side_by_side=2")
+    folders = [
+        execute(composed(*arguments, f"experiment.workers={workers}", f"output={tmp_path / str(workers)}"))
+        for workers in (1, 3)
+    ]
+    for file in ("record.json", "arrays.npz"):
+        assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes(), file
