@@ -20,7 +20,7 @@ from tests.helpers import ROOT, cli, one_sentence
 
 
 def test_the_embedded_tier_runs_holds_and_can_fail(tmp_path: Path) -> None:
-    """Every experiment's embedded variant, as ``verify tier=smoke`` runs it."""
+    """Every experiment's embedded variant, as ``verify tier=smoke`` runs it, to record and figure."""
     claims = chosen(load(), ["smoke"], None)
     assert {claim.run.experiment for claim in claims} <= {
         p.stem for p in (ROOT / "conf/experiment").glob("*.yaml")
@@ -30,6 +30,13 @@ def test_the_embedded_tier_runs_holds_and_can_fail(tmp_path: Path) -> None:
     assert f"{len(claims)} claims: {len(claims)} reproduced" in done.stdout
     for claim in claims:
         verifying.check_that_it_can_fail(claim, Record.load(tmp_path / "runs" / claim.run.name))
+    for folder in {tmp_path / "runs" / claim.run.name for claim in claims}:
+        record = Record.load(folder)
+        assert record.arrays
+        assert [path for path in folder.glob("*.svg") if path.stat().st_size > 1000]
+        assert [path for path in folder.glob("*.png") if path.stat().st_size > 1000]
+        values = {key: record.metric(entry.get("metric", key)) for key, entry in record.paper.items()}
+        assert None not in values.values(), f"{folder.name}: a value of the paper has no metric: {values}"
     assert not list(tmp_path.glob("runs/**/wandb"))  # tracking=none
     found = json.loads((tmp_path / "verification.json").read_text())
     assert [row["id"] for row in found["claims"]] == [claim.id for claim in claims]
