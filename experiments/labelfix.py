@@ -74,7 +74,7 @@ class LabelFixing:
         return float(np.mean((self.test_X @ theta > 0) == (self.test_y > 0)))
 
     def __call__(self, unit: Any) -> dict[str, np.ndarray]:
-        """The unit's arrays; ``seconds`` (parts,), ``flops`` (parts,) and ``peak_mib`` say what it took."""
+        """The unit's arrays; ``seconds``, ``processor``, ``flops`` (parts,), ``peak_mib``: what it took."""
         found = self.true_labels() if unit == CLEAN else self.repeat(*unit)
         found["peak_mib"] = PeakMemory().read()
         # As they come back from a journal, which knows no arrays without an axis.
@@ -148,23 +148,27 @@ class LabelFixing:
 
 
 class Clock:
-    """Seconds and floating-point work of the parts of one unit."""
+    """Seconds, seconds of the processor, and floating-point work of the parts of one unit."""
 
     def __init__(self, refits: LogisticRefits) -> None:
         self.refits = refits
-        self.seconds, self.flops = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
-        self._then, self._work = time.perf_counter(), refits.flops
+        self.spent = {what: dict.fromkeys(PARTS, 0.0) for what in ("seconds", "processor", "flops")}
+        self._last = self._now()
+
+    def _now(self) -> tuple[float, float, float]:
+        return time.perf_counter(), time.process_time(), self.refits.flops
 
     def lap(self, part: str, more: float = 0.0) -> None:
         """Ends ``part``; ``more``: its work beside the products with X."""
-        now = time.perf_counter()
-        self.seconds[part] += now - self._then
-        self.flops[part] += self.refits.flops - self._work + more
-        self._then, self._work = now, self.refits.flops
+        now = self._now()
+        for of_part, before, after in zip(self.spent.values(), self._last, now, strict=True):
+            of_part[part] += after - before
+        self.spent["flops"][part] += more
+        self._last = now
 
     def found(self) -> dict[str, np.ndarray]:
-        """seconds and flops, each (parts,)."""
-        return {name: np.array(list(getattr(self, name).values())) for name in ("seconds", "flops")}
+        """seconds, processor and flops, each (parts,)."""
+        return {what: np.array(list(of_part.values())) for what, of_part in self.spent.items()}
 
 
 def mean_and_error(values: np.ndarray) -> tuple[list[float], list[float]]:

@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Timing:
-    """One part of a run. ``flops``, set before or inside, is its necessary floating-point work."""
+    """One part of a run. ``flops``, set before or inside, is its necessary floating-point work;
+    ``processor`` the seconds of processors it took, where they were counted: fewer than ``seconds`` on a
+    machine that others use too.
+    """
 
     part: str
     flops: float | None = None
     seconds: float = 0.0
     peak_mib: float = 0.0
+    processor: float | None = None
 
 
 class Run:
@@ -124,6 +128,8 @@ class Run:
                 "seconds": round(timing.seconds, 4),
                 "peak_mib": round(timing.peak_mib, 1),
             }
+            if timing.processor is not None:
+                entry["processor_seconds"] = round(timing.processor, 4)
             if timing.flops is not None:
                 entry["gflop"] = round(timing.flops / 1e9, 3)
                 if self.rate:

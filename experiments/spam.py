@@ -180,23 +180,24 @@ def repeats(run: Run, work: LabelFixing, settings: DictConfig) -> dict[Any, dict
             advance(len(units) - sum(value is None for value in found.values()))
     peak = max(arrays["peak_mib"].item() for arrays in found.values())  # of one worker
     run.add_workers(whole, min(count, len(missing)), peak)
-    seconds, flops = (np.stack([found[unit][name] for unit in units]) for name in ("seconds", "flops"))
-    n = len(work.y)
-    run.timings.append(
-        Timing(f"exact self-influence of all {n}, once, from nothing", flops[0, 1], seconds[0, 1], peak)
-    )
-    fits = work.checks * len(RANKINGS)
-    labels = {"fit": "fits of flipped labels", "self_influence": f"self-influences of all {n}"}
-    labels["refits"] = f"x {fits} refits"
-    for column, part in enumerate(PARTS):
-        run.timings.append(
-            Timing(
-                f"{len(units) - 1} {labels[part]}, seconds of all workers together",
-                flops[1:, column].sum(),
-                seconds[1:, column].sum(),
-                peak,
-            )
-        )
+    spent = {
+        what: np.stack([found[unit][what] for unit in units]) for what in ("flops", "seconds", "processor")
+    }
+    n, count = len(work.y), len(units) - 1
+    labels = {
+        "fit": f"{count} fits of flipped labels",
+        "self_influence": f"{count} self-influences of all {n}",
+        "refits": f"{count} x {work.checks * len(RANKINGS)} refits",
+    }
+
+    def part(label: str, rows: slice, column: int) -> Timing:
+        flops, seconds, processor = (float(values[rows, column].sum()) for values in spent.values())
+        return Timing(label, flops, seconds, peak, processor)
+
+    once = part(f"exact self-influence of all {n}, once, from nothing", slice(0, 1), 1)
+    together = ", seconds of all workers together"
+    every = [part(labels[name] + together, slice(1, None), column) for column, name in enumerate(PARTS)]
+    run.timings.extend([once, *every])
     return found
 
 
