@@ -199,7 +199,7 @@ def units(folder: Path) -> set[str]:
 
 def more(job: subprocess.Popen[str], folder: Path, count: int) -> set[str]:
     """Waits for ``count`` more units on disk."""
-    before, deadline = units(folder), time.monotonic() + 60
+    before, deadline = units(folder), time.monotonic() + 120
     while len(units(folder)) < len(before) + count and job.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     assert job.poll() is None, "the job had already ended"
@@ -221,9 +221,9 @@ def test_killed_interrupted_a_worker_lost_and_resumed_give_the_same_bytes(
     orphans = workers_of(job.pid)
     assert len(orphans) == 2
     job.kill()
-    job.communicate(timeout=30)
+    job.communicate(timeout=120)
     done = units(tmp_path)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while any(Path(f"/proc/{orphan}").exists() for orphan in orphans) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(Path(f"/proc/{orphan}").exists() for orphan in orphans)
@@ -231,7 +231,7 @@ def test_killed_interrupted_a_worker_lost_and_resumed_give_the_same_bytes(
     job = started(tmp_path, 1)
     more(job, tmp_path, 3)
     os.kill(workers_of(job.pid)[0], signal.SIGKILL)
-    _, error = job.communicate(timeout=60)
+    _, error = job.communicate(timeout=120)
     assert job.returncode == 1, error
     lines = [text for text in error.splitlines() if text]
     assert len(lines) == 1, error
@@ -242,7 +242,7 @@ def test_killed_interrupted_a_worker_lost_and_resumed_give_the_same_bytes(
     job = started(tmp_path, 1)
     more(job, tmp_path, 3)
     os.killpg(job.pid, signal.SIGINT)
-    _, error = job.communicate(timeout=60)
+    _, error = job.communicate(timeout=120)
     assert job.returncode == 130, error
     assert "goes on from here" in error
     assert "Traceback" not in error
