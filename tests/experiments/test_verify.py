@@ -25,7 +25,7 @@ def test_the_embedded_tier_runs_holds_and_can_fail(tmp_path: Path) -> None:
     assert {claim.run.experiment for claim in claims} <= {
         p.stem for p in (ROOT / "conf/experiment").glob("*.yaml")
     }
-    done = cli(f"output={tmp_path}", module="experiments.verify", timeout=560)
+    done = cli(f"output={tmp_path}", module="experiments.verify", timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(claims)} claims: {len(claims)} reproduced" in done.stdout
     for claim in claims:
