@@ -127,7 +127,7 @@ def record_of(
     """
     done = [row for row in rows if row["status"] == "done"]
     records = [Record.load(folder / str(row["job"])) for row in done]
-    varied = [key for key in rows[0]["overrides"] if len({row["overrides"][key] for row in rows}) > 1]
+    varied = varied_in([row["overrides"] for row in rows])
     seconds = [
         seconds_of(record, folder / str(row["job"]), part)
         for record, row in zip(records, done, strict=True)
@@ -138,7 +138,7 @@ def record_of(
     for row in done:
         swept = x in row["overrides"]
         at = number_of(row["overrides"][x]) if swept else value_at(Record.load(folder / str(row["job"])), x)
-        others = ", ".join(f"{k.split('.')[-1]} {row['overrides'][k]}" for k in varied if k != x) or "all"
+        others = label_of(row["overrides"], varied, x)
         lines.setdefault(others, {})[f"{at:g}"] = row["value"]
         points.append((at, row["value"], others))
     one = {(record.experiment, record.data, record.tier) for record in records}
@@ -179,6 +179,16 @@ def record_of(
         data=data,
         tier=tier,
     )
+
+
+def varied_in(jobs: list[dict[str, str]]) -> list[str]:
+    """The settings that differ between jobs."""
+    return [key for key in jobs[0] if len({job[key] for job in jobs}) > 1]
+
+
+def label_of(overrides: Mapping[str, str], varied: list[str], x: str) -> str:
+    """The name of a job's line: the settings that vary beside ``x``; "all" where none does."""
+    return ", ".join(f"{key.split('.')[-1]} {overrides[key]}" for key in varied if key != x) or "all"
 
 
 def extremes(points: list[tuple[float, float, str]]) -> dict[str, dict[str, Any]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from experiments.claims import NOT_REPRODUCED, REPRODUCED, Bound, Spec, load
+from experiments.claims import NOT_REPRODUCED, REPRODUCED, Bound, Claim, Spec, load, lookup
 from experiments.cli import CONF
 from experiments.errors import UserError
 from experiments.figures import draw
 from experiments.record import Record
-from experiments.sweep import collect, expected, extremes, record_of
+from experiments.sweep import collect, expected, extremes, label_of, number_of, record_of, varied_in
 from experiments.verify import verify
 from tests.experiments import verifying
 from tests.helpers import cli
@@ -71,6 +72,20 @@ def test_the_sweeps_of_claims_are_the_lines_at_the_head_of_their_files(spec: Spe
     head = (CONF / "sweep" / f"{name}.yaml").read_text()
     assert f"python -m experiments.sweep OUT {spec.sweep}\n" in head
     assert f"python -m experiments --multirun {spec.overrides} " in head
+
+
+@pytest.mark.parametrize("claim", [claim for claim in load() if claim.run.sweep], ids=lambda claim: claim.id)
+def test_claims_on_sweeps_name_jobs_that_are_expected(claim: Claim) -> None:
+    """Before there is a record: ``lines.LABEL.values.X`` must be one of the grid."""
+    options = dict(item.split("=", 1) for item in claim.run.sweep.split())
+    jobs, x = expected(options["sweep"]), options["x"]
+    lines: dict[str, Any] = {}
+    for job in jobs:
+        at = number_of(job[x]) if x in job else 0.0  # a metric on the x axis is known from records alone
+        lines.setdefault(label_of(job, varied_in(jobs), x), {}).setdefault("values", {})[f"{at:g}"] = 1.0
+    for metric in filter(None, (claim.metric, claim.minus, claim.over)):
+        if x in jobs[0] and metric.startswith("lines."):
+            assert lookup({"lines": lines}, metric) == 1.0, metric
 
 
 def test_jobs_of_a_sweep_are_the_jobs_alone_and_what_is_lost_is_seen(tmp_path: Path) -> None:
