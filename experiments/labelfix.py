@@ -21,6 +21,7 @@ from influence.relabel import LogisticRefits
 RANKINGS = ("influence", "loss", "random", "authors")
 LEADS = (("influence", "loss"), ("loss", "random"), ("influence", "random"), ("authors", "loss"))
 CLEAN = "clean"  # the unit of work before any flip
+TRIES = 3  # timings of all self-influences from nothing
 PARTS = ("fit", "self_influence", "refits")
 
 
@@ -81,12 +82,21 @@ class LabelFixing:
         return {name: np.atleast_1d(value) for name, value in found.items()}
 
     def true_labels(self) -> dict[str, Any]:
-        """The model before any flip, and the time of all n self-influences from nothing."""
+        """The model before any flip, and the time of all n self-influences from nothing (the best of a few,
+        since this is while the other processes start).
+        """
         clock = Clock(self.refits)
         theta, certificate = self.clean
         clock.lap("fit")
-        self.refits.self_influence(theta, self.y)
-        clock.lap("self_influence", self.refits.self_influence_flops)
+        tries = []
+        for _ in range(TRIES):
+            fresh = LogisticRefits(self.X, self.l2)  # without a Gram matrix yet
+            own = Clock(fresh)
+            fresh.self_influence(theta, self.y)
+            own.lap("self_influence", fresh.self_influence_flops)
+            tries.append({what: of_part["self_influence"] for what, of_part in own.spent.items()})
+        for what, value in min(tries, key=lambda spent: spent["seconds"]).items():
+            clock.spent[what]["self_influence"] = value
         return {
             "accuracy": self.accuracy(theta),
             "gradient_norm": certificate.gradient_norm,

@@ -18,7 +18,7 @@ from experiments import labelfix, ranks, suspects, workers
 from experiments.build import targets_of
 from experiments.data import Dataset
 from experiments.errors import ConfigError, UserError
-from experiments.labelfix import CLEAN, PARTS, RANKINGS, LabelFixing
+from experiments.labelfix import CLEAN, PARTS, RANKINGS, TRIES, LabelFixing
 from experiments.record import Record
 from experiments.run import Run, Timing
 
@@ -194,7 +194,7 @@ def repeats(run: Run, work: LabelFixing, settings: DictConfig) -> dict[Any, dict
         flops, seconds, processor = (float(values[rows, column].sum()) for values in spent.values())
         return Timing(label, flops, seconds, peak, processor)
 
-    once = part(f"exact self-influence of all {n}, once, from nothing", slice(0, 1), 1)
+    once = part(f"exact self-influence of all {n}, from nothing, best of {TRIES}", slice(0, 1), 1)
     together = ", seconds of all workers together"
     every = [part(labels[name] + together, slice(1, None), column) for column, name in enumerate(PARTS)]
     run.timings.extend([once, *every])
