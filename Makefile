@@ -14,7 +14,7 @@ test: .venv/installed-dev
 test-faults: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
 
-# Sweeps that start a process a job, and embedded runs spoiled until their claims fail: about five minutes.
+# Sweeps that start a process a job, embedded runs spoiled until their claims fail, the report in Chromium: minutes.
 test-slow: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
