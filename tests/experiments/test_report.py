@@ -1,4 +1,4 @@
-"""The report stands alone, escapes everything, can be read unseen. (In a browser: test_report_browser.py.)
+"""The report stands alone, escapes everything, can be read unseen. (In a browser: test_report_browser.py.)"""
 
 from __future__ import annotations
 
