@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 @dataclass
 class Timing:
     """One part of a run. ``flops``, set before or inside, is its necessary floating-point work;
-    ``processor`` the seconds of processors it took, where they were counted: fewer than ``seconds`` on a
-    machine that others use too.
+    ``processor`` the seconds of processors it took over all threads, where they were counted: on one thread,
+    fewer than ``seconds`` where others use the machine too.
     """
 
     part: str
@@ -95,11 +95,12 @@ class Run:
         """Times a part and its peak memory; kept in provenance.json, never in the record."""
         timing = Timing(part, flops)
         self._memory.reset()
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         try:
             yield timing
         finally:
             timing.seconds = time.perf_counter() - start
+            timing.processor = time.process_time() - used
             timing.peak_mib = self._memory.read()
             self.timings.append(timing)
 
@@ -108,6 +109,7 @@ class Run:
         ended.
         """
         timing.peak_mib += count * peak_mib
+        timing.processor = None  # known of this process alone
 
     def note(self, sentence: str) -> None:
         """Adds a deviation from the paper's protocol to the record."""

@@ -97,10 +97,14 @@ def value_at(record: Record, path: str) -> float:
 
 
 def seconds_of(record: Record, folder: Path, part: str) -> float:
-    """Seconds of the parts of the job in ``folder`` whose names begin with ``part``."""
+    """Seconds of the processor, or of the clock where those were not counted, of the parts of the job in
+    ``folder`` whose names begin with ``part``.
+    """
     prefix = part.replace("{solver}", str(record.metrics.get("solver")))
     timings = json.loads((folder / "provenance.json").read_text())["timings"]
-    found = [each["seconds"] for each in timings if each["part"].startswith(prefix)]
+    found = [
+        each.get("processor_seconds", each["seconds"]) for each in timings if each["part"].startswith(prefix)
+    ]
     if not found:
         known = ", ".join(each["part"] for each in timings)
         raise UserError(f"no part of {folder} begins with {prefix!r}: choose one of {known}.")

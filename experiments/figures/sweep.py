@@ -28,7 +28,7 @@ def draw(record: Record, path: Path) -> None:
             mine = mine[np.argsort(record.arrays["x"][mine])]
             seconds, values = record.arrays["seconds"][mine], record.arrays["y"][mine]
             axes[0][1].plot(seconds, values, marker="o", markersize=4, label=label)
-        axes[0][1].set_xlabel("seconds of the solver, preparation and scores included")
+        axes[0][1].set_xlabel("processor seconds of the solver, preparation and scores included")
         axes[0][1].set_xscale("log")
     for each in axes[0]:
         each.set_ylabel(metrics["y"])
