@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from experiments import backbones, build
+from experiments.attacks.memory import keep_freed
 from experiments.attacks.refit import Refits
 from experiments.attacks.steps import Targets
 from experiments.backbones import Backbone
@@ -67,6 +68,8 @@ def clean_model(cfg: DictConfig, run: Run) -> Clean:
         raise ConfigError(
             f"model.loss={cfg.model.loss}: the attacked top layer is logistic; use model=logistic."
         )
+    if cfg.device == "cpu":
+        keep_freed()
     backbone = backbones.load(**cfg.backbone, device=cfg.device)
     work = backbone_work(backbone)
     X, X_test = both_features(cfg, run, data, backbone, work[0])

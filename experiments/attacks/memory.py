@@ -1,0 +1,25 @@
+"""Freed memory kept by the process: on a CPU, pages handed out anew cost a fifth of an attack's time.
+
+A gradient through a network allocates and frees hundreds of megabytes. By default glibc gives large blocks
+back to the system at once, and a thread's blocks sooner than the main one's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+# Of malloc.h: trim threshold, top padding, mmap threshold, number of arenas.
+_TRIM, _PAD, _MMAP, _ARENAS = -1, -2, -3, -8
+
+
+def keep_freed() -> bool:
+    """Asks glibc to keep what is freed, in one arena for all threads; False where there is no glibc.
+
+    Changes no number. Call it before threads are started; the process then holds its peak until it ends.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        return False
+    settings = ((_ARENAS, 1), (_MMAP, 1 << 30), (_TRIM, 2**31 - 1), (_PAD, 1 << 28))
+    return all(mallopt(*setting) == 1 for setting in settings)
