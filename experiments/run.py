@@ -134,7 +134,7 @@ class Run:
                 entry["processor_seconds"] = round(timing.processor, 4)
             if timing.flops is not None:
                 entry["gflop"] = round(timing.flops / 1e9, 3)
-                if self.rate:
+                if self.rate and timing.seconds > 0:  # a part that had nothing to do took no time
                     entry["share_of_matrix_rate"] = round(timing.flops / 1e9 / timing.seconds / self.rate, 4)
             parts.append(entry)
         return {
