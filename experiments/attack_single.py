@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from experiments import machine
 from experiments.attacks import outcome, pictures, ranking
 from experiments.attacks.campaign import Campaign
 from experiments.attacks.clean import Clean, clean_model, described
-from experiments.attacks.threads import how_many
 from experiments.data.dataset import permutation
 from experiments.errors import ConfigError, UserError
 from experiments.record import Record
@@ -32,14 +32,14 @@ def run(cfg: DictConfig, run: Run) -> Record:
     clean = clean_model(cfg, run)
     chosen = choose(clean, settings.test_images, cfg.seed)
     most = max([settings.singles, *settings.together])
-    workers = how_many(settings.workers)
+    workers = machine.workers(settings.workers, "threads", least=1)
     parts = ranking.rankings(clean, run, chosen, settings.screened, workers)
     ranked = np.stack([part["order"][:most] for part in parts])
     recall = ranking.recall(clean, run, chosen[: settings.exact_rankings], settings.screened, most, workers)
     rows = {f"candidate {i + 1}": ranked[:, i : i + 1] for i in range(settings.singles)}
     rows |= {f"top {m}": ranked[:, :m] for m in settings.together}
 
-    campaign = Campaign(run, clean, settings, chosen)
+    campaign = Campaign(run, clean, settings, chosen, workers)
     reach = campaign.full_length(rows["candidate 1"])
     left = np.arange(len(chosen))
     stages: dict[str, outcome.Stage] = {}

@@ -19,6 +19,7 @@ from experiments import atomic
 from experiments.benchmarks import problems, runner, summary
 from experiments.errors import UserError
 from experiments.journal import Journal
+from experiments.machine import cores
 from experiments.provenance import ROOT
 from experiments.record import Record
 from experiments.run import Run
@@ -39,7 +40,7 @@ class Bench:
         self.settings, self.folder = settings, run.output / "problems"
         self.peers = Path(settings["peers"])
         self.peers = self.peers if self.peers.is_absolute() else ROOT / self.peers
-        self.threads = cfg.threads or len(runner.cores())
+        self.threads = cfg.threads or cores()
         arrays = run.data().manifest.get("arrays", {})
         self.journal = Journal(run.output / "journal", "measurements", {"data": arrays})
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from experiments import labelfix, ranks, suspects, workers
+from experiments import labelfix, machine, ranks, suspects, workers
 from experiments.build import targets_of
 from experiments.data import Dataset
 from experiments.errors import ConfigError, UserError
@@ -169,7 +169,7 @@ def repeats(run: Run, work: LabelFixing, settings: DictConfig) -> dict[Any, dict
     journal = run.journal("repeats")
     found = {unit: journal.get(unit) for unit in units}
     missing = [unit for unit in units if found[unit] is None]
-    count = workers.how_many(settings.workers)
+    count = machine.workers(settings.workers, "processes", least=0)
     with (
         run.timer(f"{len(units) - 1} repeats, all workers") as whole,
         run.progress(len(units), "repeats") as advance,

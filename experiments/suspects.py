@@ -15,11 +15,11 @@ from omegaconf import DictConfig
 from scipy.special import expit
 
 from experiments import atomic
-from experiments.benchmarks.runner import available_gib
 from experiments.build import targets_of
 from experiments.data import Dataset
 from experiments.errors import UserError
 from experiments.export import line
+from experiments.machine import available_gib
 from experiments.record import Record
 from experiments.run import Run
 from influence.relabel import LogisticRefits

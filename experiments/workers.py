@@ -17,24 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, resource_tracker
 from typing import Any
 
-from experiments.errors import ConfigError, UserError
+from experiments.errors import UserError
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _PATIENCE = 10.0  # seconds that a process told to end is given before it is killed
 
 Work = Callable[[Any], Any]
-
-
-def how_many(asked: int | None) -> int:
-    """``asked``, or one a core of this machine where it is null; ConfigError below 0."""
-    if asked is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if asked < 0:
-        raise ConfigError(
-            f"experiment.workers={asked}: give a number of processes, 0 for none beside this one, or null "
-            "for one a core."
-        )
-    return asked
 
 
 def spread(work: Work, units: Sequence[Any], workers: int) -> Iterator[tuple[Any, Any]]:

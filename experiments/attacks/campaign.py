@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from experiments.attacks import outcome
 from experiments.attacks.attempt import Attempts, Setting, Unit, Verifications
 from experiments.attacks.clean import Clean
-from experiments.attacks.threads import how_many, spread
+from experiments.attacks.threads import spread
 from experiments.journal import Journal
 from experiments.run import Run
 
@@ -23,9 +23,11 @@ from experiments.run import Run
 class Campaign:
     """All attempts of one run; ``chosen (k,)`` are the positions of the test images attacked."""
 
-    def __init__(self, run: Run, clean: Clean, settings: DictConfig, chosen: np.ndarray) -> None:
+    def __init__(
+        self, run: Run, clean: Clean, settings: DictConfig, chosen: np.ndarray, workers: int
+    ) -> None:
         self.run, self.clean, self.settings, self.chosen = run, clean, settings, chosen
-        self.workers = how_many(settings.workers)
+        self.workers = workers
         self.setting = Setting(
             clean.backbone, clean.refits, settings.alpha, settings.iterations, settings.training_tolerance
         )

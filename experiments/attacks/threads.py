@@ -6,23 +6,11 @@ the network, the factor and the images are there for all of them without being s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import torch
-
-from experiments.errors import ConfigError
-
-
-def how_many(asked: int | None) -> int:
-    """``asked``, or one a core of this machine where it is null; ConfigError below 1."""
-    if asked is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if asked < 1:
-        raise ConfigError(f"experiment.workers={asked}: give a number of threads, or null for one a core.")
-    return asked
 
 
 def spread(work: Callable[[Any], Any], units: Sequence[Any], workers: int) -> Iterator[tuple[Any, Any]]:

@@ -17,19 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from experiments.machine import available_gib
 from experiments.provenance import ROOT
 
 OWN = ("ours", "bare", "peer_sklearn")  # adapters that run under this interpreter
 LOCK = "INFLUENCE_BENCHMARK_LOCK"
 BUDGET = "INFLUENCE_BENCHMARK_SECONDS"
 _STARTED = time.monotonic()
-
-
-def cores() -> list[int]:
-    """The processor's cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def spent() -> bool:
@@ -49,16 +43,6 @@ def quiet_machine(exclusive: bool) -> Iterator[None]:
     with open(path, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
         yield
-
-
-def available_gib() -> float:
-    """Memory that could be had without swapping; infinite where the system doesn't say."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) / 2**20
-    return float("inf")
 
 
 def interpreter(by: str, peers: Path) -> tuple[str, str | None]:

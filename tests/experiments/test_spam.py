@@ -20,7 +20,7 @@ from hydra.errors import OverrideParseException
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 
-from experiments import labelfix, workers
+from experiments import labelfix, machine, workers
 from experiments.cli import JobFailed, explain
 from experiments.errors import ConfigError, UserError
 from experiments.export import line
@@ -144,9 +144,9 @@ def test_units_are_spread_over_processes_of_one_thread(monkeypatch: pytest.Monke
     assert process != os.getpid()
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert list(workers.spread(Odd(), [], 2)) == []
-    assert workers.how_many(None) >= 1
+    assert machine.workers(None, "processes", least=0) >= 1
     with pytest.raises(ConfigError, match="workers=-1"):
-        workers.how_many(-1)
+        machine.workers(-1, "processes", least=0)
 
 
 @pytest.mark.parametrize(
