@@ -136,8 +136,8 @@ def compute(cfg: DictConfig, folder: Path, identity: str) -> None:
     if ranks.follower():
         return
     record.deviations = [*record.deviations, *(note for note in run.notes if note not in record.deviations)]
-    if cfg.data.name != "csv":  # the paper has nothing to say about a table of the user's own
-        record.paper = record.paper or OmegaConf.to_container(cfg.experiment.paper, resolve=True)
+    if record.paper is None:
+        record.paper = OmegaConf.to_container(cfg.experiment.paper, resolve=True)
     record.data, record.tier = record.data or cfg.data.name, cfg.tier.name
     (folder / "record.json").unlink(missing_ok=True)
     from experiments.figures import draw

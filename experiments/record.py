@@ -33,7 +33,7 @@ class Record:
     metrics: nested numbers and texts. arrays: what the figure needs, and the scores. captions: a sentence a
     figure or panel. deviations: each difference from the paper's protocol. certificates: one dict a fit
     (method, gradient norm, ...). table: names of arrays of one length that together are the per-point table.
-    paper: the paper's values {name: {value, where, metric}} as they stood in the config.
+    paper: the paper's values {name: {value, where, metric}}; None: those of the config.
     """
 
     experiment: str
@@ -43,7 +43,7 @@ class Record:
     deviations: list[str] = field(default_factory=list)
     certificates: list[dict[str, Any]] = field(default_factory=list)
     table: list[str] = field(default_factory=list)
-    paper: dict[str, Any] = field(default_factory=dict)
+    paper: dict[str, Any] | None = None
     data: str = ""
     tier: str = ""
 
@@ -55,6 +55,7 @@ class Record:
             raise ValueError(f"the columns of the per-point table differ in length: {lengths}")
         content = npz_bytes(arrays)
         fields = {name: value for name, value in vars(self).items() if name != "arrays"}
+        fields["paper"] = self.paper or {}
         fields["certificates"] = [without_times(item) for item in self.certificates]
         fields["arrays"] = {name: [str(value.dtype), *value.shape] for name, value in arrays.items()}
         fields["arrays_sha256"] = sha256(content)

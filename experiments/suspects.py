@@ -87,6 +87,7 @@ def ranked(cfg: DictConfig, run: Run) -> Record:
             f"whose label the fitted model does not predict. The rows are listed in {FILE}."
         },
         table=list(kept),
+        paper={},  # it has nothing to say about a table of the user's own
         certificates=[{"fit": "labels as given", **certificate.to_dict()}],
     )
 

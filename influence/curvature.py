@@ -11,6 +11,7 @@ instead of c·d, because its loss never sees a shift common to all classes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -23,15 +24,16 @@ from influence.linear_curvature import GramFactor, Split
 __all__ = ["Damped", "Dense", "GaussNewton", "Hessian", "Operator"]
 
 
-class Operator:
+class Operator(ABC):
     """A symmetric linear map on p parameters. Subclasses define ``_apply`` on blocks ``(p, k)``."""
 
     shape: tuple[int, int]
     dtype: torch.dtype
     device: torch.device
 
+    @abstractmethod
     def _apply(self, V: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The product with a block ``(p, k)``."""
 
     def __matmul__(self, V: Tensor) -> Tensor:
         """The product with a vector ``(p,)`` or a block ``(p, k)``.

@@ -7,6 +7,7 @@ Hessians, Gauss–Newton, influence) is built from these four functions, so a ne
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,7 +20,7 @@ from influence.errors import DataError
 
 
 @dataclass(frozen=True)
-class Loss:
+class Loss(ABC):
     """A per-example loss ``ℓ(o, y)`` and its derivatives in the outputs ``o``.
 
     Subclasses define ``values``, ``output_gradient`` and ``output_hessian``; binary losses get by with two
@@ -29,17 +30,17 @@ class Loss:
     name: ClassVar[str] = ""
     binary: ClassVar[bool] = False
 
+    @abstractmethod
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """ℓ(o_i, y_i): ``(n, c), (n,) -> (n,)``, in nats."""
-        raise NotImplementedError
 
+    @abstractmethod
     def output_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """∇_o ℓ(o_i, y_i): ``(n, c), (n,) -> (n, c)``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def output_hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """∇²_o ℓ(o_i, y_i): ``(n, c), (n,) -> (n, c, c)``."""
-        raise NotImplementedError
 
     def output_hessian_product(self, outputs: Tensor, targets: Tensor, tangents: Tensor) -> Tensor:
         """∇²_o ℓ(o_i, y_i) u_ij: ``tangents (n, c, k) -> (n, c, k)``."""
@@ -77,8 +78,9 @@ class Loss:
                 "so there is nothing to fit; check the labels or the split"
             )
 
+    @abstractmethod
     def _check_range(self, targets: Tensor, n_outputs: int) -> None:
-        raise NotImplementedError
+        """Raises DataError for targets that this loss cannot take."""
 
 
 @dataclass(frozen=True)
@@ -141,17 +143,17 @@ class MarginLoss(Loss):
 
     binary: ClassVar[bool] = True
 
+    @abstractmethod
     def of_margin(self, margin: Tensor) -> Tensor:
         """φ(m)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def slope(self, margin: Tensor) -> Tensor:
         """φ′(m); at a kink, one subgradient."""
-        raise NotImplementedError
 
+    @abstractmethod
     def curvature(self, margin: Tensor) -> Tensor:
         """φ″(m); zero where φ is piecewise linear."""
-        raise NotImplementedError
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.of_margin(targets.to(outputs.dtype) * outputs[:, 0])

@@ -8,6 +8,7 @@ wants its columns padded. Both live here so that nothing above has to know.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ SPARSE_BELOW = {torch.float64: 0.4, torch.float32: 0.12}
 _PAD = 16  # columns; a thin transposed product runs several times faster on a multiple of this
 
 
-class DataMatrix:
+class DataMatrix(ABC):
     """X with n rows (examples) and d columns (inputs)."""
 
     n: int
@@ -31,33 +32,33 @@ class DataMatrix:
     dtype: torch.dtype
     device: torch.device
 
+    @abstractmethod
     def matmul(self, v: Tensor) -> Tensor:
         """X v: ``(d, m) -> (n, m)``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rmatmul(self, u: Tensor) -> Tensor:
         """Xᵀ u: ``(n, m) -> (d, m)``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rows(self, idx: Tensor) -> DataMatrix:
         """The matrix of the rows ``idx``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dense(self, idx: Tensor | slice | None = None) -> Tensor:
         """Rows ``idx`` (all by default) as a dense ``(m, d)`` tensor."""
-        raise NotImplementedError
 
+    @abstractmethod
     def column_squares(self, weights: Tensor) -> Tensor:
         """(X∘X)ᵀ w: ``(n, m) -> (d, m)``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def row_squares(self) -> Tensor:
         """‖x_i‖²: ``(n,)``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def column_mask(self) -> Tensor:
         """``(d,)`` booleans: True where a column has a non-zero entry."""
-        raise NotImplementedError
 
     def dense_batches(self, size: int) -> Iterator[tuple[slice, Tensor]]:
         """Consecutive dense row blocks, so that a pass over X needs ``size × d`` numbers at a time."""

@@ -11,6 +11,7 @@ Subclasses say where the parts come from: :mod:`influence.distributed` and :mod:
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,7 +28,6 @@ from influence.linear_curvature import (
     linear_diagonal,
     make_split,
 )
-from influence.matrices import DataMatrix
 from influence.retraining import paired_gradients
 
 # (part, rows within the part or None for all of them, their places in the result)
@@ -41,7 +41,7 @@ def unpenalised(objective: Any) -> Any:
     return part
 
 
-class PartitionedObjective:
+class PartitionedObjective(ABC):
     """The calls of :class:`~influence.objective.Objective` over parts.
 
     Args:
@@ -60,8 +60,9 @@ class PartitionedObjective:
 
     # -- what subclasses define ---------------------------------------------------------------------------
 
+    @abstractmethod
     def _parts(self, idx: Tensor | None) -> Iterator[Part]:
-        raise NotImplementedError
+        """The parts of the training set, or of the examples ``idx``."""
 
     def _reduce(self, tensor: Tensor, largest: bool = False) -> Tensor:
         """Combine what each process has: the sum, or the largest."""
@@ -273,7 +274,7 @@ class PartitionedLinear(PartitionedObjective):
         return self.template.d
 
     @property
-    def X(self) -> DataMatrix:
+    def X(self) -> PartitionedMatrix:
         """Gives out chosen rows of X; all of it is nowhere."""
         return PartitionedMatrix(self)
 
@@ -333,8 +334,10 @@ class PartitionedLinear(PartitionedObjective):
         return kronecker_inverse(left, right, sums[-1], self.l2 + damping)
 
 
-class PartitionedMatrix(DataMatrix):
-    """X of a partitioned linear objective: gives out chosen rows and nothing that would need all of them."""
+class PartitionedMatrix:
+    """X of a partitioned linear objective: gives out chosen rows, dense, and has none of the products of a
+    :class:`~influence.matrices.DataMatrix`, which would need all of them.
+    """
 
     def __init__(self, objective: PartitionedLinear) -> None:
         self._objective = objective

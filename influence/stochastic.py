@@ -6,6 +6,7 @@ batched products; for any other objective it is one sampled Hessian product a ch
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,7 +46,7 @@ def batches(
         done += take
 
 
-class Chains:
+class Chains(ABC):
     """State of r chains for k right-hand sides and the step ``T ← v + T − (H_B + δI) T / s``."""
 
     def __init__(self, operator: Operator, B: Tensor, repeats: int) -> None:
@@ -62,13 +63,13 @@ class Chains:
         """``(r, k)`` norms of the chains."""
         return self.value().norm(dim=1)
 
+    @abstractmethod
     def value(self) -> Tensor:
         """T, ``(r, p, k)``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def advance(self, idx: Tensor, scale: float) -> Iterator[int]:
         """Run the steps of an index block ``(m, r, b)``, yielding after each."""
-        raise NotImplementedError
 
 
 class GenericChains(Chains):

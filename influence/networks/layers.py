@@ -18,6 +18,7 @@ number of parameter vectors (or of tangents) side by side. Parameters of an affi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -268,16 +269,16 @@ def _windows(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int]) -> Ten
     return view.reshape(m, n * oh * ow, kh * kw * channels)
 
 
-class Elementwise(Layer):
+class Elementwise(Layer, ABC):
     """``y = φ(x)``: saves φ′ and, once g is known, φ″·g."""
 
+    @abstractmethod
     def _values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """φ and φ′."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _second(self, y: Tensor, slope: Tensor) -> Tensor | None:
         """φ″ from φ and φ′, or None where it is zero."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor, w: Any) -> tuple[Tensor, Any]:
         y, slope = self._values(x)
@@ -324,14 +325,16 @@ class ReLU(Elementwise):
         return None
 
 
-class Linearized(Layer):
+class Linearized(Layer, ABC):
     """A parameterless linear map: subclasses give it and its transpose."""
 
+    @abstractmethod
     def _map(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The map: batch first."""
 
+    @abstractmethod
     def _transpose(self, g: Tensor, shape: tuple[int, ...]) -> Tensor:
-        raise NotImplementedError
+        """Its transpose; ``shape`` is that of the map's input."""
 
     def forward(self, x: Tensor, w: Any) -> tuple[Tensor, Any]:
         return self._map(x), tuple(x.shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import enum
 import warnings
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,15 +104,16 @@ class Solution:
 
 
 @dataclass(frozen=True)
-class Solver:
+class Solver(ABC):
     """Settings of a solver. ``solve`` = ``prepare`` once an operator + ``apply`` once a block."""
 
+    @abstractmethod
     def prepare(self, operator: Operator) -> Any:
         """Whatever depends on the operator alone (a factor, a preconditioner, a scale)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _solve(self, state: Any, B: Tensor) -> Solution:
-        raise NotImplementedError
+        """The solution of a block ``(p, k)``."""
 
     def apply(self, state: Any, B: Tensor) -> Solution:
         """Solve for a block ``(p, k)`` or a vector ``(p,)`` with a prepared state.
