@@ -18,12 +18,12 @@ from experiments.attacks import pictures
 from experiments.attacks.attempt import Setting, verified
 from experiments.attacks.clean import Clean, clean_model, described
 from experiments.attacks.pixels import rank
-from experiments.attacks.refit import Worst
 from experiments.attacks.steps import SignSteps, Targets, test_gradients
 from experiments.data.dataset import permutation
 from experiments.errors import ConfigError, UserError
 from experiments.record import Record
 from experiments.run import Run, Timing
+from influence.perturbed import Worst
 
 STATE = ("images", "thetas", "previous", "s_tests")  # what the next step depends on
 

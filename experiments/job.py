@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import json
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,9 @@ FREE = (
     "tier.profile",
     "experiment.workers",  # processes or threads side by side
 )
+# How many units a run does, where each is the same whatever their number: a run with another number goes
+# on in the same folder from the units that are there.
+GROWS = {"attack_single": "experiment.test_images"}
 FAILED = "failed.txt"  # beside a sweep's failed job: why, for experiments.sweep
 
 
@@ -52,7 +57,13 @@ def in_a_sweep() -> bool:
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
     """The resolved settings that decide the numbers."""
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
-    for path in FREE:
+    return without(settings, FREE)
+
+
+def without(settings: dict[str, Any], paths: Iterable[str]) -> dict[str, Any]:
+    """A copy of nested ``settings`` that lacks the dotted ``paths``."""
+    settings = copy.deepcopy(settings)
+    for path in paths:
         *above, last = path.split(".")
         node: Any = settings
         for key in above:
@@ -74,13 +85,20 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [path]
 
 
-def claim(folder: Path, settings: dict[str, Any]) -> str:
-    """Marks ``folder`` as this config's and returns the config's hash; refuses a folder of another config."""
+def claim(folder: Path, settings: dict[str, Any], grows: str | None = None) -> str:
+    """Marks ``folder`` as this config's and returns the hash of what decides a unit of its work.
+
+    Refuses a folder of another config. One that differs in ``grows`` alone is taken over, and its record,
+    which is that of the other number, goes: the units stay in the journal.
+    """
     marker = folder / "run.json"
     settings = json.loads(json.dumps(atomic.jsonable(settings), sort_keys=True))
     if marker.is_file():
         differing = differences(json.loads(marker.read_text())["settings"], settings)
-        if differing:
+        if differing == [grows]:
+            (folder / "record.json").unlink(missing_ok=True)
+            atomic.write_json(marker, {"settings": settings})
+        elif differing:
             raise UserError(
                 f"{folder} belongs to a run with other settings ({', '.join(differing)} differ): "
                 "choose another output=, or remove that folder."
@@ -89,7 +107,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> str:
         raise UserError(f"{folder} holds a published record, not a run: choose another output=.")
     else:
         atomic.write_json(marker, {"settings": settings})
-    return atomic.key_hash(settings)
+    return atomic.key_hash(without(settings, [grows] if grows else []))
 
 
 def execute(cfg: DictConfig) -> Path:
@@ -98,7 +116,7 @@ def execute(cfg: DictConfig) -> Path:
     try:
         with ranks.joined(cfg.device, folder) as mine, atomic.locked(mine):
             (mine / FAILED).unlink(missing_ok=True)
-            identity = claim(mine, settings_of(cfg))
+            identity = claim(mine, settings_of(cfg), GROWS.get(cfg.experiment.name))
             if ranks.from_first((mine / "record.json").is_file() and (mine / "provenance.json").is_file()):
                 print(f"{folder} already holds the record of this run; nothing to do.")
             else:
@@ -145,7 +163,7 @@ def compute(cfg: DictConfig, folder: Path, identity: str) -> None:
     record.save(folder)  # first: a full disk then leaves nothing that looks like a result
     atomic.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     draw(record, folder)
-    details = run.provenance()
+    details = run.provenance() | {"config_sha256": atomic.key_hash(settings_of(cfg))}
     details["command"] = ["python", "-m", "experiments", *sys.argv[1:]]
     from experiments.tracking import track
 

@@ -87,7 +87,8 @@ def run(cfg: DictConfig, run: Run) -> Record:
             f"helpful_{model}": helpful[: settings.shown],
             f"images_{model}": thumbnails(np.asarray(data.train.X[helpful[: settings.shown]])),
         }
-        metrics[model] = findings(predicted, distance, same, helpful, settings.extremes) | {
+        metrics[model] = findings(predicted, distance, same, helpful, settings.extremes)
+        metrics[model] |= other_class(predicted, distance, same, settings.extremes) | {
             "train_accuracy": float((objective.outputs(theta)[:, 0] * y > 0).double().mean()),
             "test_accuracy": float(right[model].mean()),
             "test_loss": float(tests[model].example_losses(theta).mean()),
@@ -156,4 +157,26 @@ def findings(
         "same_class_among_most_harmful": float(same[helpful[-extremes:]].mean()),
         "harmful_share_of_other_class": float((predicted[~same] < 0).mean()),
         "harmful_share_of_same_class": float((predicted[same] < 0).mean()),
+    }
+
+
+def other_class(predicted: np.ndarray, distance: np.ndarray, same: np.ndarray, near: int) -> dict[str, float]:
+    """On which side of zero the other class lies where it has any influence to speak of.
+
+    Shares of its images that are harmful count an image whose influence is next to nothing as much as one
+    that decides; these weigh them.
+    """
+    scores, largest = predicted[~same], np.abs(predicted).max()
+    strongest = np.argsort(-np.abs(scores), kind="stable")[:20]
+    nearest = np.argsort(distance[~same], kind="stable")[:near]
+
+    def harmful(part: np.ndarray) -> float:
+        whole = float(np.abs(part).sum())
+        return float(-part[part < 0].sum()) / whole if whole else float("nan")
+
+    return {
+        "other_class_below_hundredth": float((np.abs(scores) < largest / 100).mean()),
+        "other_class_harmful_weight": harmful(scores),
+        "other_class_harmful_weight_nearest": harmful(scores[nearest]),
+        "other_class_harmful_strongest_20": int((scores[strongest] < 0).sum()),
     }

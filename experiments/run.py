@@ -39,7 +39,7 @@ class Timing:
 
 
 class Run:
-    """One job in its folder. ``identity`` is the hash of the settings that decide the numbers."""
+    """One job in its folder. ``identity`` is the hash of the settings that decide a unit of work."""
 
     def __init__(self, cfg: DictConfig, output: Path, identity: str) -> None:
         self.cfg = cfg
@@ -142,7 +142,6 @@ class Run:
             "versions": provenance.versions(),
             "machine": provenance.machine(self.cfg.device) | ranks.description(),
             "data": self._dataset.manifest if self._dataset is not None else {},
-            "config_sha256": self.identity,
             "seed": self.cfg.seed,
             "started_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
             "wall_seconds": round(time.time() - self.started, 2),

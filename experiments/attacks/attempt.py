@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from experiments.attacks.pixels import stored
-from experiments.attacks.refit import Refits
 from experiments.attacks.steps import SignSteps, Targets
 from experiments.backbones import Backbone
 from experiments.errors import UserError
 from experiments.journal import Journal
+from influence.perturbed import Refits
 from influence.relabel import LogisticRefits
 
 

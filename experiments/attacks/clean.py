@@ -13,7 +13,6 @@ from torch import Tensor
 
 from experiments import backbones, build
 from experiments.attacks.memory import keep_freed
-from experiments.attacks.refit import Refits
 from experiments.attacks.steps import Targets
 from experiments.backbones import Backbone
 from experiments.data import Dataset
@@ -21,6 +20,7 @@ from experiments.errors import ConfigError
 from experiments.features import features
 from experiments.run import Run, Timing
 from influence.linear import LinearObjective
+from influence.perturbed import Refits
 from influence.relabel import LogisticRefits
 from influence.training import Certificate
 

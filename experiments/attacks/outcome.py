@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from experiments.attacks.clean import Clean
-from experiments.attacks.refit import Worst
 from experiments.run import Run, Timing
+from influence.perturbed import Worst
 
 
 @dataclass

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from experiments.attacks.pixels import step
-from experiments.attacks.refit import Changed, Refits
 from experiments.backbones import Backbone
+from influence.perturbed import Changed, Refits
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def draw(record: Record, path: Path) -> None:
         pictures = (original, np.clip(original + delta, 0, 255) / 255, np.clip(0.5 + delta, 0, 1))
         heads = (f"{m['row_class']}, p = {m['certainty']:.2f}", "perturbed", "difference, amplified")
         for panel, picture, head in zip(axes[0, 2:], pictures, heads, strict=True):
-            panel.imshow(picture)
+            panel.imshow(picture, interpolation="none")
             panel.set_title(head)
             panel.axis("off")
     style.save(figure, path)

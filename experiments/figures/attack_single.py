@@ -112,7 +112,7 @@ def images(record: Record) -> Figure:
         )
         for column, (picture, text) in enumerate(zip(shown, below, strict=True)):
             panel = axes[row, column]
-            panel.imshow(picture)
+            panel.imshow(picture, interpolation="none")
             panel.set_xticks([])
             panel.set_yticks([])
             panel.set_xlabel(text, fontsize=8.5)

@@ -34,7 +34,7 @@ def draw(record: Record, path: Path) -> None:
         names = ["test", *(classes[arrays["label"][i]] for i in arrays[f"helpful_{model}"])]
         for place, (picture, name) in enumerate(zip(pictures, names, strict=True)):
             small = strip.inset_axes((place / len(pictures), 0.0, 0.94 / len(pictures), 0.9))
-            small.imshow(picture)
+            small.imshow(picture, interpolation="none")
             small.set_title(name if place == 0 else f"{place}: {name}", fontsize=8)
             small.axis("off")
     style.save(figure, path)

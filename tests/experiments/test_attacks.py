@@ -15,16 +15,16 @@ from experiments.attacks import outcome, ranking
 from experiments.attacks.attempt import Setting, attempt, verified
 from experiments.attacks.clean import Clean
 from experiments.attacks.pixels import stored
-from experiments.attacks.refit import Changed, Refits
 from experiments.attacks.steps import SignSteps
 from experiments.data.embedded import load_digit_pairs
 from experiments.errors import ConfigError, UserError
-from experiments.job import execute
+from experiments.job import claim, execute, settings_of
 from experiments.record import Record
 from experiments.run import Run
 from influence.curvature import Hessian
 from influence.errors import ConvergenceError
 from influence.linear import LinearObjective
+from influence.perturbed import Changed, Refits
 from influence.scores import pert_loss
 from influence.training import fit
 from tests.experiments.test_configs import composed
@@ -98,7 +98,7 @@ def test_refits_s_tests_and_cotangents_are_those_of_models_fitted_from_scratch(
 
 def test_a_refit_that_cannot_converge_says_so(clean: Clean) -> None:
     changed, _ = moved(clean, 2, 1)
-    with pytest.raises(ConvergenceError, match=r"loosen experiment\.tolerance"):
+    with pytest.raises(ConvergenceError, match="loosen its tolerance"):
         clean.refits.refit(clean.refits.theta[:, None].repeat(1, 2), changed, max_steps=1)
 
 
@@ -321,3 +321,29 @@ def test_the_number_of_threads_changes_no_byte(tmp_path: Path) -> None:
     ]
     for file in ("record.json", "arrays.npz"):
         assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes(), file
+
+
+def test_more_test_images_go_on_from_those_that_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("experiment=attack_single", *SMALL, "experiment.together=[2]", "experiment.side_by_side=2")
+    calls = {"done": 0}
+    real = attempts.attempt
+
+    def counting(*given: Any, **named: Any) -> Any:
+        calls["done"] += 1
+        return real(*given, **named)
+
+    monkeypatch.setattr(attempts, "attempt", counting)
+    whole = execute(composed(*arguments, f"output={tmp_path / 'whole'}"))
+    needed, calls["done"] = calls["done"], 0
+    few = composed(*arguments, "experiment.test_images=2", f"output={tmp_path / 'grown'}")
+    assert Record.load(execute(few)).metrics["attacked"] == 2
+    assert 0 < calls["done"] < needed
+    calls["done"] = 0
+    grown = execute(composed(*arguments, f"output={tmp_path / 'grown'}"))
+    assert 0 < calls["done"] < needed  # two were there
+    for file in ("record.json", "arrays.npz"):
+        assert (grown / file).read_bytes() == (whole / file).read_bytes(), file
+    with pytest.raises(UserError, match=r"experiment\.alpha differ"):
+        claim(grown, settings_of(composed(*arguments, "experiment.alpha=0.1")), "experiment.test_images")

@@ -8,7 +8,7 @@ from sklearn.metrics.pairwise import rbf_kernel
 
 from experiments import kernels
 from experiments.errors import UserError
-from experiments.rbf_vs_inception import choose
+from experiments.rbf_vs_inception import choose, other_class
 from experiments.svm import fit_hinge
 
 RANDOM = np.random.RandomState(0)
@@ -44,3 +44,16 @@ def test_the_hinge_fit_is_a_minimum_of_the_mean_hinge_plus_l2() -> None:
 def test_the_test_image_is_one_with_influence() -> None:
     assert choose(np.array([1.5, -0.2, 0.4, 0.5]), np.array([True, True, False, True])) == 3
     assert choose(np.array([1.5, 1.2]), np.array([True, True])) == 1
+
+
+def test_the_other_class_by_the_weight_of_its_influence() -> None:
+    predicted = np.array([10.0, -4.0, 1.0, -0.05, 0.04, -3.0])
+    same = np.array([True, False, False, False, False, True])
+    distance = np.array([0.0, 1.0, 3.0, 4.0, 2.0, 5.0])
+    found = other_class(predicted, distance, same, near=2)
+    assert found["other_class_below_hundredth"] == 0.5
+    assert found["other_class_harmful_weight"] == pytest.approx(4.05 / 5.09)
+    assert found["other_class_harmful_weight_nearest"] == pytest.approx(4 / 4.04)
+    assert found["other_class_harmful_strongest_20"] == 2
+    none = other_class(np.zeros(3), np.arange(3.0), np.zeros(3, dtype=bool), near=2)
+    assert np.isnan(none["other_class_harmful_weight"])

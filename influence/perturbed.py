@@ -1,4 +1,4 @@
-"""Exact refits of a linear top layer after a few training rows changed, k models side by side.
+"""Exact refits of a linear model after the features of a few training rows changed, k models side by side.
 
 The clean fit θ̂ and the inverse of its Hessian are computed once. A changed model differs from it in m rows of
 X, so Newton's method starts near its minimum, and conjugate gradients preconditioned by the clean inverse
@@ -20,9 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.errors import ConfigError
 from influence.curvature import Hessian
-from influence.errors import ConvergenceError
+from influence.errors import ConvergenceError, DataError
 from influence.linear import LinearObjective
 from influence.losses import MarginLoss
 from influence.solvers import Exact
@@ -108,7 +107,10 @@ class Refits:
     def __post_init__(self) -> None:
         objective = self.objective
         if not isinstance(objective.loss, MarginLoss):
-            raise ConfigError(f"model.loss={objective.loss.name}: an attack needs a binary loss, logistic.")
+            raise DataError(
+                f"the loss {objective.loss.name} has several outputs; refits of changed rows need a binary "
+                "one, logistic"
+            )
         self.loss: MarginLoss = objective.loss
         identity = torch.eye(objective.p, dtype=objective.dtype, device=objective.device)
         inverse = Exact().prepare(Hessian(objective, self.theta)).inverse(identity)
@@ -186,7 +188,7 @@ class Refits:
         taken = 0
         while bool((norms > self.tolerance).any()) and taken < max_steps:
             forcing = norms.clamp(max=FORCING).maximum(0.1 * self.tolerance / norms).clamp(max=FORCING)
-            steps = self._solve(self._hessian(outputs, changed), gradients, forcing)[0]
+            steps = self._solve(self._hessian(outputs, changed), gradients, forcing)
             open_ = norms > self.tolerance
             length = open_.to(thetas.dtype)
             while True:
@@ -205,8 +207,8 @@ class Refits:
         self.worst.add(Worst(refits=len(norms), newton_steps=taken, gradient_norm=largest))
         if not largest <= self.tolerance:
             raise ConvergenceError(
-                f"the refit of a changed top layer stopped at a gradient norm of {largest:.3g}, above "
-                f"{self.tolerance:.3g}: loosen experiment.tolerance, or raise model.l2"
+                f"the refit of a model with changed rows stopped at a gradient norm of {largest:.3g}, above "
+                f"{self.tolerance:.3g}: loosen its tolerance, or raise l2"
             )
         return thetas
 
@@ -220,13 +222,15 @@ class Refits:
         """
         product = self._hessian(self._forward(thetas, changed), changed)
         goal = torch.full_like(gradients[0], self.solve_tolerance)
-        solution, residual = self._solve(product, gradients, goal, start)
+        solution = self._solve(product, gradients, goal, start)
+        scale = gradients.norm(dim=0).clamp(min=torch.finfo(gradients.dtype).tiny)
+        residual = (gradients - product(solution)).norm(dim=0) / scale  # anew: not the recurrence's
         worst = float(residual.max())
-        self.worst.add(Worst(solves=len(residual), residual=worst))
+        self.worst.add(Worst(solves=len(residual), products=len(residual), residual=worst))
         if not worst <= 10 * self.solve_tolerance:
             raise ConvergenceError(
-                f"s_test of a changed top layer stopped at a relative residual of {worst:.3g}: loosen "
-                "experiment.tolerance, or raise model.l2"
+                f"s_test of a model with changed rows stopped at a relative residual of {worst:.3g}: loosen "
+                "its tolerance, or raise l2"
             )
         return solution
 
@@ -236,11 +240,10 @@ class Refits:
         B: Tensor,
         goal: Tensor,
         start: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """CG, every column its own system, preconditioned by the clean inverse; relative residuals ``(k,)``.
+    ) -> Tensor:
+        """CG to relative residuals ``goal (k,)``, a system a column; the clean inverse preconditions.
 
-        The residuals are those of the recurrence, which drifts from the true one by rounding alone in so few
-        iterations.
+        It stops by the residual of its recurrence; who needs the true one computes it from the solution.
         """
         X = torch.zeros_like(B) if start is None else start.clone()
         R = B.clone() if start is None else B - product(X)
@@ -261,4 +264,4 @@ class Refits:
             P = Z + torch.where(open_, following / rz, torch.zeros_like(rz)) * P
             rz = following
             self.worst.products += B.shape[1]
-        return X, R.norm(dim=0) / scale
+        return X
