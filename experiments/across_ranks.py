@@ -3,7 +3,9 @@
   python -m experiments.across_ranks results/distributed.json -- experiment=readmission tier=paper
 
 Runs the experiment once for each number of processes (gloo, one thread each), compares every array of the
-records with the first run's, and adds what it saw to the JSON file under the settings.
+records with the first run's, and adds what it saw to the JSON file under the settings. ``--reuse NAME`` hands
+the first run's journal NAME (``training``, which every process would repeat alone) to the others;
+``--record FOLDER`` compares the scores with a published record's as well.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -62,6 +65,26 @@ def compared(one: Record, many: Record) -> dict[str, Any]:
     return found
 
 
+def against(published: Record, record: Record) -> dict[str, Any]:
+    """``compared`` for the scores alone: the rest may come from a longer protocol."""
+    names = [name for name in published.arrays if name.startswith("scores")]
+    one, many = (
+        Record(item.experiment, {}, {name: item.arrays[name] for name in names})
+        for item in (published, record)
+    )
+    return compared(one, many)
+
+
+def hand_over(names: list[str], source: Path, target: Path) -> None:
+    """Copies the journals ``names`` of one run's folder to another's."""
+    for name in names:
+        found = list(source.glob(f"journal/{name}-*"))
+        if not found:
+            raise UserError(f"--reuse {name}: the first run kept no journal of that name.")
+        for journal in found:
+            shutil.copytree(journal, target / "journal" / journal.name)
+
+
 def main() -> None:
     """Run, compare, record."""
     parser = argparse.ArgumentParser(
@@ -69,6 +92,8 @@ def main() -> None:
     )
     parser.add_argument("target", type=Path)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--reuse", nargs="*", default=[])
+    parser.add_argument("--record", type=Path)
     parser.add_argument("settings", nargs="+")
     chosen = parser.parse_args()
     result: dict[str, Any] = {}
@@ -76,6 +101,8 @@ def main() -> None:
         first: Record | None = None
         for processes in chosen.processes:
             folder = Path(place) / str(processes)
+            if first is not None:
+                hand_over(chosen.reuse, Path(place) / str(chosen.processes[0]), folder)
             record = launch(processes, chosen.settings, folder)
             provenance = json.loads((folder / "provenance.json").read_text())
             entry: dict[str, Any] = {
@@ -88,6 +115,9 @@ def main() -> None:
                 entry["commit"] = provenance["code"]["git_commit"]
             else:
                 entry["relative_difference"] = compared(first, record)
+            if chosen.record is not None:
+                entry["scores_against_record"] = against(Record.load(chosen.record), record)
+                print(f"{processes} processes, against {chosen.record}: {entry['scores_against_record']}")
             result[str(processes)] = entry
             print(f"{processes} processes: {json.dumps(entry.get('relative_difference', {}))}", flush=True)
     before = json.loads(chosen.target.read_text()) if chosen.target.is_file() else {}

@@ -189,6 +189,7 @@ def walk(
             f"{looks} image iterations",
             clean.work[1] * looks + clean.refits.flops(worst.products),
             sum(part["seconds"].sum() for part in parts),
+            dtype=clean.backbone_dtype,
         )
     )
     curve = {

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 class Timing:
     """One part of a run. ``flops``, set before or inside, is its necessary floating-point work;
     ``processor`` the seconds of processors it took over all threads, where they were counted: on one thread,
-    fewer than ``seconds`` where others use the machine too.
+    fewer than ``seconds`` where others use the machine too. ``dtype``: of most of the work, ``by_workers``:
+    the seconds are a sum over threads of one core each; both choose the rate that the work is compared with.
     """
 
     part: str
@@ -36,6 +37,8 @@ class Timing:
     seconds: float = 0.0
     peak_mib: float = 0.0
     processor: float | None = None
+    dtype: str = "float64"
+    by_workers: bool = False
 
 
 class Run:
@@ -58,7 +61,10 @@ class Run:
         if str(cfg.device).startswith("cuda") and not torch.cuda.is_available():
             raise ConfigError(f"device={cfg.device}: this machine has no CUDA device; use device=cpu.")
         self.seed()
-        self.rate = provenance.matrix_rate(cfg.device) if cfg.tier.profile else None
+        self.rates: dict[str, float] = {}
+        self._threads = torch.get_num_threads()
+        if cfg.tier.profile:
+            self.rates = {kind: provenance.matrix_rate(cfg.device, kind) for kind in ("float64", "float32")}
 
     def seed(self) -> None:
         """Seeds python, numpy and torch: inside the job, because a sweep runs many jobs in one process."""
@@ -134,8 +140,10 @@ class Run:
                 entry["processor_seconds"] = round(timing.processor, 4)
             if timing.flops is not None:
                 entry["gflop"] = round(timing.flops / 1e9, 3)
-                if self.rate and timing.seconds > 0:  # a part that had nothing to do took no time
-                    entry["share_of_matrix_rate"] = round(timing.flops / 1e9 / timing.seconds / self.rate, 4)
+                entry["dtype"] = timing.dtype
+                if self.rates and timing.seconds > 0:  # a part that had nothing to do took no time
+                    rate = self.rates[timing.dtype] / (self._threads if timing.by_workers else 1)
+                    entry["share_of_matrix_rate"] = round(timing.flops / 1e9 / timing.seconds / rate, 4)
             parts.append(entry)
         return {
             "code": provenance.code(),
@@ -146,7 +154,7 @@ class Run:
             "started_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
             "wall_seconds": round(time.time() - self.started, 2),
             "peak_mib": round(max([self._memory.whole, *(timing.peak_mib for timing in self.timings)]), 1),
-            "matrix_rate_gflops": round(self.rate, 1) if self.rate else None,
+            "matrix_rate_gflops": {kind: round(rate, 1) for kind, rate in self.rates.items()},
             "timings": parts,
             "solvers": self.statuses,
         }

@@ -192,7 +192,7 @@ def repeats(run: Run, work: LabelFixing, settings: DictConfig) -> dict[Any, dict
 
     def part(label: str, rows: slice, column: int) -> Timing:
         flops, seconds, processor = (float(values[rows, column].sum()) for values in spent.values())
-        return Timing(label, flops, seconds, peak, processor)
+        return Timing(label, flops, seconds, peak, processor, by_workers=True)
 
     once = part(f"exact self-influence of all {n}, from nothing, best of {TRIES}", slice(0, 1), 1)
     together = ", seconds of all workers together"

@@ -142,4 +142,5 @@ def timing(run: Run, name: str, stage: Stage, clean: Clean) -> None:
     seconds = sum(part["seconds"].item() for part in stage.parts)
     products = sum(Worst.of(part["worst"]).products for part in stage.parts)
     flops = clean.work[1] * images + clean.refits.flops(products)
-    run.timings.append(Timing(f"{name}: {images} image iterations, worker seconds", flops, seconds))
+    label = f"{name}: {images} image iterations, worker seconds"
+    run.timings.append(Timing(label, flops, seconds, dtype=clean.backbone_dtype, by_workers=True))

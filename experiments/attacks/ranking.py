@@ -64,7 +64,9 @@ def rankings(
     images = sum(len(part["order"]) for part in parts)
     seconds = sum(part["seconds"].item() for part in parts)
     label = f"{what} for {len(positions)} test images, {images} gradients, worker seconds"
-    run.timings.append(Timing(label, clean.work[1] * images, seconds))
+    run.timings.append(
+        Timing(label, clean.work[1] * images, seconds, dtype=clean.backbone_dtype, by_workers=True)
+    )
     return parts
 
 
