@@ -27,9 +27,11 @@ from influence.linear_curvature import (
 )
 from influence.losses import Loss, get_loss
 from influence.matrices import DataMatrix, as_matrix
+from influence.subsampling import subsampled
 
-# Columns (outputs × right-hand sides) worked on at once: n × 32 float64 numbers stay near the cache.
-_COLUMNS = 32
+# Columns (outputs × right-hand sides) worked on at once: n × 32 float64 numbers stay near the cache. From
+# _WIDE on, blocks of rows are multiplied with all columns instead, _NUMBERS of their products at a time.
+_COLUMNS, _WIDE, _NUMBERS = 32, 64, {"cpu": 2**20}
 
 
 class LinearObjective:
@@ -135,6 +137,13 @@ class LinearObjective:
         for start in range(0, k, step):
             yield slice(start, min(start + step, k))
 
+    def _wide(self, X: DataMatrix, k: int) -> int:
+        """Rows of X to multiply with k right-hand sides at a time, 0 where strips of columns are better."""
+        columns = k * self.n_outputs
+        if columns < _WIDE:
+            return 0
+        return max(256, _NUMBERS.get(self.device.type, 2**26) // columns)
+
     def _data(self, idx: Tensor | None) -> tuple[DataMatrix, Tensor]:
         if idx is None:
             return self.X, self.targets
@@ -221,6 +230,12 @@ class LinearObjective:
         X, y = self._data(idx)
         r = self.loss.output_gradient(X.matmul(theta.reshape(self.n_outputs, self.d).T), y)
         out = torch.empty(X.n, V.shape[1], dtype=self.dtype, device=self.device)
+        if wide := self._wide(X, V.shape[1]):
+            columns = self._columns(V)
+            for rows, x in X.dense_batches(wide):
+                along = (x @ columns).reshape(len(x), V.shape[1], self.n_outputs)
+                torch.matmul(along, r[rows, :, None], out=out[rows, :, None])
+            return out
         for cols in self._strips(V.shape[1]):
             out[:, cols] = (self._tangents(X, V[:, cols]) * r[:, None, :]).sum(2)
         return out
@@ -256,7 +271,21 @@ class LinearObjective:
         weights = None if self.weights is None else (self.weights if idx is None else self.weights[idx])
         curve = self.loss.prepared_hessian_product(o, y)
 
+        def wide_product(V: Tensor, size: int) -> Tensor:
+            columns = self._columns(V)
+            out = torch.zeros_like(columns)
+            for rows, x in X.dense_batches(size):
+                u = (x @ columns).reshape(len(x), V.shape[1], self.n_outputs)
+                u = self.loss.prepared_hessian_product(o[rows], y[rows])(u)
+                if weights is not None:
+                    u = u * weights[rows, None, None]
+                out.addmm_(x.T, u.reshape(len(x), -1))
+            out = self._block(out) / X.n
+            return out.add_(V, alpha=self.l2) if self.l2 else out
+
         def product(V: Tensor) -> Tensor:
+            if size := self._wide(X, V.shape[1]):
+                return wide_product(V, size)
             out = torch.empty_like(V)
             for cols in self._strips(V.shape[1]):
                 u = curve(self._tangents(X, V[:, cols]))
@@ -295,6 +324,10 @@ class LinearObjective:
     def kronecker_at(self, theta: Tensor, idx: Tensor | None, damping: float) -> Callable[[Tensor], Tensor]:
         """A Kronecker-factored approximation of ``(H + damping·I)⁻¹`` for preconditioning."""
         return linear_kronecker(self, theta, idx, damping)
+
+    def subsampled_at(self, theta: Tensor, idx: Tensor | None, damping: float) -> Callable[[Tensor], Tensor]:
+        """An approximation of ``(H + damping·I)⁻¹`` from a few thousand examples, for preconditioning."""
+        return subsampled(self, theta, idx, damping)
 
     def gram_quadratics(self, theta: Tensor, factor: Tensor, gram: GramFactor, idx: Tensor) -> Tensor:
         """``∇ℓ_iᵀ H⁻¹ ∇ℓ_i`` from a Cholesky factor of ``ZZᵀ + nμI``: ``(m,)``; no gradient is formed."""

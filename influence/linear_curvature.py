@@ -128,8 +128,9 @@ def assemble_core(X: Any, columns: Tensor, B: Tensor) -> Tensor:
     pairs = [(a, b) for a in range(r) for b in range(a, r)]
     for rows, dense in X.dense_batches(_ROWS):
         x = dense if all_columns else dense[:, columns].contiguous()
+        wx = torch.empty_like(x)  # one for all pairs: fresh memory costs more than the product that fills it
         for block, (a, b) in zip(blocks, pairs, strict=True):
-            wx = x * B[rows, a, b, None]
+            torch.mul(x, B[rows, a, b, None], out=wx)
             for j in range(0, da, _TRIANGLE):
                 stop = min(j + _TRIANGLE, da)
                 block[j:stop, j:].addmm_(wx[:, j:stop].T, x[:, j:])

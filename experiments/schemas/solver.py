@@ -22,7 +22,7 @@ class CGSolver(Solver):
     name: str = "cg"
     tolerance: float = 1e-10  # relative residual of each column
     max_iterations: int | None = None  # null: the solver's own bound
-    preconditioner: str = "none"  # none, jacobi, kronecker
+    preconditioner: str = "none"  # none, jacobi, kronecker, subsample
     raise_on_failure: bool = True
 
 

@@ -32,8 +32,10 @@ class CG(Solver):
     Args:
         tolerance: relative residual ``‖b − Hx‖/‖b‖`` at which a column stops.
         max_iterations: per column; by default ``min(10 p, 1000)``, enough for every experiment here.
-        preconditioner: ``"none"``, ``"jacobi"``, ``"kronecker"`` (linear models: ``XᵀX/n ⊗ mean A_i``) or a
-            callable ``(p, k) -> (p, k)`` that applies an approximation of H⁻¹.
+        preconditioner: ``"none"``, ``"jacobi"``, ``"kronecker"`` (linear models: ``XᵀX/n ⊗ mean A_i``),
+            ``"subsample"`` (linear models: H of some thousand examples, the fewest products for large n) or
+            a callable ``(p, k) -> (p, k)`` that applies an approximation of H⁻¹; one with a true attribute
+            ``varies`` need not be linear, and CG is then the flexible one (Notay, 2000).
         raise_on_failure: raise on failure, or return the status with a warning.
     """
 
@@ -121,6 +123,7 @@ class _Run:
         self.negative = torch.zeros(k, dtype=torch.bool)
         self.lowest_curvature: float | None = None
         precondition = preconditioner or (lambda block: block)
+        varies = getattr(preconditioner, "varies", False)
         live = torch.arange(k)
         X, Z = torch.zeros_like(R), precondition(R)
         P, rz = Z.clone(), (R * Z).sum(0)
@@ -130,7 +133,7 @@ class _Run:
             bad = ~(curvature > 1e-15 * square)  # NaN counts as bad
             alpha = torch.where(bad, torch.zeros_like(rz), rz / curvature)
             X += alpha * P
-            R = R - alpha * HP
+            before, R = R, R - alpha * HP
             self.counts[live] = step
             if bool(bad.any()):
                 rayleigh = float((curvature / square)[bad].min())
@@ -143,9 +146,9 @@ class _Run:
                 if not bool(keep.any()):
                     return
                 live, goal, limit = live[keep.cpu()], goal[keep], limit[keep.cpu()]
-                X, R, P, rz = X[:, keep], R[:, keep], P[:, keep], rz[keep]
+                X, R, P, rz, before = X[:, keep], R[:, keep], P[:, keep], rz[keep], before[:, keep]
             Z = precondition(R)
             rz_next = (R * Z).sum(0)
-            P = Z + (rz_next / rz) * P
-            rz = rz_next
+            beta = ((R - before) * Z).sum(0) / rz if varies else rz_next / rz
+            P, rz = Z + beta * P, rz_next
         self.result[:, live] = X

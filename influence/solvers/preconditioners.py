@@ -10,13 +10,15 @@ from influence.curvature import Operator, base_of
 from influence.errors import DataError
 
 Preconditioner = Callable[[Tensor], Tensor]
+OF_OBJECTIVE = {"kronecker": "kronecker_at", "subsample": "subsampled_at"}  # the objective's method for it
 
 
 def make_preconditioner(choice: str | Preconditioner | None, operator: Operator) -> Preconditioner | None:
     """The preconditioner called ``choice`` for ``operator``, or None for ``"none"``.
 
     Raises:
-        DataError: an unknown name, or ``"kronecker"`` for an objective that is not linear.
+        DataError: an unknown name, or one that the objective does not offer: ``"kronecker"`` is for linear
+            ones, ``"subsample"`` for linear ones that are not spread over processes or streamed.
     """
     if choice is None or choice == "none":
         return None
@@ -27,14 +29,14 @@ def make_preconditioner(choice: str | Preconditioner | None, operator: Operator)
         if not bool((diagonal > 0).all()):
             raise DataError("the Jacobi preconditioner needs a positive diagonal; raise damping")
         return lambda block: block / diagonal[:, None]
-    if choice == "kronecker":
+    if choice in OF_OBJECTIVE:
         base, damping = base_of(operator)
-        objective = getattr(base, "objective", None)
-        make = getattr(objective, "kronecker_at", None)
+        make = getattr(getattr(base, "objective", None), OF_OBJECTIVE[choice], None)
         if make is None:
             raise DataError(
-                "the Kronecker preconditioner is for objectives that offer one (LinearObjective); use "
-                "'none', 'jacobi' or a callable"
+                f"the preconditioner {choice!r} is for objectives that offer one (LinearObjective"
+                f"{', whole' if choice == 'subsample' else ''}); use 'none', 'jacobi' or a callable"
             )
         return make(base.theta, base.idx, damping)
-    raise DataError(f"unknown preconditioner {choice!r}; known: none, jacobi, kronecker, or a callable")
+    known = ", ".join(["none", "jacobi", *OF_OBJECTIVE])
+    raise DataError(f"unknown preconditioner {choice!r}; known: {known}, or a callable")

@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from influence import Damped, DataError, GaussNewton, Hessian, LinearObjective
+from influence import Damped, DataError, GaussNewton, Hessian, LinearObjective, linear
 from influence.linear_curvature import kernel_matrix
 from influence.matrices import DenseMatrix, SparseMatrix, as_matrix
 from tests.influence.problems import (
@@ -200,3 +200,22 @@ def test_index_out_of_range_is_named():
     with pytest.raises(DataError, match="7 inputs"):
         objective.on(torch.zeros(3, 6), torch.tensor([1, 1, -1]))
     assert objective.on(torch.zeros(1, 7, dtype=torch.float64), torch.tensor([1])).n == 1
+
+
+@pytest.mark.parametrize(("loss", "dtype", "sparse"), GRID)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("part", [False, True])
+def test_many_columns_are_the_single_ones(loss, dtype, sparse, weighted, part, monkeypatch):
+    monkeypatch.setattr(linear, "_NUMBERS", {"cpu": 1})  # the smallest blocks of rows: 256
+    objective = linear_problem(loss, n=700, dtype=dtype, sparse=bool(sparse))
+    if weighted:
+        objective = objective.with_weights(torch.linspace(0.2, 2.0, 700, dtype=dtype))
+    theta, idx = random_theta(objective), torch.arange(690, 5, -2) if part else None
+    V = random_theta(objective, seed=3, k=80)
+    assert objective._wide(objective.X, 80) == 256
+    assert objective._wide(objective.X, 3) == 0
+    product = objective.hessian_at(theta, idx)
+    one_by_one = torch.cat([product(v[:, None]) for v in V.T], dim=1)
+    close(product(V), one_by_one, dtype)
+    one_by_one = torch.cat([objective.directional(theta, v[:, None], idx) for v in V.T], dim=1)
+    close(objective.directional(theta, V, idx), one_by_one, dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from influence import (
     CG,
@@ -13,11 +14,14 @@ from influence import (
     DeviceError,
     Exact,
     Hessian,
+    LinearObjective,
     LiSSA,
     NotConvergedWarning,
     NotPositiveDefiniteError,
     SolverError,
     Status,
+    fit,
+    subsampling,
 )
 from tests.influence.problems import LOSSES, linear_problem, random_theta, spd
 
@@ -29,6 +33,7 @@ SOLVERS = {
     "cg": CG(tolerance=1e-12),
     "cg-jacobi": CG(tolerance=1e-12, preconditioner="jacobi"),
     "cg-kronecker": CG(tolerance=1e-12, preconditioner="kronecker"),
+    "cg-subsample": CG(tolerance=1e-12, preconditioner="subsample"),
 }
 
 
@@ -104,6 +109,60 @@ def test_a_good_preconditioner_saves_iterations():
     assert kronecker < 0.6 * plain
     factor = Exact().prepare(operator)
     assert CG(preconditioner=factor.inverse).solve(operator, b).iterations <= 2
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """The preconditioner ``subsample`` from 150 examples."""
+    monkeypatch.setattr(subsampling, "SIZE", 150)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("k", [1, 5])
+@pytest.mark.parametrize("part", [False, True])
+def test_a_preconditioner_from_a_part_of_the_examples(small_parts, loss, dtype, k, part):
+    objective = linear_problem(loss, n=900, d=20, dtype=dtype)
+    theta, idx = 0.3 * random_theta(objective), torch.arange(899, 100, -1) if part else None
+    operator = Damped(Hessian(objective, theta, idx), 0.05)
+    B = random_theta(objective, seed=3, k=k)
+    tolerance = 1e-11 if dtype is torch.float64 else 1e-5
+    rough = CG(tolerance=tolerance, preconditioner="subsample").solve(operator, B)
+    oracle = torch.linalg.solve(operator.dense(), B)
+    close = {"rtol": 1e-8, "atol": 1e-9} if dtype is torch.float64 else {"rtol": 1e-3, "atol": 1e-4}
+    torch.testing.assert_close(rough.value, oracle, **close)
+    assert rough.status is Status.CONVERGED
+
+
+def test_a_part_of_real_data_saves_most_products_with_all_of_it(monkeypatch):
+    monkeypatch.setattr(subsampling, "SIZE", 440)
+    X, y = load_digits(return_X_y=True)
+    objective = LinearObjective(X / 16, y, "cross_entropy", 0.001)
+    operator = Hessian(objective, fit(objective, tolerance=1e-6).theta)
+    b = random_theta(objective, seed=3)
+    plain, kronecker, rough = (
+        CG(tolerance=1e-6, preconditioner=name).solve(operator, b).iterations
+        for name in ("none", "kronecker", "subsample")
+    )
+    assert rough < 0.75 * kronecker < 0.75 * plain
+
+
+def test_few_examples_are_preconditioned_by_their_kronecker_factors(small_parts):
+    objective = linear_problem("logistic", n=599, d=20)
+    operator = Hessian(objective, random_theta(objective))
+    b = random_theta(objective, seed=3)
+    solutions = [CG(preconditioner=name).solve(operator, b).value for name in ("kronecker", "subsample")]
+    assert torch.equal(*solutions)
+
+
+def test_a_part_of_negative_curvature_does_not_spoil_the_answer(small_parts):
+    objective = linear_problem("logistic", n=900, d=20)
+    weights = torch.full((900,), 1.3, dtype=torch.float64)
+    weights[torch.arange(150) * 900 // 150] = -0.5  # exactly the part
+    operator = Hessian(objective.with_weights(weights), random_theta(objective))
+    b = random_theta(objective, seed=3)
+    found = CG(tolerance=1e-10, preconditioner="subsample").solve(operator, b)
+    torch.testing.assert_close(found.value, torch.linalg.solve(operator.dense(), b), rtol=1e-7, atol=1e-9)
 
 
 def test_exact_state_serves_quadratics():
@@ -203,6 +262,7 @@ def test_bad_right_hand_sides_are_named():
         lambda: LiSSA(repeats=0),
         lambda: CG(preconditioner="ilu").prepare(Dense(spd(3))),
         lambda: CG(preconditioner="kronecker").prepare(Dense(spd(3))),
+        lambda: CG(preconditioner="subsample").prepare(Dense(spd(3))),
         lambda: LiSSA(scale=1.0).solve(Dense(spd(3)), torch.ones(3, dtype=torch.float64)),
     ],
 )
