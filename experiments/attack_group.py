@@ -19,6 +19,7 @@ from experiments.attacks.attempt import Setting, verified
 from experiments.attacks.clean import Clean, clean_model, described
 from experiments.attacks.pixels import rank
 from experiments.attacks.steps import SignSteps, Targets, test_gradients
+from experiments.attacks.threads import Count
 from experiments.data.dataset import permutation
 from experiments.errors import ConfigError, UserError
 from experiments.record import Record
@@ -38,7 +39,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
     certainty = certainties(clean)
     chosen = group(clean, settings, certainty, cfg.seed)
     targets = Targets(clean.test_features[chosen][None], clean.test_y[chosen][None])
-    with run.timer("ranking"):
+    with run.timer("ranking"), run.progress(settings.screened or clean.n, "ranking, gradients") as advance:
         thetas = clean.refits.theta[:, None]
         s = (clean.refits.inverse @ test_gradients(clean.refits, thetas, targets))[:, 0]
         order, norms = rank(
@@ -48,6 +49,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
             s,
             clean.data.train.X,
             screened=settings.screened,
+            progress=Count(advance),
         )
     row = int(order[0]) if settings.row is None else settings.row
     if not 0 <= row < clean.n:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,8 +56,8 @@ class Attempts:
 
     setting: Setting
 
-    def __call__(self, unit: Unit) -> dict[str, np.ndarray]:
-        return attempt(self.setting, unit.rows, unit.pixels, unit.targets, unit.stop)
+    def __call__(self, unit: Unit, count: Callable[[int], None]) -> dict[str, np.ndarray]:
+        return attempt(self.setting, unit.rows, unit.pixels, unit.targets, unit.stop, count)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Verifications:
     setting: Setting
     journal: Journal
 
-    def __call__(self, unit: Unit) -> dict[str, np.ndarray]:
+    def __call__(self, unit: Unit, count: Callable[[int], None]) -> dict[str, np.ndarray]:
         saved = self.journal.get(unit.key)
         if saved is None:
             raise UserError(f"the journal entry {unit.key!r} could not be read back: check the disk.")
@@ -77,17 +78,24 @@ class Verifications:
             verified(self.setting, unit.rows[j], unit.pixels[j], delta, unit.targets.one(int(j)))
             for j, delta in zip(np.flatnonzero(saved["flipped"]), saved["delta"], strict=True)
         ]
+        count(len(unit.places))
         names = ("margin", "gradient_norm", "identical")
         return {name: np.array([check[name] for check in checks]).reshape(-1) for name in names}
 
 
 def attempt(
-    setting: Setting, rows: np.ndarray, pixels: np.ndarray, targets: Targets, stop: bool = True
+    setting: Setting,
+    rows: np.ndarray,
+    pixels: np.ndarray,
+    targets: Targets,
+    stop: bool = True,
+    count: Callable[[int], None] = lambda over: None,
 ) -> dict[str, np.ndarray]:
     """Attacks k test images side by side, each through its own m training images ``rows (k, m)``.
 
     pixels: uint8 ``(k, m, height, width, 3)``, those images.
     stop: leave an attack at the first refit that flips it; else all iterations are done.
+    count: told how many attacks have just come to their end.
 
     Returns arrays over the attacks: ``flipped``, ``iterations``, ``margin`` and ``loss`` of the test image
     under the last refit, ``movement (k, m)`` of the features, ``linf (k, m)`` and ``l2 (k, m)`` of the pixels
@@ -130,6 +138,7 @@ def attempt(
                 out[name][live[over]] = values[over]
             for place in np.flatnonzero(over & flipped):
                 deltas[int(live[place])] = (steps.images[place] - steps.originals[place]).cpu().numpy()
+            count(int(over.sum()))
         if over.all():
             break
         steps.advance(torch.as_tensor(~over, device=device))

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from experiments.attacks import outcome
 from experiments.attacks.attempt import Attempts, Setting, Unit, Verifications
 from experiments.attacks.clean import Clean
-from experiments.attacks.threads import spread
+from experiments.attacks.threads import Count, spread
 from experiments.journal import Journal
 from experiments.run import Run
 
@@ -48,9 +48,9 @@ class Campaign:
         total = sum(len(unit.places) for unit in units)
         done = total - sum(len(unit.places) for unit in missing)
         with self.run.progress(total, label) as advance:
-            for unit, part in spread(what, missing, self.workers) if missing else ():
+            count = Count(advance, done)
+            for unit, part in spread(what, missing, self.workers, count) if missing else ():
                 journal.put(unit.key, part)
-                advance(done := done + len(unit.places))
 
     def stage(self, name: str, rows: np.ndarray, left: np.ndarray, stop: bool = True) -> outcome.Stage:
         """The attempts ``name`` through the training images ``rows (k, m)`` on the test images ``left``."""

@@ -45,7 +45,7 @@ def rank(
     """Training images by ‖I_pert,loss‖₁, largest first: positions (m,) and norms (m,).
 
     screened: only the so many images whose feature-space cotangent is longest go through the network; null:
-    all n, the exact ranking. pixels: uint8 (n, height, width, 3).
+    all n, the exact ranking. pixels: uint8 (n, height, width, 3). progress: told how many more are done.
     """
     idx = torch.arange(objective.n, device=objective.device)
     if screened is not None:
@@ -58,7 +58,7 @@ def rank(
         gradient = pixel_influence(backbone, objective, theta, s_test, images, rows)
         norms[start : start + len(rows)] = gradient.abs().double().flatten(1).sum(1)
         if progress:
-            progress(start + len(rows))
+            progress(len(rows))
     order = norms.argsort(descending=True, stable=True)
     return idx[order], norms[order]
 

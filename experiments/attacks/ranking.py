@@ -12,7 +12,7 @@ import torch
 from experiments.attacks.clean import Clean
 from experiments.attacks.pixels import rank
 from experiments.attacks.steps import test_gradients
-from experiments.attacks.threads import spread
+from experiments.attacks.threads import Count, spread
 from experiments.backbones import Backbone
 from experiments.run import Run, Timing
 from influence.linear import LinearObjective
@@ -34,11 +34,13 @@ class Rankings:
     theta: torch.Tensor
     pixels: np.ndarray
 
-    def __call__(self, unit: tuple[int, torch.Tensor, int | None]) -> dict[str, np.ndarray]:
+    def __call__(self, unit: tuple[int, torch.Tensor, int | None], count: Count) -> dict[str, np.ndarray]:
         """``order`` and ``norms``, with the seconds; unit: (test image, its ``s_test``, how many)."""
-        _, s, count = unit
+        _, s, many = unit
         began = time.perf_counter()
-        order, norms = rank(self.backbone, self.objective, self.theta, s, self.pixels, screened=count)
+        order, norms = rank(
+            self.backbone, self.objective, self.theta, s, self.pixels, screened=many, progress=count
+        )
         seconds = np.asarray(time.perf_counter() - began)
         return {"order": order.cpu().numpy(), "norms": norms.cpu().numpy(), "seconds": seconds}
 
@@ -55,11 +57,11 @@ def rankings(
         if journal.get(int(position)) is None
     ]
     work = Rankings(clean.backbone, clean.objective, clean.refits.theta, clean.data.train.X)
-    with run.progress(len(positions), what) as advance:
-        done = len(positions) - len(missing)
-        for unit, part in spread(work, missing, workers) if missing else ():
+    each = clean.n if count is None else min(count, clean.n)
+    with run.progress(each * len(positions), f"{what}, gradients") as advance:
+        done = Count(advance, each * (len(positions) - len(missing)))
+        for unit, part in spread(work, missing, workers, done) if missing else ():
             journal.put(unit[0], part)
-            advance(done := done + 1)
     parts = [journal.get(int(position)) or {} for position in positions]
     images = sum(len(part["order"]) for part in parts)
     seconds = sum(part["seconds"].item() for part in parts)

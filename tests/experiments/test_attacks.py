@@ -133,7 +133,9 @@ def test_attacks_side_by_side_are_the_attacks_alone(clean: Clean, setting: Setti
     chosen = uncertain(clean, 4)
     rows = ranked(clean, chosen)[:, :2]
     pixels = clean.data.train.X[rows]
-    together = attempt(setting, rows, pixels, clean.targets(chosen))
+    over: list[int] = []
+    together = attempt(setting, rows, pixels, clean.targets(chosen), count=over.append)
+    assert sum(over) == 4
     assert together["flipped"].any()
     assert len(set(together["iterations"].tolist())) > 1  # they leave one after another
     for j in range(4):
@@ -149,7 +151,7 @@ def ranked(clean: Clean, chosen: np.ndarray) -> np.ndarray:
     """The exact ranking of every test image."""
     s = ranking.s_tests(clean, chosen)
     work = ranking.Rankings(clean.backbone, clean.objective, clean.refits.theta, clean.data.train.X)
-    return np.stack([work((0, s[:, j], None))["order"] for j in range(len(chosen))])
+    return np.stack([work((0, s[:, j], None), lambda more: None)["order"] for j in range(len(chosen))])
 
 
 def test_flips_stay_from_the_saved_images_which_round_to_the_originals(

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments import across_ranks
+from experiments.errors import UserError
 from experiments.record import Record
 from tests.helpers import cli
 from tests.influence.test_distributed import torchrun
@@ -51,3 +53,18 @@ def test_an_error_is_told_once(tmp_path: Path) -> None:
     done = torchrun(2, "-m", "experiments", *wrong, f"output={tmp_path / 'a'}")
     assert done.returncode != 0
     assert done.stderr.count("experiment.removed=99999: give") == 1, done.stderr[-2000:]
+
+
+def test_what_every_process_would_repeat_is_handed_over_and_scores_meet_the_record(tmp_path: Path) -> None:
+    journal = tmp_path / "1" / "journal" / "training-abc"
+    journal.mkdir(parents=True)
+    (journal / "index.jsonl").write_text("{}\n")
+    (tmp_path / "1" / "journal" / "retraining-abc").mkdir()
+    across_ranks.hand_over(["training"], tmp_path / "1", tmp_path / "2")
+    assert [path.name for path in (tmp_path / "2" / "journal").iterdir()] == ["training-abc"]
+    with pytest.raises(UserError, match="kept no journal"):
+        across_ranks.hand_over(["rankings"], tmp_path / "1", tmp_path / "4")
+    scores = np.array([1.0, -4.0])
+    published = Record("loo_cnn", {}, {"scores": scores, "actual": np.zeros(100)})
+    record = Record("loo_cnn", {}, {"scores": np.array([1.0, -4.0 + 4e-12]), "actual": np.zeros(2)})
+    assert across_ranks.against(published, record) == {"scores": pytest.approx(1e-12, rel=1e-3)}
