@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from experiments.attacks.memory import give_back
+
 
 class Count:
     """How many of something are done, told by all threads: ``advance`` gets the sum so far."""
@@ -42,7 +44,10 @@ def spread(
         try:
             futures = {pool.submit(work, unit, count): unit for unit in units}
             for future in as_completed(futures):
-                yield futures.pop(future), future.result()
+                unit, part = futures.pop(future), future.result()
+                del future
+                give_back()
+                yield unit, part
         finally:
             pool.shutdown(cancel_futures=True)  # the units begun are finished, the others are not begun
             torch.set_num_threads(before)
