@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from experiments.benchmarks import beside
 from experiments.record import Record
 from experiments.scaling import Gpu, across, duration, page, predicted, resnet, top_layer
 from tests.helpers import ROOT
@@ -48,6 +49,44 @@ def test_what_is_rounding_is_not_called_a_difference() -> None:
         "run": {"1": {}, "2": {"relative_difference": {"a": 1e-12, "index": True, "gradient_norm": 1e-3}}}
     }
     assert cells(across(ranks | {"note": "text"})) == [["`run`", "2", "1.0e-12"]]
+
+
+def line(by: str, seconds: float, correct: bool = True, **more: object) -> dict[str, object]:
+    """A line of a task's table."""
+    plain = {
+        "dtype": "float32",
+        "status": "measured",
+        "extrapolated": False,
+        "pearson": 1.0 if correct else 0.5,
+    }
+    memory = {"peak_with_setup_mib": 700.0, "import_mib": 500.0}
+    return plain | memory | {"by": by, "seconds": seconds, "correct": correct, "facts": {}} | more
+
+
+def test_the_table_beside_other_libraries_says_what_is_missed() -> None:
+    task = {"title": "work", "aim": 4.0, "fastest_of_ours": "ours", "fastest_correct_peer": "peer"}
+    task |= {"ratio": 3.0, "met": False, "peak_over_leanest_peer": 1.4}
+    task |= {"methods": {"ours": line("ours", 2.0, share_of_matrix_rate=0.25), "peer": line("pydvl", 6.0)}}
+    alone = task | {"fastest_correct_peer": None, "ratio": None, "met": None, "peak_over_leanest_peer": None}
+    alone |= {"methods": {"ours": line("ours", 2.0), "peer": line("pydvl", 6.0, False, extrapolated=True)}}
+    one, two = beside.rows({"A": task, "B": alone})
+    assert one == ["A. work", "float32", "2", "700", "25%", "peer", "6", "700", "3.0", "4", "1.40"]
+    assert two[5:] == ["none", "", "", "", "4", ""]
+    assert all(len(row) == len(beside.HEAD) for row in (one, two))
+    missed, memory, nobody = beside.gaps({"A": task, "B": alone})
+    assert missed == "A: 3.0 times the fastest correct peer, 4 asked."
+    assert "1.40 times the memory" in memory
+    assert "700 MiB, of which 500" in memory
+    assert (
+        "peer about 6 s at a Pearson coefficient of 0.5000 after the part measured (3.0 times ours)" in nobody
+    )
+    assert beside.gaps({"A": task | {"met": True, "peak_over_leanest_peer": 0.5}}) == []
+    methods = {"bare_cg_float32": line("bare", 4.0), "ours_plain_float32": line("ours", 5.0)}
+    metrics = {"tasks": {"A": {"methods": methods}}, "a_over_bare_cg_float32": 0.5, "block_gain": 19.4}
+    assert beside.extra(metrics) == [
+        "A takes 0.50 times what a bare hand-written CG takes in float32; without a preconditioner 1.25.",
+        "100 test points at once are 19 times cheaper than one by one.",
+    ]
 
 
 def test_the_committed_page_is_that_of_its_records() -> None:
