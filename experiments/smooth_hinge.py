@@ -61,7 +61,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
                 change = hinge(Z[position] @ v * labels[position]) - before
                 part = {"actual": np.float64(change), "gap": np.float64(own)}
                 journal.put(int(point), part)
-            actual[done], gaps[done] = float(part["actual"]), float(part["gap"])
+            actual[done], gaps[done] = part["actual"].item(), part["gap"].item()
             advance(done + 1)
 
     margins = np.linspace(-1.0, 3.0, 201)

@@ -73,3 +73,18 @@ def test_a_locked_folder_is_refused_until_it_is_free(tmp_path: Path) -> None:
         pass
     with atomic.locked(tmp_path):
         assert (tmp_path / ".lock").exists()
+
+
+def test_a_number_comes_back_as_a_number(tmp_path: Path) -> None:
+    arrays = {"number": np.float64(1.5), "vector": np.ones(1), "turned": np.arange(6.0).reshape(2, 3).T}
+    (tmp_path / "a.npz").write_bytes(
+        atomic.npz_bytes({name: np.asarray(value) for name, value in arrays.items()})
+    )
+    back = atomic.read_npz(tmp_path / "a.npz")
+    assert {name: value.shape for name, value in back.items()} == {
+        "number": (),
+        "vector": (1,),
+        "turned": (3, 2),
+    }
+    assert float(back["number"]) == 1.5
+    np.testing.assert_array_equal(back["turned"], arrays["turned"])

@@ -9,6 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from experiments.job import execute
+from tests.experiments.test_configs import composed
 from tests.helpers import ROOT, cli, environment
 
 KILLS = 5
@@ -51,3 +55,22 @@ def test_five_kills_and_a_resume_give_the_same_bytes(tmp_path: Path) -> None:
 def parts(folder: Path) -> int:
     """Finished units on disk."""
     return len(list(folder.glob("journal/*/*.npz")))
+
+
+@pytest.mark.parametrize(
+    "name", ["components", "loo_cnn", "loo_linear", "rbf_vs_inception", "readmission", "smooth_hinge"]
+)
+def test_a_run_whose_record_is_lost_is_made_again_from_its_journal(name: str, tmp_path: Path) -> None:
+    short = {"loo_cnn": [f"experiment.{s}" for s in ("steps=60", "removed=3", "retraining_steps=6")]}
+    extra = [*short.get(name, []), "solver.damping=0.3"] if name == "loo_cnn" else []
+    cfg = composed(f"experiment={name}", "tracking=none", *extra, f"output={tmp_path}")
+    execute(cfg)
+    files = ("record.json", "arrays.npz")
+    first = {file: (tmp_path / file).read_bytes() for file in files}
+    units = {path: path.stat().st_mtime_ns for path in tmp_path.glob("journal/*/*.npz")}
+    for file in ("record.json", "provenance.json"):
+        (tmp_path / file).unlink()
+    execute(cfg)
+    assert {file: (tmp_path / file).read_bytes() for file in files} == first
+    assert {path: path.stat().st_mtime_ns for path in units} == units  # read, not made again
+    assert bool(units) == (name not in ("components", "rbf_vs_inception", "readmission"))
