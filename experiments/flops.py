@@ -9,6 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from influence.matrices import DataMatrix
+
+# Methods of a DataMatrix that multiply a block with X or its transpose, and how many times each does.
+PRODUCTS = {"matmul": 1, "rmatmul": 1, "through": 2, "row_products": 1}
+
 
 class ProductCount(AbstractContextManager["ProductCount"]):
     """Counts the columns that X and its transpose are multiplied with while the context is open.
@@ -18,7 +23,8 @@ class ProductCount(AbstractContextManager["ProductCount"]):
     """
 
     def __init__(self, objective: Any, nonzeros: int) -> None:
-        self.matrix = getattr(objective, "X", None)
+        matrix = getattr(objective, "X", None)
+        self.matrix = matrix if isinstance(matrix, DataMatrix) else None
         self.nonzeros, self.columns = nonzeros, 0
 
     @property
@@ -26,21 +32,22 @@ class ProductCount(AbstractContextManager["ProductCount"]):
         """None where nothing was counted."""
         return 2.0 * self.nonzeros * self.columns or None
 
-    def _counting(self, product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        def counted(block: Tensor) -> Tensor:
-            self.columns += block.shape[1]
-            return product(block)
+    def _counting(self, product: Callable[..., Any], times: int) -> Callable[..., Any]:
+        def counted(block: Tensor, *rest: Any) -> Any:
+            self.columns += times * block.shape[1]
+            return product(block, *rest)
 
         return counted
 
     def __enter__(self) -> ProductCount:
         if self.matrix is not None:
-            self.matrix.matmul = self._counting(self.matrix.matmul)
-            self.matrix.rmatmul = self._counting(self.matrix.rmatmul)
+            for name, times in PRODUCTS.items():
+                setattr(self.matrix, name, self._counting(getattr(self.matrix, name), times))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.matrix is not None:
-            del self.matrix.matmul, self.matrix.rmatmul  # the class's own again
+            for name in PRODUCTS:
+                delattr(self.matrix, name)  # the class's own again

@@ -231,9 +231,8 @@ class LinearObjective:
         r = self.loss.output_gradient(X.matmul(theta.reshape(self.n_outputs, self.d).T), y)
         out = torch.empty(X.n, V.shape[1], dtype=self.dtype, device=self.device)
         if wide := self._wide(X, V.shape[1]):
-            columns = self._columns(V)
-            for rows, x in X.dense_batches(wide):
-                along = (x @ columns).reshape(len(x), V.shape[1], self.n_outputs)
+            for rows, outputs in X.row_products(self._columns(V), wide):
+                along = outputs.reshape(len(outputs), V.shape[1], self.n_outputs)
                 torch.matmul(along, r[rows, :, None], out=out[rows, :, None])
             return out
         for cols in self._strips(V.shape[1]):
@@ -272,15 +271,14 @@ class LinearObjective:
         curve = self.loss.prepared_hessian_product(o, y)
 
         def wide_product(V: Tensor, size: int) -> Tensor:
-            columns = self._columns(V)
-            out = torch.zeros_like(columns)
-            for rows, x in X.dense_batches(size):
-                u = (x @ columns).reshape(len(x), V.shape[1], self.n_outputs)
+            def inner(rows: slice, outputs: Tensor) -> Tensor:
+                u = outputs.reshape(len(outputs), V.shape[1], self.n_outputs)
                 u = self.loss.prepared_hessian_product(o[rows], y[rows])(u)
                 if weights is not None:
                     u = u * weights[rows, None, None]
-                out.addmm_(x.T, u.reshape(len(x), -1))
-            out = self._block(out) / X.n
+                return u.reshape(len(u), -1)
+
+            out = self._block(X.through(self._columns(V), size, inner)) / X.n
             return out.add_(V, alpha=self.l2) if self.l2 else out
 
         def product(V: Tensor) -> Tensor:

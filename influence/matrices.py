@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,21 @@ class DataMatrix(ABC):
     @abstractmethod
     def column_mask(self) -> Tensor:
         """``(d,)`` booleans: True where a column has a non-zero entry."""
+
+    def through(self, v: Tensor, size: int, inner: Callable[[slice, Tensor], Tensor]) -> Tensor:
+        """``Xᵀ inner(X v)`` in one pass over X, ``size`` dense rows at a time: ``(d, m) -> (d, m)``.
+
+        For many columns m. inner: of a block's rows and its part of X v, ``(rows, (b, m)) -> (b, m)``.
+        """
+        out = torch.zeros_like(v)
+        for rows, x in self.dense_batches(size):
+            out.addmm_(x.T, inner(rows, x @ v))
+        return out
+
+    def row_products(self, v: Tensor, size: int) -> Iterator[tuple[slice, Tensor]]:
+        """X v by blocks of ``size`` dense rows, for many columns: their places and ``(b, m)``."""
+        for rows, x in self.dense_batches(size):
+            yield rows, x @ v
 
     def dense_batches(self, size: int) -> Iterator[tuple[slice, Tensor]]:
         """Consecutive dense row blocks, so that a pass over X needs ``size × d`` numbers at a time."""

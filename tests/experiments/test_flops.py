@@ -31,6 +31,19 @@ def test_a_solve_costs_a_product_each_way_an_iteration() -> None:
     assert counted.columns == 2 * (solution.iterations + 1)  # and one to verify the residual
 
 
+def test_many_columns_at_once_count_as_many() -> None:
+    objective = linear_problem("cross_entropy")
+    hessian = Hessian(objective, random_theta(objective))
+    V = random_theta(objective, k=40)
+    hessian @ V  # the outputs at theta, once
+    with ProductCount(objective, nonzeros=1) as counted:
+        hessian @ V
+    assert counted.columns == 2 * 40 * objective.n_outputs
+    with ProductCount(objective, nonzeros=1) as counted:
+        objective.directional(random_theta(objective), V)
+    assert counted.columns == 41 * objective.n_outputs  # and the outputs at theta
+
+
 def test_the_matrix_is_restored_after_an_error_and_none_is_needed() -> None:
     objective = linear_problem("logistic")
     with pytest.raises(RuntimeError), ProductCount(objective, 1):
