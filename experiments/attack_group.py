@@ -18,13 +18,14 @@ from experiments.attacks import pictures
 from experiments.attacks.attempt import Setting, verified
 from experiments.attacks.clean import Clean, clean_model, described
 from experiments.attacks.pixels import rank
-from experiments.attacks.steps import SignSteps, Targets, test_gradients
+from experiments.attacks.steps import FIT, SignSteps, Targets, test_gradients
 from experiments.attacks.threads import Count
 from experiments.data.dataset import permutation
 from experiments.errors import ConfigError, UserError
 from experiments.record import Record
 from experiments.run import Run, Timing
 from influence.perturbed import Worst
+from influence.training import fit
 
 STATE = ("images", "thetas", "previous", "s_tests")  # what the next step depends on
 
@@ -81,6 +82,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
         "flipped_at_most": int((curve["margins"] < 0).sum(1).max()),
         "loss_before": float(curve["losses"][0]),
         "loss_after": float(curve["losses"][-1]),
+        "loss_without": loss_without(clean, row, targets),
         "row": row,
         "original_index": int(clean.data.train.index[row]),
         "row_class": names[int(y[row])],
@@ -119,8 +121,21 @@ def run(cfg: DictConfig, run: Run) -> Record:
             f"{len(chosen)} test images of the class {metrics['test_class']} ({clean.backbone.label} at "
             f"{clean.backbone.size} pixels, {clean.data.name}, n = {clean.n})."
         },
-        certificates=[{"fit": "clean", **clean.certificate.to_dict()}, worst.certificate()],
+        certificates=[{"fit": "clean", **clean.certificate.to_dict()}, worst.certificate(FIT)],
     )
+
+
+def loss_without(clean: Clean, row: int, targets: Targets) -> float:
+    """The targets' mean loss of the model fitted without the training image ``row``, in nats.
+
+    The others still count 1/n each, as they do where the image's own loss and gradient have become nothing:
+    an attack that ends here has not turned its image against the targets, only taken its influence away.
+    """
+    objective, refits = clean.objective, clean.refits
+    weights = torch.ones(objective.n, dtype=objective.dtype, device=objective.device)
+    weights[row] = 0.0
+    theta = fit(objective.with_weights(weights), refits.theta, tolerance=refits.tolerance).theta
+    return float(refits.loss.of_margin(targets.features[0] @ theta * targets.y[0]).mean())
 
 
 def certainties(clean: Clean) -> np.ndarray:
@@ -191,7 +206,7 @@ def walk(
             f"{looks} image iterations",
             clean.work[1] * looks + clean.refits.flops(worst.products),
             sum(part["seconds"].sum() for part in parts),
-            dtype=clean.backbone_dtype,
+            dtype=clean.backbone.precision,
         )
     )
     curve = {

@@ -19,10 +19,13 @@ from experiments import machine
 from experiments.attacks import outcome, pictures, ranking
 from experiments.attacks.campaign import Campaign
 from experiments.attacks.clean import Clean, clean_model, described
+from experiments.attacks.steps import FIT
 from experiments.data.dataset import permutation
 from experiments.errors import ConfigError, UserError
 from experiments.record import Record
 from experiments.run import Run
+
+GROWS = "experiment.test_images"  # a run with more of them goes on in the same folder (experiments.job)
 
 
 def run(cfg: DictConfig, run: Run) -> Record:
@@ -82,7 +85,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
             f"({clean.backbone.label} at {clean.backbone.size} pixels, {clean.data.name}, n = {clean.n}, "
             f"{len(chosen)} test images)."
         },
-        certificates=[{"fit": "clean", **clean.certificate.to_dict()}, worst.certificate()],
+        certificates=[{"fit": "clean", **clean.certificate.to_dict()}, worst.certificate(FIT)],
     )
 
 

@@ -63,6 +63,11 @@ class Backbone:
         self.fingerprint = digest.hexdigest()
 
     @property
+    def precision(self) -> str:
+        """The dtype of the network's numbers, as numpy calls it."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def label(self) -> str:
         """The network's name as figures print it."""
         return LABELS[self.name]

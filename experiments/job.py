@@ -35,9 +35,6 @@ FREE = (
     "tier.profile",
     "experiment.workers",  # processes or threads side by side
 )
-# How many units a run does, where each is the same whatever their number: a run with another number goes
-# on in the same folder from the units that are there.
-GROWS = {"attack_single": "experiment.test_images"}
 FAILED = "failed.txt"  # beside a sweep's failed job: why, for experiments.sweep
 
 
@@ -88,8 +85,9 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 def claim(folder: Path, settings: dict[str, Any], grows: str | None = None) -> str:
     """Marks ``folder`` as this config's and returns the hash of what decides a unit of its work.
 
-    Refuses a folder of another config. One that differs in ``grows`` alone is taken over, and its record,
-    which is that of the other number, goes: the units stay in the journal.
+    Refuses a folder of another config. ``grows`` is the path of a setting that says how many units a run
+    does, each the same whatever their number: a folder that differs in it alone is taken over, and its
+    record, which is that of the other number, goes; the units stay in the journal.
     """
     marker = folder / "run.json"
     settings = json.loads(json.dumps(atomic.jsonable(settings), sort_keys=True))
@@ -116,11 +114,12 @@ def execute(cfg: DictConfig) -> Path:
     try:
         with ranks.joined(cfg.device, folder) as mine, atomic.locked(mine):
             (mine / FAILED).unlink(missing_ok=True)
-            identity = claim(mine, settings_of(cfg), GROWS.get(cfg.experiment.name))
+            experiment = importlib.import_module(f"experiments.{cfg.experiment.name}")
+            identity = claim(mine, settings_of(cfg), getattr(experiment, "GROWS", None))
             if ranks.from_first((mine / "record.json").is_file() and (mine / "provenance.json").is_file()):
                 print(f"{folder} already holds the record of this run; nothing to do.")
             else:
-                compute(cfg, mine, identity)
+                compute(experiment, cfg, mine, identity)
             if ranks.follower():
                 return folder
             record = Record.load(folder)
@@ -146,9 +145,8 @@ def execute(cfg: DictConfig) -> Path:
     return folder
 
 
-def compute(cfg: DictConfig, folder: Path, identity: str) -> None:
-    """The experiment itself, then its record, figures and W&B run."""
-    experiment = importlib.import_module(f"experiments.{cfg.experiment.name}")
+def compute(experiment: Any, cfg: DictConfig, folder: Path, identity: str) -> None:
+    """Runs the module ``experiment``, then writes its record, figures and W&B run."""
     run = Run(cfg, folder, identity)
     record: Record = experiment.run(cfg, run)
     if ranks.follower():

@@ -61,10 +61,6 @@ class Run:
         if str(cfg.device).startswith("cuda") and not torch.cuda.is_available():
             raise ConfigError(f"device={cfg.device}: this machine has no CUDA device; use device=cpu.")
         self.seed()
-        self.rates: dict[str, float] = {}
-        self._threads = torch.get_num_threads()
-        if cfg.tier.profile:
-            self.rates = {kind: provenance.matrix_rate(cfg.device, kind) for kind in ("float64", "float32")}
 
     def seed(self) -> None:
         """Seeds python, numpy and torch: inside the job, because a sweep runs many jobs in one process."""
@@ -126,10 +122,18 @@ class Run:
         """Keeps a solver's status, iterations and worst residual for the provenance."""
         self.statuses[name] = solution.summary()
 
+    def rates(self) -> dict[str, float]:
+        """GFLOP/s of matrix products in each precision in which work was counted; none unless profiling."""
+        if not self.cfg.tier.profile:
+            return {}
+        used = sorted({timing.dtype for timing in self.timings if timing.flops is not None})
+        return {dtype: provenance.matrix_rate(self.cfg.device, dtype) for dtype in used}
+
     def provenance(self) -> dict[str, Any]:
         """Everything about how the record came to be."""
         self._memory.read()
         parts = []
+        rates = self.rates()
         for timing in self.timings:
             entry: dict[str, Any] = {
                 "part": timing.part,
@@ -141,8 +145,8 @@ class Run:
             if timing.flops is not None:
                 entry["gflop"] = round(timing.flops / 1e9, 3)
                 entry["dtype"] = timing.dtype
-                if self.rates and timing.seconds > 0:  # a part that had nothing to do took no time
-                    rate = self.rates[timing.dtype] / (self._threads if timing.by_workers else 1)
+                if rates and timing.seconds > 0:  # a part that had nothing to do took no time
+                    rate = rates[timing.dtype] / (torch.get_num_threads() if timing.by_workers else 1)
                     entry["share_of_matrix_rate"] = round(timing.flops / 1e9 / timing.seconds / rate, 4)
             parts.append(entry)
         return {
@@ -154,7 +158,7 @@ class Run:
             "started_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
             "wall_seconds": round(time.time() - self.started, 2),
             "peak_mib": round(max([self._memory.whole, *(timing.peak_mib for timing in self.timings)]), 1),
-            "matrix_rate_gflops": {kind: round(rate, 1) for kind, rate in self.rates.items()},
+            "matrix_rate_gflops": {kind: round(rate, 1) for kind, rate in rates.items()},
             "timings": parts,
             "solvers": self.statuses,
         }

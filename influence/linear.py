@@ -137,8 +137,8 @@ class LinearObjective:
         for start in range(0, k, step):
             yield slice(start, min(start + step, k))
 
-    def _wide(self, X: DataMatrix, k: int) -> int:
-        """Rows of X to multiply with k right-hand sides at a time, 0 where strips of columns are better."""
+    def _wide(self, k: int) -> int:
+        """Rows to multiply with k right-hand sides at a time, 0 where strips of columns are better."""
         columns = k * self.n_outputs
         if columns < _WIDE:
             return 0
@@ -230,7 +230,7 @@ class LinearObjective:
         X, y = self._data(idx)
         r = self.loss.output_gradient(X.matmul(theta.reshape(self.n_outputs, self.d).T), y)
         out = torch.empty(X.n, V.shape[1], dtype=self.dtype, device=self.device)
-        if wide := self._wide(X, V.shape[1]):
+        if wide := self._wide(V.shape[1]):
             for rows, outputs in X.row_products(self._columns(V), wide):
                 along = outputs.reshape(len(outputs), V.shape[1], self.n_outputs)
                 torch.matmul(along, r[rows, :, None], out=out[rows, :, None])
@@ -282,7 +282,7 @@ class LinearObjective:
             return out.add_(V, alpha=self.l2) if self.l2 else out
 
         def product(V: Tensor) -> Tensor:
-            if size := self._wide(X, V.shape[1]):
+            if size := self._wide(V.shape[1]):
                 return wide_product(V, size)
             out = torch.empty_like(V)
             for cols in self._strips(V.shape[1]):

@@ -76,10 +76,10 @@ class Worst:
         counts = (self.refits, self.newton_steps, self.solves, self.products)
         return np.array([*counts, self.gradient_norm, self.residual], dtype=np.float64)
 
-    def certificate(self) -> dict[str, Any]:
-        """As a record keeps it."""
+    def certificate(self, fit: str) -> dict[str, Any]:
+        """As a record keeps it; ``fit`` says of what."""
         return {
-            "fit": "top layer after every attack step",
+            "fit": fit,
             "count": self.refits,
             "largest_gradient_norm": self.gradient_norm,
             "s_test_count": self.solves,

@@ -51,11 +51,6 @@ class Clean:
         return self.refits.objective
 
     @property
-    def backbone_dtype(self) -> str:
-        """Of the network's numbers, as numpy calls it."""
-        return str(self.backbone.dtype).removeprefix("torch.")
-
-    @property
     def n(self) -> int:
         """Training images."""
         return self.objective.n
@@ -126,14 +121,8 @@ def both_features(
         run.timings.append(Timing("features, read from the cache", None, float(seconds)))
     else:
         label = f"features of {n + n_test} images"
-        run.timings.append(
-            Timing(
-                label,
-                work * (n + n_test),
-                measured["seconds"].item(),
-                dtype=str(backbone.dtype).removeprefix("torch."),
-            )
-        )
+        seconds = measured["seconds"].item()
+        run.timings.append(Timing(label, work * (n + n_test), seconds, dtype=backbone.precision))
     return found[0], found[1]
 
 

@@ -10,9 +10,15 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from typing import Any
 
 # Of malloc.h: trim threshold, top padding, mmap threshold, number of arenas.
 _TRIM, _PAD, _MMAP, _ARENAS = -1, -2, -3, -8
+
+
+def _of_libc(name: str) -> Any:
+    """A function of the C library, None where it has none of that name."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def keep_freed() -> bool:
@@ -20,7 +26,7 @@ def keep_freed() -> bool:
 
     Changes no number. Call it before threads are started, and ``give_back`` between units of work.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    mallopt = _of_libc("mallopt")
     if mallopt is None:
         return False
     settings = ((_ARENAS, 1), (_MMAP, 1 << 30), (_TRIM, 2**31 - 1), (_PAD, 1 << 28))
@@ -29,6 +35,6 @@ def keep_freed() -> bool:
 
 def give_back() -> None:
     """Returns free pages to the system, also those in the middle of the heap."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    trim = _of_libc("malloc_trim")
     if trim is not None:
         trim(0)

@@ -143,4 +143,4 @@ def timing(run: Run, name: str, stage: Stage, clean: Clean) -> None:
     products = sum(Worst.of(part["worst"]).products for part in stage.parts)
     flops = clean.work[1] * images + clean.refits.flops(products)
     label = f"{name}: {images} image iterations, worker seconds"
-    run.timings.append(Timing(label, flops, seconds, dtype=clean.backbone_dtype, by_workers=True))
+    run.timings.append(Timing(label, flops, seconds, dtype=clean.backbone.precision, by_workers=True))

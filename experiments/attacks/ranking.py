@@ -67,7 +67,7 @@ def rankings(
     seconds = sum(part["seconds"].item() for part in parts)
     label = f"{what} for {len(positions)} test images, {images} gradients, worker seconds"
     run.timings.append(
-        Timing(label, clean.work[1] * images, seconds, dtype=clean.backbone_dtype, by_workers=True)
+        Timing(label, clean.work[1] * images, seconds, dtype=clean.backbone.precision, by_workers=True)
     )
     return parts
 

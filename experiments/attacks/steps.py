@@ -120,6 +120,9 @@ class SignSteps:
         return torch.cat(gradients).reshape(self.images.shape)
 
 
+FIT = "top layer after every attack step"  # what the refits' certificate is about
+
+
 def test_gradients(refits: Refits, thetas: Tensor, targets: Targets) -> Tensor:
     """∇θ of the mean loss of each attack's targets: ``(p, k)``."""
     margins = torch.einsum("ktd,dk->kt", targets.features, thetas) * targets.y

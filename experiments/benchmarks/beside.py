@@ -18,19 +18,24 @@ def rows(tasks: dict[str, Any]) -> list[list[str]]:
         if mine is None:
             continue
         line = task["methods"][mine]
-        cells = [f"{name}. {task['title']}", line["dtype"], f"{line['seconds']:.3g}"]
+        cells = [f"{name}. {task['title']}", line["dtype"], time(line)]
         cells += [f"{line['peak_with_setup_mib']:,.0f}", share(line)]
         if peer is None:
             cells += ["none", "", "", ""]
         else:
             other = task["methods"][peer]
-            about = "about " if other["extrapolated"] else ""
-            cells += [peer, f"{about}{other['seconds']:.3g}", f"{other['peak_with_setup_mib']:,.0f}"]
+            cells += [peer, time(other), f"{other['peak_with_setup_mib']:,.0f}"]
             cells += [f"{task['ratio']:.1f}"]
         cells += [f"{task['aim']:g}" if task["aim"] else ""]
         ratio = task.get("peak_over_leanest_peer")
         found.append([*cells, f"{ratio:.2f}" if ratio else ""])
     return found
+
+
+def time(line: dict[str, Any]) -> str:
+    """A method's seconds, three digits of them."""
+    seconds, about = line["seconds"], "about " * line["extrapolated"]
+    return f"{about}{seconds:,.0f}" if seconds >= 1000 else f"{about}{seconds:.3g}"
 
 
 def share(line: dict[str, Any]) -> str:
@@ -49,7 +54,7 @@ def gaps(tasks: dict[str, Any]) -> list[str]:
         line = task["methods"][mine]
         if task["fastest_correct_peer"] is None:
             others = [
-                f"{method} {'about ' if other['extrapolated'] else ''}{other['seconds']:.3g} s at a Pearson "
+                f"{method} {time(other)} s at a Pearson "
                 f"coefficient of {other['pearson']:.4f}{' after the part measured' * other['extrapolated']} "
                 f"({other['seconds'] / line['seconds']:.1f} times ours)"
                 for method, other in task["methods"].items()

@@ -19,7 +19,7 @@ def draw(record: Record, path: Path) -> None:
     loss.plot(a["losses"], color=style.BLUE)
     loss.set_xlabel("iterations")
     loss.set_ylabel("mean test loss (nats)", color=style.BLUE)
-    loss.set_title(f"loss {m['loss_before']:.3f} → {m['loss_after']:.3f}")
+    loss.set_title(f"loss {m['loss_before']:.3g} → {m['loss_after']:.3g}")
     twin = loss.twinx()
     twin.plot(a["flipped"], color=style.ORANGE)
     twin.set_ylim(0, m["attacked"])

@@ -65,7 +65,10 @@ def standing(rows: Tensor, bias: Tensor | None) -> Tensor:
 class Layer:
     """A layer without parameters; the passes of the identity."""
 
-    size = 0
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return 0
 
     def unpack(self, block: Tensor) -> Any:
         """This layer's rows ``(size, m)`` of a parameter block as its weights."""
@@ -111,7 +114,7 @@ class Affine(Layer):
     bias: bool
 
     @property
-    def size(self) -> int:  # type: ignore[override]
+    def size(self) -> int:
         return self.weight_size + (self.shape[0] if self.bias else 0)
 
     @property

@@ -15,7 +15,7 @@ from experiments.attacks import outcome, ranking
 from experiments.attacks.attempt import Setting, attempt, verified
 from experiments.attacks.clean import Clean
 from experiments.attacks.pixels import stored
-from experiments.attacks.steps import SignSteps
+from experiments.attacks.steps import SignSteps, Targets
 from experiments.data.embedded import load_digit_pairs
 from experiments.errors import ConfigError, UserError
 from experiments.job import claim, execute, settings_of
@@ -25,6 +25,7 @@ from influence.curvature import Hessian
 from influence.errors import ConvergenceError
 from influence.linear import LinearObjective
 from influence.perturbed import Changed, Refits
+from influence.relabel import LogisticRefits
 from influence.scores import pert_loss
 from influence.training import fit
 from tests.experiments.test_configs import composed
@@ -282,6 +283,19 @@ def test_the_group_attack_raises_the_mean_loss_and_is_verified(tmp_path: Path) -
     assert record.metrics["verified"]["flipped"] == record.metrics["flipped"]
     assert record.arrays["flipped"][0] == 0  # all were right before
     assert record.metrics["movement_over_class_distance"] > 0
+
+
+def test_the_loss_without_an_image_is_that_of_a_fit_without_it(clean: Clean) -> None:
+    chosen, row = uncertain(clean, 3), 7
+    targets = Targets(clean.test_features[chosen][None], clean.test_y[chosen][None])
+    others = [i for i in range(N) if i != row]
+    X, y = clean.objective.X.dense()[others].numpy(), clean.objective.targets[others].numpy()
+    solver = LogisticRefits(X, L2 * N / (N - 1))  # of the mean over N - 1, so that the sum counts 1/N
+    theta = torch.as_tensor(solver.fit(y, tolerance=1e-12)[0])
+    wanted = torch.log1p(torch.exp(-(targets.features[0] @ theta) * targets.y[0])).mean()
+    found = attack_group.loss_without(clean, row, targets)
+    assert found == pytest.approx(float(wanted), rel=1e-7)
+    assert found != pytest.approx(attack_group.loss_without(clean, row + 1, targets), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import pytest
-
 from experiments.benchmarks import beside
 from experiments.record import Record
 from experiments.scaling import Gpu, across, duration, page, predicted, resnet, top_layer
@@ -90,8 +88,6 @@ def test_the_table_beside_other_libraries_says_what_is_missed() -> None:
 
 
 def test_the_committed_page_is_that_of_its_records() -> None:
-    if not (ROOT / "results" / "benchmark" / "record.json").is_file():
-        pytest.skip("results/benchmark is not recorded yet")
     ranks = json.loads((ROOT / "results" / "distributed.json").read_text())
     wanted = page(Record.load(ROOT / "results" / "benchmark"), ranks, Gpu())
     assert (ROOT / "results" / "scaling.md").read_text() == wanted, "run python -m experiments.scaling"

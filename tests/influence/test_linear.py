@@ -212,8 +212,8 @@ def test_many_columns_are_the_single_ones(loss, dtype, sparse, weighted, part, m
         objective = objective.with_weights(torch.linspace(0.2, 2.0, 700, dtype=dtype))
     theta, idx = random_theta(objective), torch.arange(690, 5, -2) if part else None
     V = random_theta(objective, seed=3, k=80)
-    assert objective._wide(objective.X, 80) == 256
-    assert objective._wide(objective.X, 3) == 0
+    assert objective._wide(80) == 256
+    assert objective._wide(3) == 0
     product = objective.hessian_at(theta, idx)
     one_by_one = torch.cat([product(v[:, None]) for v in V.T], dim=1)
     close(product(V), one_by_one, dtype)

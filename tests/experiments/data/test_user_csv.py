@@ -41,9 +41,9 @@ def test_text_columns_are_counted_by_word(tmp_path: Path) -> None:
     data = load("csv", path=path)
     assert data.feature_names == ("subject:cheap", "subject:pills", "subject:row", "intercept")
     np.testing.assert_array_equal(data.train.X.toarray()[0], [2, 1, 1, 1])
-    assert "subject:29" in load("csv", path=path, min_df=1).feature_names  # type: ignore[operator]
+    assert "subject:29" in (load("csv", path=path, min_df=1).feature_names or ())
     few = write(tmp_path, table())
-    assert "colour:red" in load("csv", path=few, text=["colour"]).feature_names  # type: ignore[operator]
+    assert "colour:red" in (load("csv", path=few, text=["colour"]).feature_names or ())
 
 
 def test_an_id_is_no_feature_and_all_cells_are_kept(tmp_path: Path) -> None:
