@@ -16,8 +16,8 @@ from experiments.atomic import key_hash, npz_bytes, read_npz, sha256, write_byte
 class Journal:
     """Arrays by key in one folder: a part file a unit, and ``index.jsonl`` with each part's sha256.
 
-    A part is moved into place whole and only then named in the index, so a kill at any moment leaves either
-    both or neither; a torn last line, a missing part and a part whose sha256 differs all count as not done.
+    A part is moved into place whole and only then named in the index: a kill between the two leaves a part
+    without a name. That, a torn last line, a missing part and one whose sha256 differs all count as not done.
     The folder's name holds a hash of ``identity`` (config, data, the caller's key): work done for anything
     else is never found.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
@@ -91,6 +92,12 @@ def strike(name: str, folder: Path, draw: random.Random, how: signal.Signals, lo
 
 def parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("journal/*/*.npz"))
+
+
+def named(index: Path) -> list[Path]:
+    """The parts that a journal's index names, in its order: the finished units. Another part was in flight."""
+    lines = index.read_bytes().splitlines() if index.exists() else []
+    return [index.parent / json.loads(line)["file"] for line in lines if line.endswith(b"}")]
 
 
 def debris(folder: Path) -> list[str]:

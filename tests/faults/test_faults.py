@@ -5,7 +5,6 @@ The long half (marker ``faults``) strikes every experiment twenty times; ``make 
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import signal
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from experiments.record import Record
-from tests.faults.jobs import debris, finished, parts, result_of, start, strike
+from tests.faults.jobs import debris, finished, named, parts, result_of, start, strike
 from tests.helpers import ROOT
 
 # The benchmark records times, which never repeat; everything else must repeat byte for byte.
@@ -41,7 +40,8 @@ def test_twenty_kills_of_each_experiment(name: str, tmp_path: Path) -> None:
         if killed == 20:
             break
         # A finished unit never changes; the state of an Adam run is one unit that grows.
-        units = [path for path in parts(folder) if not path.parent.name.startswith("training-")]
+        indexes = [path for path in folder.glob("journal/*/index.jsonl") if "training-" not in path.parent.name]
+        units = [path for index in indexes for path in named(index)]
         kept = {path: path.read_bytes() for path in units}  # whole paths: two journals may share a key
         if strike(name, folder, draw, signal.SIGKILL, longest):
             killed += 1
@@ -112,8 +112,7 @@ def test_a_damaged_journal_costs_the_damaged_units_only(
     job.kill()
     job.communicate()
     index = next(tmp_path.glob("journal/*/index.jsonl"))
-    entries = [json.loads(line) for line in index.read_bytes().splitlines() if line.endswith(b"}")]
-    files = [index.parent / entry["file"] for entry in entries]  # a part not named here was in flight
+    files = named(index)
     one, two = files[1:3]
     untouched = {path: path.stat().st_mtime_ns for path in files if path not in (one, two)}
     if damage == "torn line":
