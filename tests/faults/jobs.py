@@ -95,7 +95,7 @@ def parts(folder: Path) -> list[Path]:
 
 
 def named(index: Path) -> list[Path]:
-    """The parts that a journal's index names, in its order: the finished units. Another part was in flight."""
+    """The parts that a journal's index names, in its order: finished units; any other was in flight."""
     lines = index.read_bytes().splitlines() if index.exists() else []
     return [index.parent / json.loads(line)["file"] for line in lines if line.endswith(b"}")]
 

@@ -40,7 +40,9 @@ def test_twenty_kills_of_each_experiment(name: str, tmp_path: Path) -> None:
         if killed == 20:
             break
         # A finished unit never changes; the state of an Adam run is one unit that grows.
-        indexes = [path for path in folder.glob("journal/*/index.jsonl") if "training-" not in path.parent.name]
+        indexes = [
+            path for path in folder.glob("journal/*/index.jsonl") if "training-" not in path.parent.name
+        ]
         units = [path for index in indexes for path in named(index)]
         kept = {path: path.read_bytes() for path in units}  # whole paths: two journals may share a key
         if strike(name, folder, draw, signal.SIGKILL, longest):
