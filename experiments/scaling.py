@@ -220,24 +220,31 @@ def beside_others(benchmark: Record) -> str:
     return "\n\n".join([intro, table(beside.HEAD, beside.rows(m["tasks"])), "\n".join(lines)])
 
 
-def across(ranks: dict[str, Any]) -> str:
-    """Largest relative difference of any array, by run and number of processes.
+def apart(found: dict[str, Any]) -> str:
+    """The largest relative difference, or the arrays that are not equal at all (see ``across_ranks``).
 
     gradient_norm is left out: what is left of a gradient at convergence is rounding.
     """
+    counted = {name: value for name, value in found.items() if name != "gradient_norm"}
+    unequal = [name for name, value in counted.items() if value is False or isinstance(value, str)]
+    if unequal:
+        return f"not equal: {', '.join(unequal)}"
+    sizes = [value for value in counted.values() if not isinstance(value, bool)]
+    return f"{max(sizes):.1e}" if sizes else ""
+
+
+def across(ranks: dict[str, Any]) -> str:
+    """What several processes give against one process, and either against the published record."""
     rows = []
     for command, counts in ranks.items():
         if not isinstance(counts, dict):  # the file's own notes
             continue
         for count, found in counts.items():
-            differences = [
-                value
-                for name, value in found.get("relative_difference", {}).items()
-                if not isinstance(value, bool) and name != "gradient_norm"
-            ]
-            if differences:
-                rows.append([f"`{command}`", count, f"{max(differences):.1e}"])
-    return table(["run", "processes", "largest relative difference of an array"], rows)
+            cells = [apart(found.get(part, {})) for part in ("relative_difference", "scores_against_record")]
+            if any(cells):
+                rows.append([f"`{command}`", count, *cells])
+    head = ["run", "processes", "every array, against one process", "scores, against the published record"]
+    return table(head, rows)
 
 
 def main() -> None:

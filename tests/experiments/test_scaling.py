@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from experiments.benchmarks import beside
 from experiments.record import Record
-from experiments.scaling import Gpu, across, duration, page, predicted, resnet, top_layer
+from experiments.scaling import Gpu, across, apart, duration, page, predicted, resnet, top_layer
 from tests.helpers import ROOT
 
 
@@ -46,7 +46,7 @@ def test_what_is_rounding_is_not_called_a_difference() -> None:
     ranks = {
         "run": {"1": {}, "2": {"relative_difference": {"a": 1e-12, "index": True, "gradient_norm": 1e-3}}}
     }
-    assert cells(across(ranks | {"note": "text"})) == [["`run`", "2", "1.0e-12"]]
+    assert cells(across(ranks | {"note": "text"})) == [["`run`", "2", "1.0e-12", ""]]
 
 
 def line(by: str, seconds: float, correct: bool = True, **more: object) -> dict[str, object]:
@@ -85,6 +85,15 @@ def test_the_table_beside_other_libraries_says_what_is_missed() -> None:
         "A takes 0.50 times what a bare hand-written CG takes in float32; without a preconditioner 1.25.",
         "100 test points at once are 19 times cheaper than one by one.",
     ]
+
+
+def test_arrays_that_differ_between_processes_are_named() -> None:
+    equal = {"scores": 2e-15, "actual": 0.0, "index": True, "gradient_norm": 1e-8}
+    assert apart(equal) == "2.0e-15"
+    assert apart(equal | {"index": False, "age": "shapes (3,) and (4,)"}) == "not equal: index, age"
+    assert apart({}) == ""
+    ranks = {"stated": 1e-10, "one": {"1": {}, "2": {"relative_difference": {"index": False}}}}
+    assert cells(across(ranks)) == [["`one`", "2", "not equal: index", ""]]
 
 
 def test_the_committed_page_is_that_of_its_records() -> None:
