@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: reproduce test test-faults test-slow lint format figures table peers clean
+.PHONY: reproduce test test-faults test-slow lint format table peers clean
 
 reproduce: .venv/installed
 	$(BIN)/python -m experiments experiment=loo_linear
