@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -54,7 +54,8 @@ class GramFactor:
         forward: Z V, ``(p, k) -> (m, k)``.
         backward: Zᵀ U, ``(m, k) -> (p, k)``.
         gram: builds Z Zᵀ ``(m, m)``.
-        root: L_i with ``L_i L_iᵀ = A_i``, ``(n, c, r)``; row (i, a) of Z is ``L_i[:, a] ⊗ x_i``.
+        root: gives L_i with ``L_i L_iᵀ = A_i``, ``(n, c, r)``, computed once and only where it is asked for;
+            row (i, a) of Z is ``L_i[:, a] ⊗ x_i``.
         shift: μ.
     """
 
@@ -63,7 +64,7 @@ class GramFactor:
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor], Tensor]
     gram: Callable[[], Tensor]
-    root: Tensor
+    root: Callable[[], Tensor]
     shift: float
 
     def shifted(self, damping: float) -> GramFactor:
@@ -145,30 +146,35 @@ def assemble_core(X: Any, columns: Tensor, B: Tensor) -> Tensor:
 
 def linear_gram(objective: Any, theta: Tensor, idx: Tensor | None = None) -> GramFactor:
     """The Gram form of a linear objective's Hessian at θ; Z has one row an example and output contrast."""
-    X, y, o, weights = _at(objective, theta, idx)
+    X, _ = objective._data(idx)
     c = objective.n_outputs
-    Q = objective.loss.output_range(c, o)
-    root = objective.loss.output_hessian_sqrt(o, y)  # A_i = L_i L_iᵀ
-    if weights is not None:
-        root = root * weights.sqrt()[:, None, None]
-    if Q.shape[1] < c:  # drop the contrast that the loss never sees: chol(Qᵀ A Q) in c−1 dimensions
-        small = torch.einsum("ca,ncd->nad", Q, root)
+    Q = objective.loss.output_range(c, theta)
+    r = Q.shape[1]
+
+    @cache  # an eigendecomposition an example: more than the whole core, where n is large and p small
+    def root() -> Tensor:
+        _, y, o, weights = _at(objective, theta, idx)
+        L = objective.loss.output_hessian_sqrt(o, y)  # A_i = L_i L_iᵀ
+        if weights is not None:
+            L = L * weights.sqrt()[:, None, None]
+        if r == c:
+            return L
+        small = torch.einsum("ca,ncd->nad", Q, L)  # drop the contrast that the loss never sees
         values, vectors = torch.linalg.eigh(small @ small.transpose(1, 2))
-        root = torch.einsum("ca,nab->ncb", Q, vectors * values.clamp(min=0).sqrt()[:, None, :])
-    r = root.shape[2]
+        return torch.einsum("ca,nab->ncb", Q, vectors * values.clamp(min=0).sqrt()[:, None, :])
 
     def forward(V: Tensor) -> Tensor:
         along = objective._tangents(X, V)  # (n, k, c)
-        return torch.einsum("nkc,ncr->nrk", along, root).reshape(X.n * r, V.shape[1])
+        return torch.einsum("nkc,ncr->nrk", along, root()).reshape(X.n * r, V.shape[1])
 
     def backward(U: Tensor) -> Tensor:
         k = U.shape[1]
-        spread = torch.einsum("nrk,ncr->nkc", U.reshape(X.n, r, k), root).reshape(X.n, k * c)
+        spread = torch.einsum("nrk,ncr->nkc", U.reshape(X.n, r, k), root()).reshape(X.n, k * c)
         return objective._block(X.rmatmul(spread.contiguous()))
 
     def gram() -> Tensor:
         K = kernel_matrix(X)
-        flat = root.permute(0, 2, 1).reshape(X.n * r, c)
+        flat = root().permute(0, 2, 1).reshape(X.n * r, c)
         if c == 1:
             return K * (flat @ flat.T)
         return (K[:, None, :, None] * (flat @ flat.T).reshape(X.n, r, X.n, r)).reshape(X.n * r, X.n * r)
@@ -180,7 +186,7 @@ def linear_gram_quadratics(
     objective: Any, theta: Tensor, factor: Tensor, gram: GramFactor, idx: Tensor, block: int = 1024
 ) -> Tensor:
     """``∇ℓ_iᵀ H⁻¹ ∇ℓ_i = (‖r_i‖²‖x_i‖² − ‖C⁻¹Z∇ℓ_i‖²)/μ`` with ``CCᵀ = ZZᵀ + nμI`` (Woodbury): ``(m,)``."""
-    X, root = objective.X, gram.root
+    X, root = objective.X, gram.root()
     out = torch.empty(len(idx), dtype=X.dtype, device=X.device)
     for start in range(0, len(idx), block):
         rows = idx[start : start + block]

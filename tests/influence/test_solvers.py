@@ -185,6 +185,20 @@ def test_exact_picks_the_cheapest_form():
     assert Exact().prepare(Dense(spd(5))).form == "dense"
 
 
+def test_a_core_is_factored_without_the_roots_of_the_gram_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They cost an eigendecomposition an example, more than the whole core where n is large and p small."""
+    objective = linear_problem("cross_entropy", n=40, d=7)
+    operator = Hessian(objective, random_theta(objective))
+
+    def refuse(*_: object) -> torch.Tensor:
+        raise AssertionError("roots")
+
+    monkeypatch.setattr(type(objective.loss), "output_hessian_sqrt", refuse)
+    assert Exact().prepare(operator).form == "core"
+    with pytest.raises(AssertionError, match="roots"):
+        Exact(form="gram").prepare(operator)
+
+
 def test_indefinite_operators_are_named_with_the_damping_that_would_do():
     matrix = torch.diag(torch.tensor([2.0, 1.0, -0.25], dtype=torch.float64))
     b = torch.ones(3, dtype=torch.float64)
