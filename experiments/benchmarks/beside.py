@@ -66,7 +66,7 @@ def gaps(tasks: dict[str, Any]) -> list[str]:
             )
         elif task["met"] is False:
             found.append(
-                f"{name}: {task['ratio']:.1f} times the fastest correct peer, {task['aim']:g} asked."
+                f"{name}: {task['ratio']:.2f} times the fastest correct peer, {task['aim']:g} asked."
             )
         if (task.get("peak_over_leanest_peer") or 0) > 1:
             beyond = line["peak_with_setup_mib"] - line["import_mib"]

@@ -72,7 +72,7 @@ def test_the_table_beside_other_libraries_says_what_is_missed() -> None:
     assert two[5:] == ["none", "", "", "", "4", ""]
     assert all(len(row) == len(beside.HEAD) for row in (one, two))
     missed, memory, nobody = beside.gaps({"A": task, "B": alone})
-    assert missed == "A: 3.0 times the fastest correct peer, 4 asked."
+    assert missed == "A: 3.00 times the fastest correct peer, 4 asked."
     assert "1.40 times the memory" in memory
     assert "700 MiB, of which 500" in memory
     assert (
