@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from experiments.provenance import ROOT
+
 HEAD = [
     *("task", "ours", "s", "MiB", "of matrix rate"),
     *("fastest correct peer", "s", "MiB", "times", "aim", "MiB/leanest"),
@@ -65,8 +67,10 @@ def gaps(tasks: dict[str, Any]) -> list[str]:
                 f"{line['pearson']:.4f}. " + "; ".join(others) + "."
             )
         elif task["met"] is False:
+            profile = f"results/profile_{name.lower()}.txt"
+            where = f" Where its time goes: `{profile}`." if (ROOT / profile).is_file() else ""
             found.append(
-                f"{name}: {task['ratio']:.2f} times the fastest correct peer, {task['aim']:g} asked."
+                f"{name}: {task['ratio']:.2f} times the fastest correct peer, {task['aim']:g} asked.{where}"
             )
         if (task.get("peak_over_leanest_peer") or 0) > 1:
             beyond = line["peak_with_setup_mib"] - line["import_mib"]
