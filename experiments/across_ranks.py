@@ -101,8 +101,8 @@ def main() -> None:
         first: Record | None = None
         for processes in chosen.processes:
             folder = Path(place) / str(processes)
-            if first is not None:
-                hand_over(chosen.reuse, Path(place) / str(chosen.processes[0]), folder)
+            reused = chosen.reuse if first is not None else []
+            hand_over(reused, Path(place) / str(chosen.processes[0]), folder)
             record = launch(processes, chosen.settings, folder)
             provenance = json.loads((folder / "provenance.json").read_text())
             entry: dict[str, Any] = {
@@ -110,6 +110,8 @@ def main() -> None:
                 "peak_mib_of_rank_0": provenance["peak_mib"],
                 "timings": {part["part"]: part["seconds"] for part in provenance["timings"]},
             }
+            if reused:
+                entry["reused_from_the_first_run"] = reused
             if first is None:
                 first = record
                 entry["commit"] = provenance["code"]["git_commit"]

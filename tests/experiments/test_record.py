@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from experiments.record import Record
 from experiments.table import markdown, paper_and_ours, records_in, shown
 
 
-def example(**changes: object) -> Record:
-    fields: dict[str, object] = {
+def example(**changes: Any) -> Record:
+    fields: dict[str, Any] = {
         "experiment": "loo_linear",
         "metrics": {"pearson": 0.5, "nested": {"slope": float("nan"), "count": 3}},
         "arrays": {"x": np.arange(4.0), "y": np.arange(4)},
@@ -29,7 +30,7 @@ def example(**changes: object) -> Record:
         "data": "digits",
         "tier": "smoke",
     }
-    return Record(**(fields | changes))  # type: ignore[arg-type]
+    return Record(**fields | changes)
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +24,14 @@ CONTENT = b"the original file" * 1000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
-def source(url: str = "http://127.0.0.1:9/none", **changes: object) -> Source:
-    fields = {"path": "set/file.bin", "urls": (url,), "sha256": (DIGEST,), "max_bytes": 1 << 20}
-    return Source(**{**fields, **changes})  # type: ignore[arg-type]
+def source(url: str = "http://127.0.0.1:9/none", **changes: Any) -> Source:
+    fields: dict[str, Any] = {
+        "path": "set/file.bin",
+        "urls": (url,),
+        "sha256": (DIGEST,),
+        "max_bytes": 1 << 20,
+    }
+    return Source(**fields | changes)
 
 
 @pytest.fixture
