@@ -52,14 +52,20 @@ def launch(processes: int, settings: list[str], folder: Path) -> Record:
 
 
 def compared(one: Record, many: Record) -> dict[str, Any]:
-    """Largest difference of each floating array over its largest entry; whether the others are equal."""
+    """Largest difference of each floating array over its largest entry; whether the others are equal.
+
+    A NaN differs from every number, infinitely so.
+    """
     found: dict[str, Any] = {}
     for name, a in one.arrays.items():
         b = many.arrays[name]
         if a.shape != b.shape:
             found[name] = f"shapes {a.shape} and {b.shape}"
         elif a.dtype.kind == "f":
-            found[name] = float(np.abs(a - b).max() / max(float(np.abs(a).max()), 1e-300))
+            gap = np.where(np.isnan(a) & np.isnan(b), 0.0, np.nan_to_num(np.abs(a - b), nan=np.inf))
+            found[name] = float(
+                gap.max(initial=0) / max(float(np.abs(np.nan_to_num(a)).max(initial=0)), 1e-300)
+            )
         else:
             found[name] = bool(np.array_equal(a, b))
     return found
@@ -129,8 +135,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    from experiments.cli import guarded
+
+    guarded(main)

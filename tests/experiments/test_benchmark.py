@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from experiments.benchmarks import problems, runner, summary
+from experiments.benchmarks import problems, profile, runner, summary
+from experiments.errors import UserError
 from experiments.record import Record
 
 MACHINE = {"gflops_float64": 50.0, "gflops_float32": 100.0, "bandwidth_gbytes": 10.0}
@@ -110,6 +112,22 @@ def test_a_measurement_in_its_own_process_agrees_with_the_dense_solve(tmp_path: 
         assert found["peak_mib"] > 50
         answers[by] = answer
     assert runner.compared(answers["ours"], answers["bare"])["relative_error"] < 1e-6
+
+
+def test_the_profile_of_a_measurement_accounts_for_all_of_its_time(tmp_path: Path) -> None:
+    problem(tmp_path / "problems" / "linear")
+    exact = {"by": "ours", "method": "exact", "dtype": "float64", "options": {"test_points": 2}}
+    tasks = {"C": {"title": "some", "problem": "linear", "measurements": {"exact": exact}}}
+    (tmp_path / "config.yaml").write_text(json.dumps({"experiment": {"tasks": tasks}}))
+    head, _, lines = profile.measured(tmp_path, "C", "exact").partition("seconds  share")
+    assert "Necessary work" in head
+    assert "influence/" in lines
+    shares = [float(line.split("%")[0].split()[-1]) for line in lines.splitlines() if "%" in line]
+    assert sum(shares) == pytest.approx(100, abs=len(shares))  # each is rounded
+    with pytest.raises(UserError, match="no measurement cg of ours"):
+        profile.measured(tmp_path, "C", "cg")
+    with pytest.raises(UserError, match="holds no config"):
+        profile.measured(tmp_path / "problems", "C", "exact")
 
 
 def test_what_cannot_run_is_skipped_with_its_reason(tmp_path: Path) -> None:

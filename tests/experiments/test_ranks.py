@@ -68,3 +68,10 @@ def test_what_every_process_would_repeat_is_handed_over_and_scores_meet_the_reco
     published = Record("loo_cnn", {}, {"scores": scores, "actual": np.zeros(100)})
     record = Record("loo_cnn", {}, {"scores": np.array([1.0, -4.0 + 4e-12]), "actual": np.zeros(2)})
     assert across_ranks.against(published, record) == {"scores": pytest.approx(1e-12, rel=1e-3)}
+
+
+def test_a_nan_on_one_side_is_a_difference() -> None:
+    a, b = (Record("loo_cnn", {}, {"scores": np.array([1.0, value])}) for value in (2.0, np.nan))
+    assert across_ranks.compared(a, b) == {"scores": np.inf}
+    assert across_ranks.compared(b, a) == {"scores": np.inf}
+    assert across_ranks.compared(b, b) == {"scores": 0.0}
