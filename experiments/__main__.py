@@ -5,7 +5,7 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from experiments.cli import CONF, guarded, prepare
+from experiments.suite.cli import CONF, guarded, prepare
 
 prepare()
 
@@ -13,7 +13,7 @@ prepare()
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> str:
     """One job: the folder that holds its record."""
-    from experiments.job import execute  # torch and the rest load only when something is to be run
+    from experiments.suite.job import execute  # torch and the rest load only when something is to be run
 
     return str(execute(cfg))
 

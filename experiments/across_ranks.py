@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import atomic
 from experiments.errors import UserError
-from experiments.record import Record
+from experiments.records import atomic
+from experiments.records.record import Record
 
 STATED = 1e-10  # results on several processes equal those on one to this, relative to the largest entry
 NOTE = (
@@ -135,6 +135,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from experiments.cli import guarded
+    from experiments.suite.cli import guarded
 
     guarded(main)

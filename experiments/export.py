@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from experiments import atomic
 from experiments.errors import UserError
-from experiments.record import Record
+from experiments.records import atomic
+from experiments.records.record import Record
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%")
 
@@ -67,6 +67,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from experiments.cli import guarded
+    from experiments.suite.cli import guarded
 
     guarded(main)

@@ -12,9 +12,9 @@ import re
 import sys
 from pathlib import Path
 
-from experiments import atomic
 from experiments.errors import UserError
-from experiments.record import Record
+from experiments.records import atomic
+from experiments.records.record import Record
 
 LIMIT = 1_000_000  # bytes of arrays in a committed record
 
@@ -62,6 +62,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from experiments.cli import guarded
+    from experiments.suite.cli import guarded
 
     guarded(main)

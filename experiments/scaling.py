@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import atomic
-from experiments.benchmarks import beside
+from experiments.benchmark import page as beside
 from experiments.errors import UserError
-from experiments.record import Record
+from experiments.records import atomic
+from experiments.records.record import Record
 
 GPUS = (1, 8, 64)
 IMAGES = 1_281_167  # of ImageNet's training set
@@ -264,6 +264,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from experiments.cli import guarded
+    from experiments.suite.cli import guarded
 
     guarded(main)

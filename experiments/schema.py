@@ -1,6 +1,6 @@
 """The dataclasses behind every YAML: a misspelt key or a wrong type fails while the config is composed.
 
-One module a group stands in ``experiments/schemas``; adding an experiment adds one file there::
+Every room has its own ``schema.py``; adding an experiment adds one there::
 
     @register("experiment", "loo_linear")
     @dataclass
@@ -14,9 +14,9 @@ and its YAML begins with ``defaults: [/schema/experiment/loo_linear@_here_, _sel
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -25,7 +25,7 @@ from omegaconf import MISSING
 
 @dataclass
 class Experiment:
-    """What to compute. ``name`` is the module ``experiments/<name>.py`` whose ``run(cfg, run)`` does it."""
+    """What to compute. ``name`` is the folder ``experiments/<name>`` whose ``experiment.py`` does it."""
 
     name: str = MISSING
     paper: dict[str, Any] = field(default_factory=dict)  # the paper's values: {metric: {value, where}}
@@ -118,10 +118,9 @@ def register(group: str, name: str) -> Callable[[type], type]:
 
 
 def register_all() -> None:
-    """Imports every module of ``experiments/schemas`` (dataclasses only) and stores the root schema."""
+    """Imports the ``schema.py`` of every room (dataclasses only) and stores the root schema."""
     ConfigStore.instance().store(name="root_schema", node=Config, provider="experiments.schema")
     register("tier", "tier")(Tier)
     register("tracking", "tracking")(Tracking)
-    package = importlib.import_module("experiments.schemas")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"experiments.schemas.{module.name}")
+    for room in sorted(Path(__file__).parent.glob("*/schema.py")):
+        importlib.import_module(f"experiments.{room.parent.name}.schema")

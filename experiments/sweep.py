@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments import atomic
-from experiments.cli import CONF, JobFailed, guarded
 from experiments.errors import UserError
-from experiments.job import FAILED
-from experiments.record import Record
+from experiments.records import atomic
+from experiments.records.record import Record
+from experiments.suite.cli import CONF, JobFailed, guarded
+from experiments.suite.job import FAILED
 from experiments.table import one_line
 
 USAGE = "usage: python -m experiments.sweep OUT sweep=NAME x=SETTING y=METRIC [log=x|y|xy] [time=PART]."
@@ -264,7 +264,7 @@ def main() -> None:
         record = record_of(name, rows, folders[0], options["x"], options["y"], log, part)
         if done == len(rows):
             save(record, name, folders[0])
-        from experiments.figures import draw
+        from experiments.suite.figures import draw
 
         draw(record, folders[0])
     if done < len(rows):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.record import Record
+from experiments.records.record import Record
 
 HEADER = ("experiment", "metric", "paper", "ours", "where the paper's value stands")
 
@@ -84,6 +84,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from experiments.cli import guarded
+    from experiments.suite.cli import guarded
 
     guarded(main)

@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments import listing, provenance
-from experiments.claims import NOT_REPRODUCED, NOT_RUN, TIERS, Claim, Spec, Verdict, judge, load
-from experiments.cli import JobFailed, guarded, stamp
 from experiments.errors import ConfigError, UserError
-from experiments.record import Record
+from experiments.records import provenance
+from experiments.records.record import Record
+from experiments.suite.cli import JobFailed, guarded, stamp
+from experiments.verification import tables as listing
+from experiments.verification.claims import NOT_REPRODUCED, NOT_RUN, TIERS, Claim, Spec, Verdict, judge, load
 
 ROOT = Path(__file__).resolve().parent.parent
 HELP = f"""\
@@ -205,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ["INFLUENCE_MIRROR"] = str(Path(given["data.mirror"]).resolve())  # read by every loader
     found = verify(claims, given["from"], Path(given["results"]), output, extra)
     listing.write(found.verdicts, found.details, output)
-    from experiments import report
+    from experiments.verification import report
 
     report.write(found, output / "report.html")
     print(listing.text(found.verdicts))

@@ -1,6 +1,7 @@
 """Influence functions for PyTorch: exact, fast on two cores, checked against retraining."""
 
-from influence.curvature import Damped, Dense, GaussNewton, Hessian, Operator
+from influence.curvature.operators import Damped, Dense, GaussNewton, Hessian, Operator
+from influence.curvature.spectrum import EigenReport, auto_damping, damped, eigenvalue_report
 from influence.errors import (
     ConvergenceError,
     DataError,
@@ -10,10 +11,10 @@ from influence.errors import (
     NotPositiveDefiniteError,
     SolverError,
 )
-from influence.linear import LinearObjective
 from influence.losses import Loss, get_loss
-from influence.objective import Objective
-from influence.retraining import Retrained, leave_one_out
+from influence.objectives.linear import LinearObjective
+from influence.objectives.module import Objective
+from influence.retraining.leave_one_out import Retrained, leave_one_out
 from influence.scores import (
     TrainingGradient,
     pert_loss,
@@ -26,7 +27,6 @@ from influence.scores import (
     up_params,
 )
 from influence.solvers import CG, Exact, LiSSA, Solution, Solver, Status
-from influence.spectrum import EigenReport, auto_damping, damped, eigenvalue_report
 from influence.training import Certificate, Fit, fit
 
 __all__ = [

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from influence.curvature import Operator
+from influence.curvature.operators import Operator
 from influence.errors import DataError
 from influence.solvers import Exact, Solution, Solver
 

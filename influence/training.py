@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from influence.curvature import Damped, Hessian
+from influence.curvature.operators import Damped, Hessian
 from influence.errors import ConvergenceError, DataError, NotConvergedWarning, NotPositiveDefiniteError
 from influence.solvers.cg import CG
 from influence.solvers.exact import Exact

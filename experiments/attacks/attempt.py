@@ -12,11 +12,11 @@ from torch import Tensor
 
 from experiments.attacks.pixels import stored
 from experiments.attacks.steps import SignSteps, Targets
-from experiments.backbones import Backbone
 from experiments.errors import UserError
-from experiments.journal import Journal
-from influence.perturbed import Refits
-from influence.relabel import LogisticRefits
+from experiments.models.backbones import Backbone
+from experiments.records.journal import Journal
+from influence.retraining.perturbed import Refits
+from influence.retraining.relabelled import LogisticRefits
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,8 @@ def verified(
     """One attack, from its saved images alone: ``rows (m,)``, their ``pixels``, ``delta``, its t targets.
 
     The images are put through the network one at a time and the top layer is fitted from zero by
-    ``influence.relabel``; nothing of the attack's own refit enters. Returns ``margin (t,)``, the fit's
+    ``influence.retraining.relabelled``;
+    nothing of the attack's own refit enters. Returns ``margin (t,)``, the fit's
     ``gradient_norm``, and whether rounding gives the stored images back: ``identical``.
     """
     objective, backbone = setting.refits.objective, setting.backbone

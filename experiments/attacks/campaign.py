@@ -15,9 +15,9 @@ from omegaconf import DictConfig
 from experiments.attacks import outcome
 from experiments.attacks.attempt import Attempts, Setting, Unit, Verifications
 from experiments.attacks.clean import Clean
-from experiments.attacks.threads import Count, spread
-from experiments.journal import Journal
-from experiments.run import Run
+from experiments.records.journal import Journal
+from experiments.suite.context import Run
+from experiments.suite.parallel.threads import Count, spread
 
 
 class Campaign:

@@ -11,17 +11,17 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from experiments import backbones, build
 from experiments.attacks.memory import keep_freed
 from experiments.attacks.steps import Targets
-from experiments.backbones import Backbone
 from experiments.data import Dataset
 from experiments.errors import ConfigError
-from experiments.features import features
-from experiments.run import Run, Timing
-from influence.linear import LinearObjective
-from influence.perturbed import Refits
-from influence.relabel import LogisticRefits
+from experiments.models import backbones, build
+from experiments.models.backbones import Backbone
+from experiments.models.features import features
+from experiments.suite.context import Run, Timing
+from influence.objectives.linear import LinearObjective
+from influence.retraining.perturbed import Refits
+from influence.retraining.relabelled import LogisticRefits
 from influence.training import Certificate
 
 

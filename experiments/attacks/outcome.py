@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from experiments.attacks.clean import Clean
-from experiments.run import Run, Timing
-from influence.perturbed import Worst
+from experiments.suite.context import Run, Timing
+from influence.retraining.perturbed import Worst
 
 
 @dataclass

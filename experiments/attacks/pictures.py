@@ -9,7 +9,7 @@ import numpy as np
 from experiments.attacks.clean import Clean
 from experiments.attacks.outcome import Stage
 from experiments.attacks.pixels import stored
-from experiments.journal import Journal
+from experiments.records.journal import Journal
 
 SIDE = 112  # pixels a side at most in the figure: every second, third, … pixel, so that steps keep their size
 

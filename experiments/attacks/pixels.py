@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.backbones import Backbone
-from influence.linear import LinearObjective
+from experiments.models.backbones import Backbone
+from influence.objectives.linear import LinearObjective
 from influence.scores import pert_loss
 
 HALF_STEP = 0.5 - 2.0**-10  # of 8 bits; short of a half, which would round to the even neighbour

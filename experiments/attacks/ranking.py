@@ -12,10 +12,10 @@ import torch
 from experiments.attacks.clean import Clean
 from experiments.attacks.pixels import rank
 from experiments.attacks.steps import test_gradients
-from experiments.attacks.threads import Count, spread
-from experiments.backbones import Backbone
-from experiments.run import Run, Timing
-from influence.linear import LinearObjective
+from experiments.models.backbones import Backbone
+from experiments.suite.context import Run, Timing
+from experiments.suite.parallel.threads import Count, spread
+from influence.objectives.linear import LinearObjective
 from influence.scores import pert_loss
 
 

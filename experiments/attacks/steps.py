@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from experiments.attacks.pixels import step
-from experiments.backbones import Backbone
-from influence.perturbed import Changed, Refits
+from experiments.models.backbones import Backbone
+from influence.retraining.perturbed import Changed, Refits
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from influence.curvature import Operator
+from influence.curvature.operators import Operator
 from influence.errors import DataError, NotConvergedWarning, NotPositiveDefiniteError, SolverError
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from influence.curvature import Operator
+from influence.curvature.operators import Operator
 from influence.errors import DataError
 from influence.solvers._base import Solution, Solver, Status, relative_residual
 from influence.solvers.preconditioners import Preconditioner, make_preconditioner

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from influence.curvature import Operator
+from influence.curvature.operators import Operator
 from influence.errors import NotPositiveDefiniteError
-from influence.linear_curvature import GramFactor, Split
+from influence.objectives.structure import GramFactor, Split
 from influence.solvers._base import Solution, Solver, Status, relative_residual
 
 

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from influence.curvature import Operator, base_of
+from influence.curvature.operators import Operator, base_of
+from influence.curvature.spectrum import lanczos_extremes, power_iteration
 from influence.errors import DataError
 from influence.solvers._base import Solution, Solver, Status, relative_residual
-from influence.spectrum import lanczos_extremes, power_iteration
-from influence.stochastic import Chains, batches, make_chains
+from influence.solvers._chains import Chains, batches, make_chains
 
 _PROBES = 16  # sampled operators whose largest eigenvalue is measured for scale="auto"
 _POWER = 12  # power iterations on each

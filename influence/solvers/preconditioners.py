@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from influence.curvature import Operator, base_of
+from influence.curvature.operators import Operator, base_of
 from influence.errors import DataError
 
 Preconditioner = Callable[[Tensor], Tensor]

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import atomic
 from experiments.errors import BusyError
+from experiments.records import atomic
 
 
 @given(st.recursive(st.floats() | st.integers() | st.text() | st.none(), st.lists, max_leaves=10))

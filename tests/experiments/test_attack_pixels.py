@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import backbones
 from experiments.attacks import pixels as attack
 from experiments.data.embedded import load_digit_pairs
-from influence.curvature import Hessian
-from influence.linear import LinearObjective
+from experiments.models import backbones
+from influence.curvature.operators import Hessian
+from influence.objectives.linear import LinearObjective
 from influence.scores import s_test, test_gradients
 from influence.solvers import Exact
 from influence.training import fit

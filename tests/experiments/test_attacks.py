@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import attack_group, attack_single, backbones
+from experiments.attack_group import experiment as attack_group
+from experiments.attack_single import experiment as attack_single
 from experiments.attacks import attempt as attempts
 from experiments.attacks import outcome, ranking
 from experiments.attacks.attempt import Setting, attempt, verified
@@ -18,14 +19,15 @@ from experiments.attacks.pixels import stored
 from experiments.attacks.steps import SignSteps, Targets
 from experiments.data.embedded import load_digit_pairs
 from experiments.errors import ConfigError, UserError
-from experiments.job import claim, execute, settings_of
-from experiments.record import Record
-from experiments.run import Run
-from influence.curvature import Hessian
+from experiments.models import backbones
+from experiments.records.record import Record
+from experiments.suite.context import Run
+from experiments.suite.job import claim, execute, settings_of
+from influence.curvature.operators import Hessian
 from influence.errors import ConvergenceError
-from influence.linear import LinearObjective
-from influence.perturbed import Changed, Refits
-from influence.relabel import LogisticRefits
+from influence.objectives.linear import LinearObjective
+from influence.retraining.perturbed import Changed, Refits
+from influence.retraining.relabelled import LogisticRefits
 from influence.scores import pert_loss
 from influence.training import fit
 from tests.experiments.test_configs import composed

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.benchmarks import problems, profile, runner, summary
+from experiments.benchmark import problems, profile, runner, summary
 from experiments.errors import UserError
-from experiments.record import Record
+from experiments.records.record import Record
 
 MACHINE = {"gflops_float64": 50.0, "gflops_float32": 100.0, "bandwidth_gbytes": 10.0}
 
@@ -147,7 +147,7 @@ def test_what_cannot_run_is_skipped_with_its_reason(tmp_path: Path) -> None:
 
 
 def test_the_figure_is_drawn_from_the_record_alone(tmp_path: Path) -> None:
-    from experiments.figures import draw
+    from experiments.suite.figures import draw
 
     settings = {"title": "t", "problem": "linear", "aim": 4.0, "pearson": 0.9999}
     settings["measurements"] = {"ours": measurement("ours"), "peer": measurement("peer_x")}

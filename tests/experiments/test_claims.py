@@ -10,8 +10,10 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from experiments import cli
-from experiments.claims import (
+from experiments.errors import ConfigError
+from experiments.records.record import Record
+from experiments.suite import cli
+from experiments.verification.claims import (
     NOT_REPRODUCED,
     PARTLY,
     PATH,
@@ -24,8 +26,6 @@ from experiments.claims import (
     lookup,
     value_of,
 )
-from experiments.errors import ConfigError
-from experiments.record import Record
 from tests.experiments import verifying
 from tests.helpers import ROOT
 

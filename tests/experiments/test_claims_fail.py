@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import experiments.data
-from experiments.claims import NOT_REPRODUCED, REPRODUCED, Claim, Spec, judge, load
-from experiments.job import execute
-from experiments.record import Record
+from experiments.records.record import Record
+from experiments.suite.job import execute
+from experiments.verification.claims import NOT_REPRODUCED, REPRODUCED, Claim, Spec, judge, load
 from experiments.verify import verify
 from tests.experiments import verifying
 from tests.experiments.test_configs import composed

@@ -11,9 +11,9 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments import atomic
-from experiments.cli import JobFailed, explain
-from experiments.job import execute
+from experiments.records import atomic
+from experiments.suite.cli import JobFailed, explain
+from experiments.suite.job import execute
 from tests.experiments.test_configs import composed
 from tests.helpers import ROOT, cli, environment, one_sentence
 
@@ -126,7 +126,7 @@ def test_a_full_disk_while_the_record_is_written(
     def full(path: Path, content: bytes) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("experiments.record.write_bytes", full)
+    monkeypatch.setattr("experiments.records.record.write_bytes", full)
     code, text = failing(tmp_path, capsys, "experiment.removed=2")
     assert code == 1
     assert "No space left on device" in text

@@ -6,8 +6,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from experiments import cli
-from experiments.claims import load
+from experiments.suite import cli
+from experiments.verification.claims import load
 
 EXPERIMENTS = sorted(path.stem for path in (cli.CONF / "experiment").glob("*.yaml"))
 VARIANTS = sorted((path.parent.name, path.stem) for path in (cli.CONF / "variant").glob("*/*.yaml"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from experiments.flops import ProductCount
+from experiments.suite.flops import ProductCount
 from influence import CG, Hessian
 from tests.influence.problems import linear_problem, random_theta
 

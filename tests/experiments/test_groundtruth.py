@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.cli import JobFailed
-from experiments.job import execute
-from experiments.record import Record
+from experiments.records.record import Record
+from experiments.suite.cli import JobFailed
+from experiments.suite.job import execute
 from tests.experiments.test_configs import composed
 
 SMALL = ("experiment=loo_linear", "tracking=none", "experiment.removed=6", "experiment.self_influence=20")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.journal import Journal
+from experiments.records.journal import Journal
 
 
 def filled(root: Path, units: int = 3) -> Journal:

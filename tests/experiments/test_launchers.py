@@ -12,9 +12,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 
-from experiments import cli as commands
-from experiments.atomic import write_json
-from experiments.job import FAILED
+from experiments.records.atomic import write_json
+from experiments.suite import cli as commands
+from experiments.suite.job import FAILED
 from experiments.sweep import collect, expected
 from tests.helpers import cli
 

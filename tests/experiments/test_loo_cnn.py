@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import models
-from experiments.autograd import AutogradHessian, eigenvalues_below
 from experiments.errors import ConfigError
-from experiments.job import execute
-from experiments.loo_cnn import deviations, subset
-from experiments.record import Record
-from influence.curvature import Dense, Hessian
-from influence.networks import network_objective
+from experiments.loo_cnn.experiment import deviations, subset
+from experiments.models import networks as models
+from experiments.models.autograd import AutogradHessian, eigenvalues_below
+from experiments.records.record import Record
+from experiments.suite.job import execute
+from influence.curvature.operators import Dense, Hessian
+from influence.objectives.sequential import network_objective
 from tests.experiments.test_configs import composed
 
 SMALL = ["experiment=loo_cnn", "tracking=none", "experiment.steps=150", "experiment.retraining_steps=12",

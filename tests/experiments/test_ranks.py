@@ -10,7 +10,7 @@ import pytest
 
 from experiments import across_ranks
 from experiments.errors import UserError
-from experiments.record import Record
+from experiments.records.record import Record
 from tests.helpers import cli
 from tests.influence.test_distributed import torchrun
 

@@ -8,8 +8,8 @@ import shlex
 import pytest
 from hydra import compose, initialize_config_dir
 
-from experiments import cli
-from experiments.claims import load
+from experiments.suite import cli
+from experiments.verification.claims import load
 from experiments.verify import chosen, settings
 from tests.helpers import ROOT
 

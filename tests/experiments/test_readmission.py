@@ -9,16 +9,16 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from experiments.cli import JobFailed
-from experiments.cohort import READMITTED, misclassified, standing, without_healthy_children
 from experiments.data import Split, load, readmission
 from experiments.data.archive import read_member
 from experiments.data.fetch import obtain
 from experiments.data.readmission_schema import CHILDREN, feature_names
-from experiments.job import execute
-from experiments.record import Record
-from influence.curvature import Hessian
-from influence.linear import LinearObjective
+from experiments.readmission.children import READMITTED, misclassified, standing, without_healthy_children
+from experiments.records.record import Record
+from experiments.suite.cli import JobFailed
+from experiments.suite.job import execute
+from influence.curvature.operators import Hessian
+from influence.objectives.linear import LinearObjective
 from influence.scores import predicted_change, test_gradients, up_loss
 from influence.solvers import Exact
 from influence.training import fit

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.errors import UserError
 from experiments.publish import LIMIT, publish
-from experiments.record import Record
+from experiments.records.record import Record
 from experiments.table import markdown, paper_and_ours, records_in, shown
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import report
-from experiments.atomic import write_bytes, write_json
-from experiments.claims import Bound, Spec
+from experiments.records.atomic import write_bytes, write_json
+from experiments.verification import report
+from experiments.verification.claims import Bound, Spec
 from experiments.verify import Verification, verify
 from tests.experiments import verifying
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import report
-from experiments.claims import load
+from experiments.verification import report
+from experiments.verification.claims import load
 from experiments.verify import chosen, verify
 from tests.browser import browser
 from tests.helpers import ROOT

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.job import execute
+from experiments.suite.job import execute
 from tests.experiments.test_configs import composed
 from tests.helpers import ROOT, cli, environment
 

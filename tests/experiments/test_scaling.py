@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from experiments.benchmarks import beside
-from experiments.record import Record
+from experiments.benchmark import page as beside
+from experiments.records.record import Record
 from experiments.scaling import Gpu, across, apart, duration, page, predicted, resnet, top_layer
 from tests.helpers import ROOT
 

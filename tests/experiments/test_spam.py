@@ -16,14 +16,16 @@ import pytest
 import scipy.sparse as sp
 from sklearn.linear_model import LogisticRegression
 
-from experiments import labelfix, machine, workers
-from experiments.cli import JobFailed
 from experiments.errors import ConfigError, UserError
-from experiments.figures import spam as figure
-from experiments.job import execute
-from experiments.labelfix import CLEAN, RANKINGS, LabelFixing
-from experiments.record import Record
-from experiments.statistics import least_lead
+from experiments.records import machine
+from experiments.records.agreement import least_lead
+from experiments.records.record import Record
+from experiments.spam import figure
+from experiments.spam import label_fixing as labelfix
+from experiments.spam.label_fixing import CLEAN, RANKINGS, LabelFixing
+from experiments.suite.cli import JobFailed
+from experiments.suite.job import execute
+from experiments.suite.parallel import processes as workers
 from tests.experiments.test_configs import composed
 from tests.experiments.units import Odd
 from tests.helpers import ROOT, environment

@@ -12,10 +12,10 @@ import pytest
 from hydra.errors import OverrideParseException
 from sklearn.datasets import load_breast_cancer
 
-from experiments.cli import JobFailed, explain
 from experiments.export import line
-from experiments.job import execute
-from experiments.record import Record
+from experiments.records.record import Record
+from experiments.suite.cli import JobFailed, explain
+from experiments.suite.job import execute
 from tests.experiments.test_configs import composed
 from tests.helpers import cli
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from experiments.errors import UserError
-from experiments.job import execute
-from experiments.record import Record
-from experiments.svm import duality_gap, fit_hinge
+from experiments.models.svm import duality_gap, fit_hinge
+from experiments.records.record import Record
+from experiments.suite.job import execute
 from tests.experiments.test_configs import composed
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from experiments.claims import NOT_REPRODUCED, REPRODUCED, Bound, Claim, Spec, load, lookup
-from experiments.cli import CONF
 from experiments.errors import UserError
-from experiments.figures import draw
-from experiments.record import Record
+from experiments.records.record import Record
+from experiments.suite.cli import CONF
+from experiments.suite.figures import draw
 from experiments.sweep import collect, expected, extremes, label_of, number_of, record_of, varied_in
+from experiments.verification.claims import NOT_REPRODUCED, REPRODUCED, Bound, Claim, Spec, load, lookup
 from experiments.verify import verify
 from tests.experiments import verifying
 from tests.helpers import cli

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import provenance
-from experiments.record import Record
-from experiments.tracking import EXTREME, claims_of, extremes
+from experiments.records import provenance
+from experiments.records.record import Record
+from experiments.suite.tracking import EXTREME, claims_of, extremes
 from tests.helpers import cli
 from tests.wandb_file import read_run
 

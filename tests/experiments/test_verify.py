@@ -10,10 +10,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from experiments import listing
-from experiments.claims import NOT_REPRODUCED, NOT_RUN, REPRODUCED, Bound, Claim, Spec, load
 from experiments.errors import ConfigError, UserError
-from experiments.record import Record
+from experiments.records.record import Record
+from experiments.verification import tables as listing
+from experiments.verification.claims import NOT_REPRODUCED, NOT_RUN, REPRODUCED, Bound, Claim, Spec, load
 from experiments.verify import chosen, settings, verify
 from tests.experiments import verifying
 from tests.helpers import ROOT, cli, one_sentence

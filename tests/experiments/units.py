@@ -1,4 +1,4 @@
-"""Work for the tests of experiments.workers, in a module of its own: a new process has little to import."""
+"""Work for the tests of ``parallel.processes``, in a module of its own: a new process imports little."""
 
 from __future__ import annotations
 

@@ -9,9 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from experiments.atomic import write_json
-from experiments.claims import NOT_REPRODUCED, REPRODUCED, Bound, Claim, Spec, judge, lookup, value_of
-from experiments.record import Record
+from experiments.records.atomic import write_json
+from experiments.records.record import Record
+from experiments.verification.claims import (
+    NOT_REPRODUCED,
+    REPRODUCED,
+    Bound,
+    Claim,
+    Spec,
+    judge,
+    lookup,
+    value_of,
+)
 
 X = np.array([0.0, 1.0, 2.0, 3.0])
 Y = np.array([0.1, 0.9, 2.2, 2.9])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.record import Record
+from experiments.records.record import Record
 from tests.faults.jobs import debris, finished, named, parts, result_of, start, strike
 from tests.helpers import ROOT
 

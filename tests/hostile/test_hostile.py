@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import atomic
 from experiments.errors import UserError
 from experiments.export import csv_of
-from experiments.journal import Journal
-from experiments.record import Record
+from experiments.records import atomic
+from experiments.records.journal import Journal
+from experiments.records.record import Record
 from experiments.table import markdown, paper_and_ours
-from influence.streaming import StreamedScores
+from influence.objectives.streaming import StreamedScores
 from tests.helpers import ROOT, cli, one_sentence
 
 

@@ -29,8 +29,8 @@ from influence import (
     test_gradients,
     up_loss,
 )
-from influence.networks import network_objective
-from influence.streaming import ArraySource, stream, stream_scores
+from influence.objectives.sequential import network_objective
+from influence.objectives.streaming import ArraySource, stream, stream_scores
 
 
 def linear(n: int = 203, d: int = 9, c: int = 4) -> LinearObjective:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from influence.objective import Objective
+from influence.objectives.module import Objective
 
 SIDE = (9, 10)  # rows and columns differ, so that a swap shows
 

@@ -45,7 +45,7 @@ def linear_problem(
 
 def force_sparse(X: Tensor, dtype=torch.float64):
     """A SparseMatrix whatever the density, so that both storages are tested on the same numbers."""
-    from influence.matrices import SparseMatrix
+    from influence.objectives.data_matrix import SparseMatrix
 
     x = sp.csr_matrix(X.numpy())
     values = torch.from_numpy(x.data).to(dtype)

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from influence import DataError, DeviceError, Hessian, LinearObjective, distributed
-from influence.distributed import rows_of
+from influence import DataError, DeviceError, Hessian, LinearObjective
+from influence.objectives import distributed
+from influence.objectives.distributed import rows_of
 from tests.helpers import ROOT, environment
 from tests.influence.distributed_worker import linear
 

@@ -7,9 +7,10 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from influence import Damped, DataError, GaussNewton, Hessian, LinearObjective, linear
-from influence.linear_curvature import kernel_matrix
-from influence.matrices import DenseMatrix, SparseMatrix, as_matrix
+from influence import Damped, DataError, GaussNewton, Hessian, LinearObjective
+from influence.objectives import linear
+from influence.objectives.data_matrix import DenseMatrix, SparseMatrix, as_matrix
+from influence.objectives.structure import kernel_matrix
 from tests.influence.problems import (
     LOSSES,
     linear_data,

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from influence import CG, Damped, DataError, Hessian, LinearObjective, LiSSA, SolverError, Status
-from influence.stochastic import GenericChains, LinearChains, batches
+from influence.solvers._chains import GenericChains, LinearChains, batches
 from tests.influence.problems import LOSSES, linear_data, linear_problem, random_theta
 
 

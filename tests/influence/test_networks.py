@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from influence.curvature import Damped, GaussNewton, Hessian
+from influence.curvature.networks import gauss_newton_matrix, gauss_newton_preconditioner
+from influence.curvature.operators import Damped, GaussNewton, Hessian
 from influence.errors import DataError, NotPositiveDefiniteError
-from influence.networks import adam, gauss_newton_matrix, gauss_newton_preconditioner, network_objective
-from influence.networks.adam import batch_at, piecewise, start
-from influence.objective import Objective
+from influence.objectives.module import Objective
+from influence.objectives.sequential import network_objective
+from influence.retraining import networks as adam
+from influence.retraining.networks import batch_at, piecewise, start
 from influence.solvers import CG, Status
 from tests.influence.nets import NETS, block, make_net, net_data
 

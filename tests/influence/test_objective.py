@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from influence.curvature import Damped, GaussNewton, Hessian
+from influence.curvature.operators import Damped, GaussNewton, Hessian
 from influence.errors import DataError, DeviceError
-from influence.linear import LinearObjective
 from influence.losses import get_loss
-from influence.networks import SequentialObjective, network_objective
-from influence.objective import Objective
+from influence.objectives.linear import LinearObjective
+from influence.objectives.module import Objective
+from influence.objectives.sequential import SequentialObjective, network_objective
 from tests.influence.nets import NETS, block, losses_of, make_net, net_data
 from tests.influence.problems import LOSSES, force_sparse, linear_data
 

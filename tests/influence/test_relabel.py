@@ -7,10 +7,10 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from influence.curvature import Hessian
+from influence.curvature.operators import Hessian
 from influence.errors import ConvergenceError, DataError
-from influence.linear import LinearObjective
-from influence.relabel import LogisticRefits
+from influence.objectives.linear import LinearObjective
+from influence.retraining.relabelled import LogisticRefits
 from influence.scores import self_influence
 from influence.training import fit
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from influence import ConvergenceError, DataError, Exact, Hessian, fit, leave_one_out
-from influence.objective import Objective
+from influence.objectives.module import Objective
 from tests.influence.problems import LOSSES, linear_data, linear_problem
 
 

@@ -28,7 +28,7 @@ from influence import (
     up_loss,
     up_params,
 )
-from influence.objective import Objective
+from influence.objectives.module import Objective
 from tests.influence.problems import LOSSES, linear_data, linear_problem
 
 TIGHT = 1e-12

@@ -21,7 +21,7 @@ from influence import (
     streaming,
     up_loss,
 )
-from influence.streaming import ArraySource, ProducedSource, StreamedScores, stream, stream_scores
+from influence.objectives.streaming import ArraySource, ProducedSource, StreamedScores, stream, stream_scores
 from tests.helpers import ROOT, environment
 from tests.influence.distributed_worker import contract, linear, network
 
@@ -150,8 +150,8 @@ MEASURE = """
 import sys
 import numpy as np, torch
 from influence import Hessian, LinearObjective
-from influence.networks import network_objective
-from influence.streaming import ArraySource, ProducedSource, stream, stream_scores
+from influence.objectives.sequential import network_objective
+from influence.objectives.streaming import ArraySource, ProducedSource, stream, stream_scores
 kind, n, batch, folder = sys.argv[1], int(sys.argv[2]), 1000, sys.argv[3]
 torch.set_num_threads(1)
 g = torch.Generator().manual_seed(0)

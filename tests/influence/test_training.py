@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from influence import ConvergenceError, DataError, LinearObjective, NotConvergedWarning, fit
-from influence.objective import Objective
+from influence.objectives.module import Objective
 from tests.influence.problems import LOSSES, linear_data, linear_problem, oracle_value
 
 

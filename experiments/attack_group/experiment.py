@@ -1,0 +1,216 @@
+"""Fig. 5, many test images at once: one changed training image against 30 test images of one class.
+
+As in ``attack_single``, but the gradient is that of the mean test loss of all 30, the steps are shorter and
+there are 2,000 of them. The paper used 30 photographs of one dog, which were not released; here they are 30
+correctly classified test images of one class.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from experiments.attacks import pictures
+from experiments.attacks.attempt import Setting, verified
+from experiments.attacks.clean import Clean, clean_model, described
+from experiments.attacks.pixels import rank
+from experiments.attacks.steps import FIT, SignSteps, Targets, test_gradients
+from experiments.data.dataset import permutation
+from experiments.errors import ConfigError, UserError
+from experiments.records.record import Record
+from experiments.suite.context import Run, Timing
+from experiments.suite.parallel.threads import Count
+from influence.retraining.perturbed import Worst
+from influence.training import fit
+
+STATE = ("images", "thetas", "previous", "s_tests")  # what the next step depends on
+
+
+def run(cfg: DictConfig, run: Run) -> Record:
+    """Clean fit, the image to attack, 2,000 steps, verification."""
+    settings = cfg.experiment
+    for name in ("alpha", "iterations", "checkpoint"):
+        if settings[name] <= 0:
+            raise ConfigError(f"experiment.{name}={settings[name]}: give more than 0.")
+    clean = clean_model(cfg, run)
+    certainty = certainties(clean)
+    chosen = group(clean, settings, certainty, cfg.seed)
+    targets = Targets(clean.test_features[chosen][None], clean.test_y[chosen][None])
+    with run.timer("ranking"), run.progress(settings.screened or clean.n, "ranking, gradients") as advance:
+        thetas = clean.refits.theta[:, None]
+        s = (clean.refits.inverse @ test_gradients(clean.refits, thetas, targets))[:, 0]
+        order, norms = rank(
+            clean.backbone,
+            clean.objective,
+            clean.refits.theta,
+            s,
+            clean.data.train.X,
+            screened=settings.screened,
+            progress=Count(advance),
+        )
+    row = int(order[0]) if settings.row is None else settings.row
+    if not 0 <= row < clean.n:
+        raise UserError(f"experiment.row={row} is out of range: the training images are 0..{clean.n - 1}.")
+    setting = Setting(
+        clean.backbone, clean.refits, settings.alpha, settings.iterations, settings.training_tolerance
+    )
+    rows, pixels = np.array([row]), clean.data.train.X[[row]]
+    index = torch.as_tensor(rows[None], device=cfg.device)
+    steps = SignSteps(
+        clean.backbone, clean.refits, setting.originals(pixels[None]), index, targets, settings.alpha
+    )
+    curve, worst = walk(run, clean, steps, settings)
+    delta = (steps.images - steps.originals)[0].cpu().numpy()
+    with run.timer("verification from the saved image"):
+        check = verified(setting, rows, pixels, delta, targets)
+    run.note(
+        f"The {len(chosen)} test images are different images of one class, not photographs of one animal."
+    )
+    names, y = clean.data.classes, clean.data.train.y
+    found = [(0, row, delta[0].transpose(1, 2, 0))]
+    images, _ = pictures.arrays(clean, chosen, found)
+    flipped_at_end = curve["margins"][-1] < 0
+    metrics: dict[str, Any] = {
+        **described(clean),
+        "attacked": len(chosen),
+        "test_class": names[int(clean.data.test.y[chosen[0]])],
+        "flipped": int(flipped_at_end.sum()),
+        "flipped_at_most": int((curve["margins"] < 0).sum(1).max()),
+        "loss_before": float(curve["losses"][0]),
+        "loss_after": float(curve["losses"][-1]),
+        "loss_without": loss_without(clean, row, targets),
+        "row": row,
+        "original_index": int(clean.data.train.index[row]),
+        "row_class": names[int(y[row])],
+        "certainty": float(certainty[row]),
+        "certainty_rank": int((certainty < certainty[row]).sum()) + 1,
+        "least_certain": float(certainty.min()),
+        "best_ranked": [int(i) for i in order[:10]],
+        "iterations": settings.iterations,
+        "pixel_linf": float(np.abs(delta).max()),
+        "pixel_l2": float(np.linalg.norm(delta.astype(np.float64))),
+        "feature_movement": float(curve["movement"][-1]),
+        "movement_over_class_distance": float(curve["movement"][-1] / clean.distance),
+        "verified": {
+            "flipped": int((check["margin"] < 0).sum()),
+            "byte_identical": bool(check["identical"]),
+            "gradient_norm": float(check["gradient_norm"]),
+        },
+    }
+    return Record(
+        experiment="attack_group",
+        metrics=metrics,
+        arrays={
+            "index": chosen,
+            "margin_before": curve["margins"][0],
+            "margin_after": curve["margins"][-1],
+            "losses": curve["losses"],
+            "flipped": (curve["margins"] < 0).sum(1),
+            "movement": curve["movement"],
+            "ranked": order.cpu().numpy(),
+            "norms": norms.cpu().numpy(),
+            **images,
+        },
+        table=["index", "margin_before", "margin_after"],
+        captions={
+            "attack_group": f"One training image, changed by less than half an 8-bit step, against "
+            f"{len(chosen)} test images of the class {metrics['test_class']} ({clean.backbone.label} at "
+            f"{clean.backbone.size} pixels, {clean.data.name}, n = {clean.n})."
+        },
+        certificates=[{"fit": "clean", **clean.certificate.to_dict()}, worst.certificate(FIT)],
+    )
+
+
+def loss_without(clean: Clean, row: int, targets: Targets) -> float:
+    """The targets' mean loss of the model fitted without the training image ``row``, in nats.
+
+    The others still count 1/n each, as they do where the image's own loss and gradient have become nothing:
+    an attack that ends here has not turned its image against the targets, only taken its influence away.
+    """
+    objective, refits = clean.objective, clean.refits
+    weights = torch.ones(objective.n, dtype=objective.dtype, device=objective.device)
+    weights[row] = 0.0
+    theta = fit(objective.with_weights(weights), refits.theta, tolerance=refits.tolerance).theta
+    return float(refits.loss.of_margin(targets.features[0] @ theta * targets.y[0]).mean())
+
+
+def certainties(clean: Clean) -> np.ndarray:
+    """p of the right class of every training image under the clean model: ``(n,)``."""
+    outputs = clean.objective.outputs(clean.refits.theta)[:, 0]
+    return torch.sigmoid(outputs * clean.objective.targets).cpu().numpy()
+
+
+def group(clean: Clean, settings: DictConfig, certainty: np.ndarray, seed: int) -> np.ndarray:
+    """Correctly classified test images of one class, in a seeded order.
+
+    Without ``target_class``, of the class of the least certain training image.
+    """
+    label = settings.target_class
+    if label is None:
+        label = int(clean.data.train.y[int(certainty.argmin())])
+    order = permutation(len(clean.margins), seed)
+    right = order[(clean.margins[order] > 0) & (clean.data.test.y[order] == label)]
+    if not 1 <= settings.test_images <= len(right):
+        raise UserError(
+            f"experiment.test_images={settings.test_images}: {len(right)} test images of class {label} are "
+            f"classified correctly; give 1 to {len(right)}."
+        )
+    return right[: settings.test_images]
+
+
+def walk(
+    run: Run, clean: Clean, steps: SignSteps, settings: DictConfig
+) -> tuple[dict[str, np.ndarray], Worst]:
+    """All iterations: ``margins (iterations + 1, t)``, ``losses`` and ``movement`` of each, and the refits.
+
+    Every ``checkpoint`` iterations the state goes to the journal, and a killed run takes it up from there.
+    """
+    journal = run.journal("steps")
+    clean_features = clean.objective.X.dense(steps.rows[0])
+    parts: list[dict[str, np.ndarray]] = []
+    always = torch.ones(1, dtype=torch.bool, device=steps.rows.device)
+    with run.progress(settings.iterations, "steps") as advance:
+        for start in range(0, settings.iterations + 1, settings.checkpoint):
+            stop = min(start + settings.checkpoint, settings.iterations + 1)
+            part = journal.get(start)
+            if part is None:
+                began, clean.refits.worst = time.perf_counter(), Worst()
+                seen: dict[str, list[np.ndarray]] = {"margins": [], "losses": [], "movement": []}
+                for iteration in range(start, stop):
+                    margins = steps.look()
+                    seen["margins"].append(margins[0].cpu().numpy())
+                    seen["losses"].append(steps.losses(margins).cpu().numpy())
+                    seen["movement"].append((steps.features[0] - clean_features).norm(dim=1).cpu().numpy())
+                    if iteration < settings.iterations:
+                        steps.advance(always)
+                part = {name: np.stack(values) for name, values in seen.items()}
+                part |= {name: getattr(steps, name).cpu().numpy() for name in STATE}
+                part["worst"] = clean.refits.worst.saved()
+                part["seconds"] = np.asarray(time.perf_counter() - began)
+                journal.put(start, part)
+            else:
+                for name in STATE:
+                    setattr(steps, name, torch.as_tensor(part[name], device=always.device))
+            parts.append(part)
+            advance(stop - 1)
+    worst = Worst()
+    for part in parts:
+        worst.add(Worst.of(part["worst"]))
+    looks = settings.iterations + 1
+    run.timings.append(
+        Timing(
+            f"{looks} image iterations",
+            clean.work[1] * looks + clean.refits.flops(worst.products),
+            sum(part["seconds"].sum() for part in parts),
+            dtype=clean.backbone.precision,
+        )
+    )
+    curve = {
+        name: np.concatenate([part[name] for part in parts]) for name in ("margins", "losses", "movement")
+    }
+    curve["losses"], curve["movement"] = curve["losses"][:, 0], curve["movement"][:, 0]
+    return curve, worst

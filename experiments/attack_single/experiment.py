@@ -1,0 +1,120 @@
+"""Fig. 5, one test image at a time: imperceptible changes of few training images flip its prediction.
+
+The top layer of a frozen network is a logistic regression on its features. For each correctly classified test
+image the training images are ranked by ``‖I_pert,loss‖₁``; the first is attacked, then the second, then the
+top 2, 3, 5 and 10 together, until the prediction of the retrained model flips. An attempt is at most 100
+iterations of ``x ← Π(x + α sign(I_pert,loss(x, z_test)))``, where Π keeps x within half an 8-bit step of the
+original, so that the stored image does not change; after each the features are computed again and the top
+layer is refitted exactly. Every flip is verified by a fit from zero on the saved float images.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from experiments.attacks import outcome, pictures, ranking
+from experiments.attacks.campaign import Campaign
+from experiments.attacks.clean import Clean, clean_model, described
+from experiments.attacks.steps import FIT
+from experiments.data.dataset import permutation
+from experiments.errors import ConfigError, UserError
+from experiments.records import machine
+from experiments.records.record import Record
+from experiments.suite.context import Run
+
+GROWS = "experiment.test_images"  # a run with more of them goes on in the same folder (experiments.suite.job)
+
+
+def run(cfg: DictConfig, run: Run) -> Record:
+    """Clean fit, rankings, attempts of every size, verification, what it took."""
+    settings = cfg.experiment
+    check(settings, cfg.device)
+    clean = clean_model(cfg, run)
+    chosen = choose(clean, settings.test_images, cfg.seed)
+    most = max([settings.singles, *settings.together])
+    workers = machine.workers(settings.workers, "threads", least=1)
+    parts = ranking.rankings(clean, run, chosen, settings.screened, workers)
+    ranked = np.stack([part["order"][:most] for part in parts])
+    recall = ranking.recall(clean, run, chosen[: settings.exact_rankings], settings.screened, most, workers)
+    rows = {f"candidate {i + 1}": ranked[:, i : i + 1] for i in range(settings.singles)}
+    rows |= {f"top {m}": ranked[:, :m] for m in settings.together}
+
+    campaign = Campaign(run, clean, settings, chosen, workers)
+    reach = campaign.full_length(rows["candidate 1"])
+    left = np.arange(len(chosen))
+    stages: dict[str, outcome.Stage] = {}
+    for name in rows:
+        stages[name] = campaign.stage(name, rows[name], left)
+        left = left[~stages[name].flipped[left]]
+    campaign.verify(stages, rows)
+    worst = outcome.worst(stages)
+    per_image = outcome.per_test_image(list(stages.values()))
+    found = pictures.examples(campaign.journal, stages, rows, settings.shown)
+    arrays, shown = pictures.arrays(clean, chosen, found)
+    metrics: dict[str, Any] = {
+        **described(clean),
+        "attacked": len(chosen),
+        "training_images_attacked": len(np.unique(ranked[:, : settings.singles])),
+        "flipped": outcome.cumulative(stages),
+        "attempts": {name: stage.summary() for name, stage in stages.items()},
+        "sizes": outcome.sizes(stages, clean.distance),
+        "full_length": reach,
+        "screening": recall,
+        "verified": outcome.verification(stages),
+        "refits": {"newton_steps": worst.newton_steps / max(1, worst.refits)},
+        "shown": shown,
+    }
+    return Record(
+        experiment="attack_single",
+        metrics=metrics,
+        arrays={
+            "index": chosen,
+            "original_index": clean.data.test.index[chosen],
+            "label": clean.data.test.y[chosen],
+            "certainty": 1 / (1 + np.exp(-clean.margins[chosen])),
+            **per_image,
+            "ranked": ranked,
+            **arrays,
+        },
+        table=["index", "original_index", "label", "certainty", *per_image],
+        captions={
+            "attack_single": f"Training images changed by less than half an 8-bit step flip test images "
+            f"({clean.backbone.label} at {clean.backbone.size} pixels, {clean.data.name}, n = {clean.n}, "
+            f"{len(chosen)} test images)."
+        },
+        certificates=[{"fit": "clean", **clean.certificate.to_dict()}, worst.certificate(FIT)],
+    )
+
+
+def check(settings: DictConfig, device: str) -> None:
+    """ConfigError for settings that make no attack."""
+    if settings.singles < 1 or any(m < 2 for m in settings.together):
+        raise ConfigError(
+            f"experiment.singles={settings.singles}, together={list(settings.together)}: give at least one "
+            "candidate, and groups of 2 or more."
+        )
+    most = max([settings.singles, *settings.together])
+    if settings.screened is not None and settings.screened < most:
+        raise ConfigError(
+            f"experiment.screened={settings.screened} ranks too few training images: give {most} or more."
+        )
+    if device.startswith("cuda") and settings.workers != 1:
+        raise ConfigError(f"experiment.workers={settings.workers}: with device={device} use 1, one thread.")
+    for name in ("alpha", "iterations", "side_by_side"):
+        if settings[name] <= 0:
+            raise ConfigError(f"experiment.{name}={settings[name]}: give more than 0.")
+
+
+def choose(clean: Clean, count: int | None, seed: int) -> np.ndarray:
+    """Positions of ``count`` correctly classified test images in a seeded order; all of them where null."""
+    order = permutation(len(clean.margins), seed)
+    right = order[clean.margins[order] > 0]
+    if not len(right) or (count is not None and not 1 <= count <= len(right)):
+        raise UserError(
+            f"experiment.test_images={count}: {len(right)} test images are classified correctly; give 1 to "
+            f"{len(right)}, or null."
+        )
+    return right[:count]

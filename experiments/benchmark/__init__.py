@@ -1,0 +1,1 @@
+"""Beside other libraries: the same data, the same parameters, one machine."""

@@ -1,0 +1,99 @@
+"""The benchmark's record as a table for a reader: ours, the fastest correct peer, ratios, aims and gaps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.records.provenance import ROOT
+
+HEAD = [
+    *("task", "ours", "s", "MiB", "of matrix rate"),
+    *("fastest correct peer", "s", "MiB", "times", "aim", "MiB/leanest"),
+]
+
+
+def rows(tasks: dict[str, Any]) -> list[list[str]]:
+    """One line a task; a task that no peer gets right has the peer's cells empty."""
+    found = []
+    for name, task in tasks.items():
+        mine, peer = task["fastest_of_ours"], task["fastest_correct_peer"]
+        if mine is None:
+            continue
+        line = task["methods"][mine]
+        cells = [f"{name}. {task['title']}", line["dtype"], time(line)]
+        cells += [f"{line['peak_with_setup_mib']:,.0f}", share(line)]
+        if peer is None:
+            cells += ["none", "", "", ""]
+        else:
+            other = task["methods"][peer]
+            cells += [peer, time(other), f"{other['peak_with_setup_mib']:,.0f}"]
+            cells += [f"{task['ratio']:.1f}"]
+        cells += [f"{task['aim']:g}" if task["aim"] else ""]
+        ratio = task.get("peak_over_leanest_peer")
+        found.append([*cells, f"{ratio:.2f}" if ratio else ""])
+    return found
+
+
+def time(line: dict[str, Any]) -> str:
+    """A method's seconds, three digits of them."""
+    seconds, about = line["seconds"], "about " * line["extrapolated"]
+    return f"{about}{seconds:,.0f}" if seconds >= 1000 else f"{about}{seconds:.3g}"
+
+
+def share(line: dict[str, Any]) -> str:
+    """Share of the measured matrix-product rate, where the work was counted."""
+    return f"{line['share_of_matrix_rate']:.0%}" if "share_of_matrix_rate" in line else ""
+
+
+def gaps(tasks: dict[str, Any]) -> list[str]:
+    """A sentence on every aim that is missed or can't be judged."""
+    found = []
+    for name, task in tasks.items():
+        mine = task["fastest_of_ours"]
+        if mine is None:
+            found.append(f"{name}: no method of ours is correct.")
+            continue
+        line = task["methods"][mine]
+        if task["fastest_correct_peer"] is None:
+            others = [
+                f"{method} {time(other)} s at a Pearson "
+                f"coefficient of {other['pearson']:.4f}{' after the part measured' * other['extrapolated']} "
+                f"({other['seconds'] / line['seconds']:.1f} times ours)"
+                for method, other in task["methods"].items()
+                if other["by"] not in ("ours", "bare") and other["status"] == "measured"
+            ]
+            found.append(
+                f"{name}: no peer reaches the accuracy asked for, so there is no ratio; ours has "
+                f"{line['pearson']:.4f}. " + "; ".join(others) + "."
+            )
+        elif task["met"] is False:
+            profile = f"results/profile_{name.lower()}.txt"
+            where = f" Where its time goes: `{profile}`." if (ROOT / profile).is_file() else ""
+            found.append(
+                f"{name}: {task['ratio']:.2f} times the fastest correct peer, {task['aim']:g} asked.{where}"
+            )
+        if (task.get("peak_over_leanest_peer") or 0) > 1:
+            beyond = line["peak_with_setup_mib"] - line["import_mib"]
+            found.append(
+                f"{name}: {task['peak_over_leanest_peer']:.2f} times the memory of the leanest correct peer, "
+                f"{line['peak_with_setup_mib']:,.0f} MiB, of which {line['import_mib']:,.0f} are torch and "
+                f"what else is imported and {beyond:,.0f} the data, its factor and the work."
+            )
+    return found
+
+
+def extra(metrics: dict[str, Any]) -> list[str]:
+    """The two aims that are no task's: A beside a hand-written CG, and a block against one by one."""
+    found = []
+    for dtype in ("float32", "float64"):
+        ratio = metrics.get(f"a_over_bare_cg_{dtype}")
+        if ratio:
+            plain = metrics["tasks"]["A"]["methods"].get(f"ours_plain_{dtype}", {}).get("seconds")
+            bare = metrics["tasks"]["A"]["methods"][f"bare_cg_{dtype}"]["seconds"]
+            same = f"; without a preconditioner {plain / bare:.2f}" if plain else ""
+            found.append(f"A takes {ratio:.2f} times what a bare hand-written CG takes in {dtype}{same}.")
+    if metrics.get("block_gain"):
+        found.append(
+            f"100 test points at once are {metrics['block_gain']:.0f} times cheaper than one by one."
+        )
+    return found

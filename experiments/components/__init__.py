@@ -1,0 +1,1 @@
+"""Fig. 1: what each component of influence does."""

@@ -1,0 +1,1 @@
+"""Which labels of a table of one's own are wrong?"""

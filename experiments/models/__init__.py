@@ -1,0 +1,1 @@
+"""From config to numerics: objectives, solvers, networks, SVMs, backbones and their features."""

@@ -1,0 +1,80 @@
+"""From config to numerics: objectives and solvers, with errors that name the setting to change."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from experiments.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from experiments.data import Split
+    from influence.objectives.linear import LinearObjective
+
+
+def loss_of(model: DictConfig) -> Any:
+    """The per-example loss of ``cfg.model``."""
+    from influence.losses import get_loss
+
+    if model.loss == "smooth_hinge":
+        if model.temperature is None:
+            raise ConfigError("model.loss=smooth_hinge needs model.temperature, e.g. 0.001.")
+        return get_loss("smooth_hinge", temperature=model.temperature)
+    return get_loss(model.loss)
+
+
+def targets_of(y: np.ndarray, binary: bool) -> torch.Tensor:
+    """Labels 0..C-1 as int64 classes, or as -1.0/+1.0 for a binary loss."""
+    labels = torch.as_tensor(y)
+    if not binary:
+        return labels
+    if len(y) and int(labels.max()) > 1:
+        raise ConfigError(
+            "a binary loss needs two classes: choose two with data.classes=[1,7], or "
+            "model.loss=cross_entropy."
+        )
+    return labels.to(torch.float64) * 2 - 1
+
+
+def linear_objective(split: Split, model: DictConfig, n_classes: int) -> LinearObjective:
+    """The objective of a linear model on one split, in float64; under torchrun, spread over the ranks."""
+    from influence.objectives import distributed
+    from influence.objectives.linear import LinearObjective
+
+    loss = loss_of(model)
+    outputs = 1 if loss.binary else n_classes
+    return distributed.shard(
+        LinearObjective(split.X, targets_of(split.y, loss.binary), loss, model.l2, n_outputs=outputs)
+    )
+
+
+def test_position(index: int, n: int) -> int:
+    """``index``, if it is a position in a test split of ``n`` examples."""
+    if not 0 <= index < n:
+        raise UserError(f"experiment.test_index={index} is out of range: the test split has 0..{n - 1}.")
+    return index
+
+
+def solver(settings: DictConfig) -> Any:
+    """The solver of ``cfg.solver`` (without its damping: that belongs to the operator)."""
+    from influence import solvers
+
+    options = {key: value for key, value in settings.items() if key not in ("name", "damping")}
+    kind = {"exact": "Exact", "cg": "CG", "lissa": "LiSSA"}.get(settings.name)
+    if kind is None or not hasattr(solvers, kind):
+        raise ConfigError(f"solver.name={settings.name!r} is unknown; choose exact, cg or lissa.")
+    if settings.name == "lissa" and options["scale"] is None:
+        options["scale"] = "auto"
+    return getattr(solvers, kind)(**options)
+
+
+def damped(operator: Any, damping: float) -> Any:
+    """``operator + damping I``; the operator itself at 0."""
+    from influence.curvature.operators import Damped
+
+    if damping < 0:
+        raise ConfigError(f"solver.damping={damping}: damping must not be negative.")
+    return Damped(operator, damping) if damping else operator

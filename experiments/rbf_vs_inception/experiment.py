@@ -1,0 +1,182 @@
+"""Fig. 4: two models of dog against fish, and what each finds influential for one test image.
+
+An SVM with an RBF kernel on raw pixels, trained with the hinge through the kernel's Cholesky factor, its
+influence computed with SmoothHinge; and a logistic top layer on the features of a frozen network. Predicted
+changes of the test loss are set against the Euclidean distance of the pixels. The training gradient is that
+of the loss, as in the paper's formula ("loss").
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from experiments.models import backbones, build, kernels
+from experiments.models.features import features
+from experiments.models.svm import fit_hinge
+from experiments.records.record import Record
+from experiments.suite.context import Run
+from influence.curvature.operators import Hessian
+from influence.losses import get_loss
+from influence.objectives.linear import LinearObjective
+from influence.scores import predicted_change, test_gradients, up_loss
+from influence.training import fit
+
+MODELS = ("svm", "network")
+SHOWN_SIDE = 112  # pixels of an image in the record: what the figure can show
+
+
+def run(cfg: DictConfig, run: Run) -> Record:
+    """Both fits, the test image, both score vectors, and the figure's findings as numbers."""
+    settings, data = cfg.experiment, run.data()
+    y, y_test = (build.targets_of(split.y, True) for split in (data.train, data.test))
+    n = len(data.train)
+
+    backbone = backbones.load(**cfg.backbone, device=cfg.device)
+    with run.timer("features"), run.progress(n + len(data.test), "features") as advance:
+        X = features(backbone, data.train.X, cache=cfg.data.data_dir, progress=advance)
+        X_test = features(
+            backbone, data.test.X, cache=cfg.data.data_dir, progress=lambda done: advance(n + done)
+        )
+    if backbone.name != "inception_v3":
+        run.note(f"The network is {backbone.label}, not Inception v3 ({backbone.origin}).")
+    if data.name == "dogfish":
+        run.note("The classes are English springer and tench, not the paper's broad dog and fish synsets.")
+
+    with run.timer("kernel"):
+        pixels, pixels_test = kernels.scaled(data.train.X), kernels.scaled(data.test.X)
+        Phi, Phi_test = kernels.rbf_features(pixels, pixels_test, settings.gamma)
+    with run.timer("svm: fit"):
+        weights, gap = fit_hinge(Phi, y.numpy(), cfg.model.l2, 1e-8, settings.largest_gap)
+    smooth = get_loss("smooth_hinge", temperature=settings.temperature)
+    network = LinearObjective(X, y, "logistic", cfg.model.l2)
+    with run.timer("network: fit"):
+        fitted = fit(network, tolerance=settings.training_tolerance)
+    objectives = {"svm": LinearObjective(Phi, y, smooth, cfg.model.l2), "network": network}
+    thetas = {"svm": torch.as_tensor(weights), "network": fitted.theta}
+    tests = {
+        "svm": objectives["svm"].on(Phi_test, y_test),
+        "network": network.on(X_test, y_test),
+    }
+    margins = {m: (tests[m].outputs(thetas[m])[:, 0] * y_test).numpy() for m in MODELS}
+    right = {m: margins[m] > 0 for m in MODELS}
+    if settings.test_index is None:
+        position = choose(margins["svm"], right["network"])
+    else:
+        position = build.test_position(settings.test_index, len(data.test))
+
+    distance = np.sqrt(kernels.squared_distances(pixels_test[position : position + 1], pixels)[0])
+    same = data.train.y == data.test.y[position]
+    metrics: dict[str, Any] = {}
+    arrays = {"distance": distance, "same_class": same, "label": data.train.y, "index": data.train.index}
+    solver = build.solver(cfg.solver)
+    for model in MODELS:
+        objective, theta = objectives[model], thetas[model]
+        with run.timer(f"{model}: s_test and {n} scores"):
+            operator = build.damped(Hessian(objective, theta), cfg.solver.damping)
+            solution = solver.solve(operator, test_gradients(tests[model], theta, [position]))
+            scores = up_loss(objective, theta, solution.value)[:, 0]
+            predicted = predicted_change(scores, n, "loss").numpy()
+        run.status(model, solution)
+        helpful = np.argsort(-predicted, kind="stable")
+        arrays |= {
+            f"predicted_{model}": predicted,
+            f"helpful_{model}": helpful[: settings.shown],
+            f"images_{model}": thumbnails(np.asarray(data.train.X[helpful[: settings.shown]])),
+        }
+        metrics[model] = findings(predicted, distance, same, helpful, settings.extremes)
+        metrics[model] |= other_class(predicted, distance, same, settings.extremes) | {
+            "train_accuracy": float((objective.outputs(theta)[:, 0] * y > 0).double().mean()),
+            "test_accuracy": float(right[model].mean()),
+            "test_loss": float(tests[model].example_losses(theta).mean()),
+            "train_loss": float(objective.example_losses(theta).mean()),
+            "theta_norm": float(theta.norm()),
+            "test_image_right": bool(right[model][position]),
+        }
+    arrays["image_test"] = thumbnails(np.asarray(data.test.X[position : position + 1]))[0]
+    return Record(
+        experiment="rbf_vs_inception",
+        metrics={
+            "backbone": backbone.label,
+            "backbone_size": backbone.size,
+            "n_features": backbone.n_features,
+            "n_train": n,
+            "n_test": len(data.test),
+            "classes": list(data.classes),
+            "test_index": position,
+            "test_label": data.classes[int(data.test.y[position])],
+            **metrics,
+        },
+        arrays=arrays,
+        table=["index", "label", "distance", "predicted_svm", "predicted_network"],
+        captions={
+            "rbf_vs_inception": f"Predicted change of the loss of test image {position} when a training "
+            f"image is left out, against the distance of their pixels: RBF SVM and {backbone.label} "
+            f"({data.name}, n = {n}); below, the most helpful training images of each."
+        },
+        certificates=[
+            {"fit": "svm", "method": "LinearSVC on the kernel's factor", "relative_duality_gap": gap},
+            {"fit": "network", **fitted.certificate.to_dict()},
+        ],
+    )
+
+
+def choose(svm_margins: np.ndarray, network_right: np.ndarray) -> int:
+    """The first test image that both models get right and that lies inside the SVM's margin.
+
+    Beyond the margin the hinge has no gradient, so no training image has any influence there. Where no image
+    is such, the one of least margin.
+    """
+    inside = np.flatnonzero((svm_margins > 0) & (svm_margins < 1) & network_right)
+    return int(inside[0]) if len(inside) else int(svm_margins.argmin())
+
+
+def thumbnails(images: np.ndarray) -> np.ndarray:
+    """uint8 images (b, height, width, 3), averaged down to at most ``SHOWN_SIDE`` pixels a side."""
+    if max(images.shape[1:3]) <= SHOWN_SIDE:
+        return images
+    planes = torch.as_tensor(images).permute(0, 3, 1, 2).double()
+    small = torch.nn.functional.interpolate(planes, (SHOWN_SIDE, SHOWN_SIDE), mode="area")
+    return small.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def findings(
+    predicted: np.ndarray, distance: np.ndarray, same: np.ndarray, helpful: np.ndarray, extremes: int
+) -> dict[str, Any]:
+    """What the figure shows, as numbers; ranks count from 1."""
+    others = np.flatnonzero(~same[helpful])
+    constant = np.ptp(predicted) == 0 or np.ptp(distance) == 0
+    correlation = float("nan") if constant else float(np.corrcoef(np.abs(predicted), distance)[0, 1])
+    return {
+        "correlation_with_distance": correlation,
+        "first_helpful_of_other_class": int(others[0]) + 1,
+        "same_class_among_most_helpful": float(same[helpful[:extremes]].mean()),
+        "same_class_among_most_harmful": float(same[helpful[-extremes:]].mean()),
+        "harmful_share_of_other_class": float((predicted[~same] < 0).mean()),
+        "harmful_share_of_same_class": float((predicted[same] < 0).mean()),
+    }
+
+
+def other_class(predicted: np.ndarray, distance: np.ndarray, same: np.ndarray, near: int) -> dict[str, float]:
+    """On which side of zero the other class lies where it has any influence to speak of.
+
+    Shares of its images that are harmful count an image whose influence is next to nothing as much as one
+    that decides; these weigh them.
+    """
+    scores, largest = predicted[~same], np.abs(predicted).max()
+    strongest = np.argsort(-np.abs(scores), kind="stable")[:20]
+    nearest = np.argsort(distance[~same], kind="stable")[:near]
+
+    def harmful(part: np.ndarray) -> float:
+        whole = float(np.abs(part).sum())
+        return float(-part[part < 0].sum()) / whole if whole else float("nan")
+
+    return {
+        "other_class_below_hundredth": float((np.abs(scores) < largest / 100).mean()),
+        "other_class_harmful_weight": harmful(scores),
+        "other_class_harmful_weight_nearest": harmful(scores[nearest]),
+        "other_class_harmful_strongest_20": int((scores[strongest] < 0).sum()),
+    }

@@ -1,0 +1,1 @@
+"""Section 5.3: four children among the training patients."""

@@ -1,0 +1,1 @@
+"""What is kept on disk and shown: records, journals, atomic files, provenance, figures' style."""

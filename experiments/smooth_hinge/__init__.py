@@ -1,0 +1,1 @@
+"""Fig. 3: a loss without a second derivative, smoothed."""

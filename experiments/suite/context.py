@@ -1,0 +1,165 @@
+"""Run: what an experiment is handed — data, journal, progress bars, timers, a seeded generator."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.errors import ConfigError
+from experiments.records import provenance
+from experiments.records.journal import Journal
+from experiments.suite.parallel import ranks
+from experiments.suite.progress import progress
+
+if TYPE_CHECKING:
+    from experiments.data import Dataset
+
+
+@dataclass
+class Timing:
+    """One part of a run. ``flops``, set before or inside, is its necessary floating-point work;
+    ``processor`` the seconds of processors it took over all threads, where they were counted: on one thread,
+    fewer than ``seconds`` where others use the machine too. ``dtype``: of most of the work, ``by_workers``:
+    the seconds are a sum over threads of one core each; both choose the rate that the work is compared with.
+    """
+
+    part: str
+    flops: float | None = None
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+    processor: float | None = None
+    dtype: str = "float64"
+    by_workers: bool = False
+
+
+class Run:
+    """One job in its folder. ``identity`` is the hash of the settings that decide a unit of work."""
+
+    def __init__(self, cfg: DictConfig, output: Path, identity: str) -> None:
+        self.cfg = cfg
+        self.output = output
+        self.identity = identity
+        self.notes: list[str] = []
+        self.timings: list[Timing] = []
+        self.statuses: dict[str, Any] = {}
+        self.started = time.time()
+        self._dataset: Dataset | None = None
+        self._memory = provenance.PeakMemory()
+        if cfg.threads is not None:
+            if cfg.threads < 1:
+                raise ConfigError(f"threads={cfg.threads}: give at least 1, or null for torch's own choice.")
+            torch.set_num_threads(cfg.threads)
+        if str(cfg.device).startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(f"device={cfg.device}: this machine has no CUDA device; use device=cpu.")
+        self.seed()
+
+    def seed(self) -> None:
+        """Seeds python, numpy and torch: inside the job, because a sweep runs many jobs in one process."""
+        random.seed(self.cfg.seed)
+        np.random.seed(self.cfg.seed % 2**32)  # the legacy generator, for libraries
+        torch.manual_seed(self.cfg.seed)
+
+    def generator(self, offset: int = 0) -> torch.Generator:
+        """A generator of its own, seeded by ``cfg.seed + offset``."""
+        return torch.Generator(device=self.cfg.device).manual_seed(self.cfg.seed + offset)
+
+    def data(self) -> Dataset:
+        """The data set of ``cfg.data``, loaded once."""
+        if self._dataset is None:
+            from experiments.data import load
+
+            settings: dict[str, Any] = dict(OmegaConf.to_container(self.cfg.data, resolve=True))
+            with self.timer("data"):
+                self._dataset = load(settings.pop("name"), **settings)
+        return self._dataset
+
+    def journal(self, name: str, key: Any = None) -> Journal:
+        """A journal for units of work that depend on the config, the data, and ``key`` (JSON-able)."""
+        arrays = self.data().manifest.get("arrays", {}) if self.cfg.data is not None else {}
+        identity = {"config": self.identity, "data": arrays, "key": key}
+        return ranks.shared(Journal(self.output / "journal", name, identity))
+
+    def progress(self, total: int, label: str) -> AbstractContextManager[Callable[[int], None]]:
+        """A bar (or lines) for ``total`` units: the context gives ``advance(done so far)``."""
+        return contextlib.nullcontext(lambda done: None) if ranks.follower() else progress(total, label)
+
+    @contextlib.contextmanager
+    def timer(self, part: str, flops: float | None = None) -> Iterator[Timing]:
+        """Times a part and its peak memory; kept in provenance.json, never in the record."""
+        timing = Timing(part, flops)
+        self._memory.reset()
+        start, used = time.perf_counter(), time.process_time()
+        try:
+            yield timing
+        finally:
+            timing.seconds = time.perf_counter() - start
+            timing.processor = time.process_time() - used
+            timing.peak_mib = self._memory.read()
+            self.timings.append(timing)
+
+    def add_workers(self, timing: Timing, count: int, peak_mib: float) -> None:
+        """Counts ``count`` worker processes, of at most ``peak_mib`` each, into the memory of a part that has
+        ended.
+        """
+        timing.peak_mib += count * peak_mib
+        timing.processor = None  # known of this process alone
+
+    def note(self, sentence: str) -> None:
+        """Adds a deviation from the paper's protocol to the record."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+    def status(self, name: str, solution: Any) -> None:
+        """Keeps a solver's status, iterations and worst residual for the provenance."""
+        self.statuses[name] = solution.summary()
+
+    def rates(self) -> dict[str, float]:
+        """GFLOP/s of matrix products in each precision in which work was counted; none unless profiling."""
+        if not self.cfg.tier.profile:
+            return {}
+        used = sorted({timing.dtype for timing in self.timings if timing.flops is not None})
+        return {dtype: provenance.matrix_rate(self.cfg.device, dtype) for dtype in used}
+
+    def provenance(self) -> dict[str, Any]:
+        """Everything about how the record came to be."""
+        self._memory.read()
+        parts = []
+        rates = self.rates()
+        for timing in self.timings:
+            entry: dict[str, Any] = {
+                "part": timing.part,
+                "seconds": round(timing.seconds, 4),
+                "peak_mib": round(timing.peak_mib, 1),
+            }
+            if timing.processor is not None:
+                entry["processor_seconds"] = round(timing.processor, 4)
+            if timing.flops is not None:
+                entry["gflop"] = round(timing.flops / 1e9, 3)
+                entry["dtype"] = timing.dtype
+                if rates and timing.seconds > 0:  # a part that had nothing to do took no time
+                    rate = rates[timing.dtype] / (torch.get_num_threads() if timing.by_workers else 1)
+                    entry["share_of_matrix_rate"] = round(timing.flops / 1e9 / timing.seconds / rate, 4)
+            parts.append(entry)
+        return {
+            "code": provenance.code(),
+            "versions": provenance.versions(),
+            "machine": provenance.machine(self.cfg.device) | ranks.description(),
+            "data": self._dataset.manifest if self._dataset is not None else {},
+            "seed": self.cfg.seed,
+            "started_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
+            "wall_seconds": round(time.time() - self.started, 2),
+            "peak_mib": round(max([self._memory.whole, *(timing.peak_mib for timing in self.timings)]), 1),
+            "matrix_rate_gflops": {kind: round(rate, 1) for kind, rate in rates.items()},
+            "timings": parts,
+            "solvers": self.statuses,
+        }

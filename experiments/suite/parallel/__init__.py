@@ -1,0 +1,1 @@
+"""Work on several processes, threads or ranks; their number changes no byte."""

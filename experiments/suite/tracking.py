@@ -1,0 +1,135 @@
+"""Weights & Biases as a mirror of the finished record; it never decides whether an experiment succeeds.
+
+The W&B run is made once the record is on disk, and its id is that of the output folder and its settings, so a
+killed and resumed experiment leaves exactly one: what an attempt that was killed here left is removed, and an
+online run is taken up again. It is offline unless WANDB_MODE says otherwise; ``wandb sync
+FOLDER/wandb/offline-run-*`` uploads it later. All its files lie below the output folder.
+
+One layout for every experiment: group = the experiment, job type "experiment" (or "sweep" for a job of a
+sweep), tags = tier, data, git describe, the claims of conf/claims.yaml that this record bears on, and the
+user's own; tables ``points``, ``most_helpful`` and ``most_harmful``; the figures; the record as an artifact.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.records import provenance
+from experiments.records.atomic import sha256
+from experiments.records.record import Record
+
+RECORD_FILES = ("record.json", "config.yaml", "arrays.npz")
+MAX_ROWS = 10_000  # of the per-point table
+EXTREME = 10  # points in each of the tables of the most helpful and the most harmful
+SCORES = ("predicted", "influence", "score")  # how the per-point table's column of scores begins
+MAX_ARRAYS = 50 * 2**20  # bytes of arrays.npz that still go into the artifact
+
+
+def flat(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested metrics as dotted names with numbers and texts."""
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        elif isinstance(value, (int, float, str, bool)):
+            yield f"{prefix}{name}", value
+
+
+def claims_of(record: Record) -> list[str]:
+    """The ids of the claims that are judged on a record of this experiment at this tier."""
+    from experiments.verification import claims
+
+    return [
+        claim.id
+        for claim in claims.load()
+        if claim.run.recorded_as == record.experiment and claim.tier == record.tier
+    ]
+
+
+def extremes(record: Record) -> dict[str, list[list[Any]]]:
+    """Rows of the per-point table: the most helpful points (largest score) and the most harmful, if any."""
+    score = next((name for name in record.table if name.startswith(SCORES)), None)
+    if score is None or record.arrays[score].ndim != 1:
+        return {}
+    values = record.arrays[score]
+    order = np.argsort(-values, kind="stable")
+    chosen = {
+        "most_helpful": [i for i in order if values[i] > 0][:EXTREME],
+        "most_harmful": [i for i in order[::-1] if values[i] < 0][:EXTREME],
+    }
+    return {
+        name: [[record.arrays[column][i].tolist() for column in record.table] for i in rows]
+        for name, rows in chosen.items()
+    }
+
+
+def track(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
+    """Mirrors ``record`` and its files in ``folder``; what happened, for the provenance. Never raises."""
+    if cfg.tracking.name == "none":
+        return {"name": "none"}
+    try:
+        return {"name": "wandb", **_mirror(cfg, record, folder)}
+    except Exception as error:  # a network, a login, a full disk: the record is safe already
+        print(
+            f"tracking: W&B failed ({type(error).__name__}: {error}); the record is complete.",
+            file=sys.stderr,
+        )
+        return {"name": "wandb", "error": f"{type(error).__name__}: {error}"}
+
+
+def _mirror(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
+    folder = folder.resolve()
+    own = folder / "wandb"
+    own.mkdir(exist_ok=True)
+    os.environ.setdefault("WANDB_MODE", "offline")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    for name, place in (("DIR", folder), ("DATA_DIR", own), ("CACHE_DIR", own), ("CONFIG_DIR", own)):
+        os.environ[f"WANDB_{name}"] = str(place)
+    import wandb
+
+    from experiments.suite.job import in_a_sweep
+
+    for left in own.glob("offline-run-*"):  # of an attempt that was killed: a finished one never comes here
+        shutil.rmtree(left)
+    online = os.environ["WANDB_MODE"] == "online"
+    name = f"{record.experiment}-{record.data}-{folder.name}"
+    described = provenance.git("describe", "--always", "--tags")
+    tags = [record.tier, record.data, described or "", *claims_of(record), *cfg.tracking.tags]
+    with wandb.init(
+        project=cfg.tracking.project,
+        entity=cfg.tracking.entity,
+        group=record.experiment,
+        job_type="sweep" if in_a_sweep() else "experiment",
+        name=name,
+        id=sha256(str(folder).encode() + (folder / "run.json").read_bytes())[:16],
+        resume="allow" if online else None,
+        dir=str(folder),
+        tags=[tag[:64] for tag in dict.fromkeys(tags) if tag],
+        config=OmegaConf.to_container(cfg, resolve=True),
+        reinit="finish_previous",  # else the second job of a sweep gets the first one's id and config
+        settings=wandb.Settings(init_timeout=60, console="off", disable_git=True),
+    ) as run:
+        run.summary.update(dict(flat(record.metrics)))
+        if record.table:
+            columns = [record.arrays[column][:MAX_ROWS].tolist() for column in record.table]
+            rows = [list(row) for row in zip(*columns, strict=True)]
+            run.log({"points": wandb.Table(columns=list(record.table), data=rows)})
+            for table, chosen in extremes(record).items():
+                run.log({table: wandb.Table(columns=list(record.table), data=chosen)})
+        for figure in sorted(folder.glob("*.png")):
+            caption = record.captions.get(figure.stem) or next(iter(record.captions.values()), "")
+            run.log({f"figure/{figure.stem}": wandb.Image(str(figure), caption=caption)})
+        artifact = wandb.Artifact(f"{record.experiment}-{record.data}-record", type="record")
+        for file in RECORD_FILES:
+            path = folder / file
+            if path.is_file() and path.stat().st_size <= MAX_ARRAYS:
+                artifact.add_file(str(path), policy="immutable")
+        run.log_artifact(artifact)
+        return {"mode": os.environ["WANDB_MODE"], "run_id": run.id, "project": cfg.tracking.project}

@@ -1,0 +1,1 @@
+"""Do the claims hold? Claims, verdicts, tables and the report."""

@@ -1,0 +1,222 @@
+"""A verification as aligned table, Markdown, JSON and JUnit XML: the same text for the same verdicts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from experiments.errors import UserError
+from experiments.records.atomic import jsonable, write_bytes, write_text
+from experiments.table import shown
+from experiments.verification.claims import (
+    NOT_REPRODUCED,
+    NOT_RUN,
+    PARTLY,
+    REPRODUCED,
+    STATUSES,
+    Claim,
+    Verdict,
+)
+
+COLUMNS = ("claim", "paper", "ours", "bound", "status", "command")
+BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
+
+
+def cost(claim: Claim) -> str:
+    """The measured cost of the claim's run."""
+    parts = [] if claim.run.minutes is None else [f"{shown(claim.run.minutes)} min"]
+    parts += [] if claim.run.gib is None else [f"{shown(claim.run.gib)} GiB"]
+    return ", ".join(parts)
+
+
+def summary(verdicts: Sequence[Verdict]) -> str:
+    """One line: how many of each status."""
+    counts = {status: sum(v.status == status for v in verdicts) for status in STATUSES}
+    parts = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    return f"{len(verdicts)} claims: {parts or 'none'}"
+
+
+def text(verdicts: Sequence[Verdict]) -> str:
+    """The aligned table, and below it why each miss is one."""
+    rows = [COLUMNS]
+    rows += [
+        (v.claim.id, shown_paper(v.claim), shown_ours(v), str(v.claim.bound), v.status, v.claim.run.command)
+        for v in verdicts
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    lines = [
+        " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "-+-".join("-" * width for width in widths))
+    remarks = [f"{v.claim.id}: {v.status}: {v.remark}" for v in verdicts if v.remark]
+    return "\n".join([*lines, *([""] * bool(remarks)), *remarks, "", summary(verdicts)])
+
+
+def shown_paper(claim: Claim) -> str:
+    """The paper's value; a dash where it gives none."""
+    return "–" if claim.paper is None else shown(claim.paper)
+
+
+def shown_ours(verdict: Verdict) -> str:
+    """Our value; a dash where nothing was run."""
+    return "–" if verdict.status == NOT_RUN else shown(verdict.ours)
+
+
+def _cell(content: Any) -> str:
+    return re.sub(r"\s+", " ", str(content)).replace("|", "\\|").strip()
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(map(_cell, row))} |" for row in rows)])
+
+
+def short_markdown(verdicts: Sequence[Verdict]) -> str:
+    """The README's table: the headline claims and all that are not fully reproduced; the rest is counted."""
+    rows = [
+        (
+            v.claim.figure or f"§{v.claim.section}",
+            v.claim.sentence,
+            shown_paper(v.claim),
+            shown_ours(v),
+            v.status,
+        )
+        for v in verdicts
+        if v.claim.headline or v.status in (PARTLY, NOT_REPRODUCED)
+    ]
+    header = ("where", "claim", "paper", "ours", "status")
+    return f"{_markdown(header, rows)}\n\n{summary(verdicts)}."
+
+
+def long_markdown(verdicts: Sequence[Verdict]) -> str:
+    """results/README.md: everything about each claim, run by run."""
+    parts = [f"{summary(verdicts)}."]
+    for name in dict.fromkeys(v.claim.run.name for v in verdicts):
+        chosen = [v for v in verdicts if v.claim.run.name == name]
+        spec = chosen[0].claim.run
+        spent = cost(chosen[0].claim)
+        parts += [f"### {name}", f"`{spec.command}`" + f" ({spent})" * bool(spent)]
+        header = ("claim", "paper", "where", "ours", "bound", "why this bound", "false when", "status")
+        rows = [
+            (
+                f"**{v.claim.id}** {v.claim.sentence}",
+                shown_paper(v.claim),
+                v.claim.where,
+                shown_ours(v),
+                str(v.claim.bound),
+                v.claim.reason,
+                v.claim.fails_when,
+                v.status + (f": {v.remark}" if v.remark else ""),
+            )
+            for v in chosen
+        ]
+        parts.append(_markdown(header, rows))
+    return "\n\n".join(parts)
+
+
+def replaced(document: str, table: str) -> str:
+    """``document`` with ``table`` between the markers; ValueError where it has not both, once each."""
+    if document.count(BEGIN) != 1 or document.count(END) != 1:
+        raise ValueError(f"needs {BEGIN} and {END}, once each")
+    head, rest = document.split(BEGIN)
+    return f"{head}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}"
+
+
+def tables(root: Path) -> dict[Path, Any]:
+    """The generated regions: file and what makes its table."""
+    return {root / "README.md": short_markdown, root / "results" / "README.md": long_markdown}
+
+
+def stale(verdicts: Sequence[Verdict], root: Path) -> list[Path]:
+    """The files whose table is not what the verdicts give."""
+    return [path for path, make in tables(root).items() if path.read_text() != _fresh(path, make(verdicts))]
+
+
+def update(verdicts: Sequence[Verdict], root: Path) -> list[Path]:
+    """Writes the tables anew; the files that changed."""
+    changed = stale(verdicts, root)
+    for path, make in tables(root).items():
+        if path in changed:
+            write_text(path, _fresh(path, make(verdicts)))
+    return changed
+
+
+def _fresh(path: Path, table: str) -> str:
+    try:
+        return replaced(path.read_text(), table)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot take the generated table: {error}.") from error
+
+
+def as_json(verdicts: Sequence[Verdict], details: dict[str, Any]) -> str:
+    """Every verdict with its claim, for programs."""
+    rows = []
+    for v in verdicts:
+        claim = v.claim
+        rows.append(
+            {
+                "id": claim.id,
+                "sentence": claim.sentence,
+                "section": claim.section,
+                "figure": claim.figure,
+                "run": claim.run.name,
+                "command": claim.run.command,
+                "tier": claim.tier,
+                "metric": claim.metric,
+                "paper": claim.paper,
+                "where": claim.where,
+                "ours": v.ours,
+                "bound": str(claim.bound),
+                "reason": claim.reason,
+                "tolerance": claim.tolerance,
+                "status": v.status,
+                "accepted": v.accepted,
+                "remark": v.remark,
+            }
+        )
+    content = {**details, "summary": summary(verdicts), "claims": rows}
+    return json.dumps(jsonable(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def junit(verdicts: Sequence[Verdict]) -> bytes:
+    """JUnit XML: a suite a run, a case a claim; a miss is a failure, what was not run an error."""
+    root = ElementTree.Element("testsuites", name="claims", tests=str(len(verdicts)))
+    for name in dict.fromkeys(v.claim.run.name for v in verdicts):
+        chosen = [v for v in verdicts if v.claim.run.name == name]
+        not_run = sum(v.status == NOT_RUN for v in chosen)
+        failures = sum(not v.accepted for v in chosen) - not_run
+        suite = ElementTree.SubElement(
+            root,
+            "testsuite",
+            name=name,
+            tests=str(len(chosen)),
+            failures=str(failures),
+            errors=str(not_run),
+        )
+        for v in chosen:
+            case = ElementTree.SubElement(suite, "testcase", classname=f"claims.{name}", name=v.claim.id)
+            numbers = f"Paper {shown_paper(v.claim)}, ours {shown_ours(v)}, bound {v.claim.bound}."
+            found = f"{v.claim.sentence} {numbers}"
+            if not v.accepted:
+                kind = "error" if v.status == NOT_RUN else "failure"
+                ElementTree.SubElement(case, kind, message=_xml(f"{v.status}: {v.remark}")).text = _xml(found)
+            elif v.status in (REPRODUCED, PARTLY):
+                ElementTree.SubElement(case, "system-out").text = _xml(f"{v.status}: {found}")
+    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+
+
+def _xml(content: str) -> str:
+    """Without the control characters that XML cannot hold."""
+    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", content)
+
+
+def write(verdicts: Sequence[Verdict], details: dict[str, Any], folder: Path) -> None:
+    """verification.json, junit.xml and table.txt in ``folder``."""
+    write_text(folder / "verification.json", as_json(verdicts, details))
+    write_bytes(folder / "junit.xml", junit(verdicts))
+    write_text(folder / "table.txt", text(verdicts) + "\n")

@@ -1,0 +1,1 @@
+"""Curvature as operators: Hessian, Gauss-Newton, damping, spectrum."""

@@ -1,0 +1,232 @@
+"""Curvature as linear operators on vectors ``(p,)`` and blocks ``(p, k)``.
+
+Operators compose: ``Damped(Hessian(objective, theta), 0.01)`` is ``H + 0.01·I`` for every solver alike, and
+this is the only place where damping enters. ``Hessian`` is that of the whole trained objective, the L2 term
+included (paper, section 2.1): ``H = (1/n) Σ ∇²ℓ(z_i, θ) + λI``.
+
+An operator that knows more about itself says so through :meth:`Operator.split`: ``H = E C Eᵀ + μI`` with E of
+orthonormal columns. A linear softmax model has such a form with a core C of (c−1)·(non-zero columns) rows
+instead of c·d, because its loss never sees a shift common to all classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from influence.errors import DataError, DeviceError
+from influence.objectives.structure import GramFactor, Split
+
+__all__ = ["Damped", "Dense", "GaussNewton", "Hessian", "Operator"]
+
+
+class Operator(ABC):
+    """A symmetric linear map on p parameters. Subclasses define ``_apply`` on blocks ``(p, k)``."""
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+
+    @abstractmethod
+    def _apply(self, V: Tensor) -> Tensor:
+        """The product with a block ``(p, k)``."""
+
+    def __matmul__(self, V: Tensor) -> Tensor:
+        """The product with a vector ``(p,)`` or a block ``(p, k)``.
+
+        Raises:
+            DataError: a block of the wrong height or dtype.
+            DeviceError: a block on another device.
+        """
+        if V.shape[0] != self.shape[1] or V.ndim > 2:
+            raise DataError(f"operator has {self.shape[1]} columns but the block has shape {tuple(V.shape)}")
+        if V.device != self.device:
+            raise DeviceError(f"operator is on {self.device} but the block on {V.device}; move one of them")
+        if V.dtype != self.dtype:
+            raise DataError(f"operator is {self.dtype} but the block {V.dtype}; convert the block")
+        return self._apply(V[:, None])[:, 0] if V.ndim == 1 else self._apply(V)
+
+    def dense(self, block: int = 256) -> Tensor:
+        """The matrix ``(p, p)``, built from products with ``block`` unit vectors at a time."""
+        p = self.shape[0]
+        out = torch.empty(p, p, dtype=self.dtype, device=self.device)
+        for start in range(0, p, block):
+            stop = min(start + block, p)
+            unit = torch.zeros(p, stop - start, dtype=self.dtype, device=self.device)
+            unit[torch.arange(start, stop), torch.arange(stop - start)] = 1
+            out[:, start:stop] = self @ unit
+        return (out + out.T) / 2
+
+    def diagonal(self) -> Tensor:
+        """The diagonal ``(p,)``."""
+        return self.dense().diagonal().clone()
+
+    def sample(self, generator: torch.Generator, batch: int, replace: bool = True) -> Operator:
+        """The same operator on ``batch`` training examples drawn by ``generator`` (LiSSA's ``H_B``)."""
+        raise DataError(
+            f"{type(self).__name__} has no examples to sample; use a Hessian or GaussNewton operator"
+        )
+
+    def lower_bound(self) -> float | None:
+        """A proven lower bound of the spectrum (λ + δ for convex losses of linear outputs), or None."""
+        return None
+
+    def split(self) -> Split | None:
+        """``E C Eᵀ + μI`` where the operator knows such a form, else None."""
+        return None
+
+    def gram(self) -> GramFactor | None:
+        """``ZᵀZ/n + μI`` with fewer rows in Z than the core of :meth:`split` has, else None."""
+        return None
+
+
+class Dense(Operator):
+    """An explicit symmetric matrix as an operator."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise DataError(f"a dense operator needs a square matrix, got shape {tuple(matrix.shape)}")
+        self.matrix = matrix
+        self.shape, self.dtype, self.device = tuple(matrix.shape), matrix.dtype, matrix.device
+
+    def _apply(self, V: Tensor) -> Tensor:
+        return self.matrix @ V
+
+    def dense(self, block: int = 256) -> Tensor:
+        return self.matrix.clone()
+
+    def diagonal(self) -> Tensor:
+        return self.matrix.diagonal().clone()
+
+    def sample(self, generator: torch.Generator, batch: int, replace: bool = True) -> Operator:
+        return self
+
+
+class _ExampleOperator(Operator):
+    """An operator that is a mean over training examples plus λ."""
+
+    # Names of the objective's methods: a prepared product and a dense matrix are used where it offers them.
+    _at: str
+    _product_name: str
+    _dense_at: str
+
+    def __init__(self, objective: Any, theta: Tensor, idx: Tensor | None = None) -> None:
+        if theta.shape != (objective.p,):
+            raise DataError(f"theta must have shape ({objective.p},), got {tuple(theta.shape)}")
+        self.objective, self.theta, self.idx = objective, theta.detach(), idx
+        self.shape = (objective.p, objective.p)
+        self.dtype, self.device = objective.dtype, objective.device
+        self._prepared: Callable[[Tensor], Tensor] | None = None
+
+    def _apply(self, V: Tensor) -> Tensor:
+        if self._prepared is None:
+            prepare = getattr(self.objective, self._at, None)
+            if prepare is not None:
+                self._prepared = prepare(self.theta, self.idx)
+            else:
+                product = getattr(self.objective, self._product_name)
+                self._prepared = lambda block: product(self.theta, block, self.idx)
+        return self._prepared(V)
+
+    def sample(self, generator: torch.Generator, batch: int, replace: bool = True) -> Operator:
+        n = self.objective.n if self.idx is None else len(self.idx)
+        idx = draw(n, batch, replace, generator).to(self.device)
+        return type(self)(self.objective, self.theta, idx if self.idx is None else self.idx[idx])
+
+    def lower_bound(self) -> float | None:
+        convex = hasattr(self.objective, "split_at") or isinstance(self, GaussNewton)
+        weights = getattr(self.objective, "weights", None)
+        if weights is not None and bool((weights < 0).any()):
+            convex = False  # a loss counted negatively is concave
+        return self.objective.l2 * float(self.objective.l2_mask.min()) if convex else None
+
+    def split(self) -> Split | None:
+        at = getattr(self.objective, "split_at", None)
+        return None if at is None else at(self.theta, self.idx)
+
+    def gram(self) -> GramFactor | None:
+        at = getattr(self.objective, "gram_at", None)
+        return None if at is None else at(self.theta, self.idx)
+
+    def dense(self, block: int = 256) -> Tensor:
+        at = getattr(self.objective, self._dense_at, None)
+        return super().dense(block) if at is None else at(self.theta, self.idx)
+
+    def diagonal(self) -> Tensor:
+        at = getattr(self.objective, "diagonal_at", None)
+        return super().diagonal() if at is None else at(self.theta, self.idx)
+
+
+class Hessian(_ExampleOperator):
+    """``(1/n) Σ ∇²ℓ(z_i, θ) + λI`` of an objective at θ, over all examples or over ``idx``."""
+
+    _at, _product_name, _dense_at = "hessian_at", "hessian_product", "hessian_dense_at"
+
+
+class GaussNewton(_ExampleOperator):
+    """``(1/n) Σ J_iᵀ ∇²_o ℓ_i J_i + λI``: positive semi-definite for every convex loss; equals the Hessian
+    where the outputs are linear in θ (Schraudolph, 2002)."""
+
+    _at, _product_name, _dense_at = "gauss_newton_at", "gauss_newton_product", "gauss_newton_dense_at"
+
+
+class Damped(Operator):
+    """``H + δI``.
+
+    Args:
+        operator: H.
+        damping: δ ≥ 0. The result is what every solver solves with, so δ means the same to all of them.
+    """
+
+    def __init__(self, operator: Operator, damping: float) -> None:
+        if not (0 <= damping < float("inf")):
+            raise DataError(f"damping must be finite and >= 0, got {damping}")
+        self.operator, self.damping = operator, float(damping)
+        self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
+
+    def _apply(self, V: Tensor) -> Tensor:
+        return (self.operator @ V).add_(V, alpha=self.damping)
+
+    def dense(self, block: int = 256) -> Tensor:
+        out = self.operator.dense(block)
+        out.diagonal().add_(self.damping)
+        return out
+
+    def diagonal(self) -> Tensor:
+        return self.operator.diagonal() + self.damping
+
+    def sample(self, generator: torch.Generator, batch: int, replace: bool = True) -> Operator:
+        return Damped(self.operator.sample(generator, batch, replace), self.damping)
+
+    def lower_bound(self) -> float | None:
+        inner = self.operator.lower_bound()
+        return None if inner is None else inner + self.damping
+
+    def split(self) -> Split | None:
+        inner = self.operator.split()
+        return None if inner is None else inner.shifted(self.damping)
+
+    def gram(self) -> GramFactor | None:
+        inner = self.operator.gram()
+        return None if inner is None else inner.shifted(self.damping)
+
+
+def draw(n: int, batch: int, replace: bool, generator: torch.Generator) -> Tensor:
+    """``batch`` example indices out of n; without replacement at most n of them."""
+    if batch < 1 or (not replace and batch > n):
+        raise DataError(f"batch must lie in 1…{n}, got {batch}")
+    if replace:
+        return torch.randint(n, (batch,), generator=generator)
+    return torch.randperm(n, generator=generator)[:batch]
+
+
+def base_of(operator: Operator) -> tuple[Operator, float]:
+    """The undamped operator and the sum of all dampings around it."""
+    damping = 0.0
+    while isinstance(operator, Damped):
+        operator, damping = operator.operator, damping + operator.damping
+    return operator, damping

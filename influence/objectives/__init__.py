@@ -1,0 +1,1 @@
+"""What is minimised: one contract, several homes for the data."""

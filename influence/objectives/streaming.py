@@ -1,0 +1,334 @@
+"""Data read from disk, or made, batch by batch, and scores written to disk part by part.
+
+Memory is bounded by one batch and one part of scores, whatever n is::
+
+    source = ArraySource(np.load("X.npy", mmap_mode="r"), y)
+    template = LinearObjective(X_few, y_few, "cross_entropy", 0.01, n_outputs=1000)
+    train = stream(template, source)                       # an objective: each call is a pass over the file
+    scores = stream_scores(train, theta, s_tests, folder)         # resumable; scores.top(column=0, count=10)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import mmap
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from influence.errors import DataError
+from influence.objectives import distributed
+from influence.objectives.data_matrix import DenseMatrix
+from influence.objectives.partitioned import Part, PartitionedLinear, PartitionedObjective, unpenalised
+from influence.scores import TrainingGradient, up_loss
+
+
+class Source(Protocol):
+    """Where examples come from: ``n`` of them, read by position."""
+
+    n: int
+
+    def read(self, start: int, stop: int) -> tuple[Any, Any]:
+        """Inputs ``(m, ...)`` and targets ``(m,)`` of the examples start…stop−1."""
+
+    def take(self, idx: np.ndarray) -> tuple[Any, Any]:
+        """Inputs and targets of chosen examples, in that order."""
+
+
+class ArraySource:
+    """Arrays, memory-mapped or not, or anything else that is indexed like them (HDF5, zarr).
+
+    A memory-mapped array is mapped anew for each batch: the pages of earlier batches would count as this
+    process's memory for as long as the mapping lives.
+
+    Args:
+        inputs: ``(n, ...)``.
+        targets: ``(n,)``.
+
+    Raises:
+        DataError: the lengths differ.
+    """
+
+    def __init__(self, inputs: Any, targets: Any) -> None:
+        if len(inputs) != len(targets):
+            raise DataError(f"got {len(inputs)} inputs and {len(targets)} targets; pass one target per input")
+        self.inputs, self.targets, self.n = inputs, targets, len(inputs)
+
+    def read(self, start: int, stop: int) -> tuple[Any, Any]:
+        """The examples start…stop−1."""
+        return self._pick(slice(start, stop))
+
+    def take(self, idx: np.ndarray) -> tuple[Any, Any]:
+        """The examples ``idx``."""
+        return self._pick(idx)
+
+    def _pick(self, which: slice | np.ndarray) -> tuple[Any, Any]:
+        return tuple(np.array(_mapped_anew(a)[which]) for a in (self.inputs, self.targets))
+
+
+def _mapped_anew(array: Any) -> Any:
+    if not isinstance(array, np.memmap) or not isinstance(array.base, mmap.mmap):
+        return array  # not a whole mapping: views of one stay as they are
+    order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+    return np.memmap(array.filename, array.dtype, "r", array.offset, array.shape, order)
+
+
+class ProducedSource:
+    """Examples made on demand.
+
+    Args:
+        n: how many there are.
+        produce: ``(start, stop) -> (inputs, targets)``; the same answer for the same examples each time.
+    """
+
+    def __init__(self, n: int, produce: Callable[[int, int], tuple[Any, Any]]) -> None:
+        self.n, self.read = n, produce
+
+    def take(self, idx: np.ndarray) -> tuple[Any, Any]:
+        """The examples ``idx``, made one by one."""
+        pairs = [self.read(int(i), int(i) + 1) for i in idx]
+        return tuple(np.concatenate([np.asarray(pair[side]) for pair in pairs]) for side in (0, 1))
+
+
+class ChosenSource:
+    """The examples ``idx`` of another source."""
+
+    def __init__(self, source: Source, idx: np.ndarray) -> None:
+        self.source, self.idx, self.n = source, idx, len(idx)
+
+    def read(self, start: int, stop: int) -> tuple[Any, Any]:
+        """The chosen examples start…stop−1."""
+        return self.source.take(self.idx[start:stop])
+
+    def take(self, idx: np.ndarray) -> tuple[Any, Any]:
+        """The chosen examples ``idx``."""
+        return self.source.take(self.idx[idx])
+
+
+def stream(template: Any, source: Source, batch_size: int | None = None) -> StreamedObjective:
+    """The objective of ``template``'s model, loss and λ over the examples of ``source``.
+
+    Args:
+        template: an :class:`Objective` or :class:`LinearObjective` built on a few of the examples (give
+            ``n_outputs`` where those may not hold the last class).
+        batch_size: examples in memory at a time; by default the template's.
+
+    Raises:
+        DataError: fewer than one example; later, from any call: NaN or infinite inputs, wrong targets.
+    """
+    kind = StreamedLinear if hasattr(template, "split_at") else StreamedObjective
+    return kind(template, source, batch_size or template.batch_size)
+
+
+class StreamedObjective(PartitionedObjective):
+    """The calls of :class:`~.module.Objective`; each is one pass over the source in batches.
+
+    Nothing is kept between batches. Results of n rows (``example_losses``, ``directional``) hold n·k numbers;
+    where those do not fit use :func:`stream_scores`.
+    """
+
+    resident = False
+
+    def __init__(self, template: Any, source: Source, batch_size: int) -> None:
+        if source.n < 1:
+            raise DataError("the source holds no example; check its path")
+        if batch_size < 1:
+            raise DataError(f"batch_size must be at least 1, got {batch_size}")
+        super().__init__(template, source.n)
+        self.source, self.batch_size = source, batch_size
+        self._bare = unpenalised(template)
+
+    def _parts(self, idx: Tensor | None) -> Iterator[Part]:
+        m = self.n if idx is None else len(idx)
+        for start in range(0, m, self.batch_size):
+            place = slice(start, min(start + self.batch_size, m))
+            chosen = np.arange(place.start, place.stop) if idx is None else idx[place].cpu().numpy()
+            if bool((np.diff(chosen) == 1).all()):
+                inputs, targets = self.source.read(int(chosen[0]), int(chosen[-1]) + 1)
+            else:
+                inputs, targets = self.source.take(chosen)
+            yield self._part(inputs, targets, place), None, place
+
+    def _part(self, inputs: Any, targets: Any, place: slice) -> Any:
+        inputs, targets = torch.as_tensor(inputs), torch.as_tensor(targets)
+        if len(inputs) != place.stop - place.start:
+            raise DataError(
+                f"the source gave {len(inputs)} examples for {place.start}…{place.stop - 1}; it must give all"
+            )
+        if inputs.is_floating_point() or self._linear:
+            inputs = inputs.to(self.dtype)
+            if not bool(torch.isfinite(inputs).all()):
+                raise DataError(
+                    f"the inputs of the examples {place.start}…{place.stop - 1} hold NaN or infinite values; "
+                    "clean or impute them first"
+                )
+        inputs = inputs.to(self.device)
+        return self._bare.on(DenseMatrix(inputs) if self._linear else inputs, targets.to(self.device))
+
+    _linear = False
+
+    def subset(self, idx: Any) -> StreamedObjective:
+        """Restricted to the examples ``idx``."""
+        chosen = ChosenSource(self.source, self._index(idx).cpu().numpy())
+        other = type(self)(self.template, chosen, self.batch_size)
+        other.l2 = self.l2
+        return other
+
+
+class StreamedLinear(PartitionedLinear, StreamedObjective):
+    """A streamed linear objective, with direct solves and Kronecker preconditioning."""
+
+    _linear = True
+
+
+class StreamedScores:
+    """Scores ``(n, k)`` on disk in parts of ``rows`` training points; read one part at a time."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        manifest = self.folder / "scores.json"
+        if not manifest.is_file():
+            raise DataError(
+                f"{self.folder} holds no scores.json; write scores there with stream_scores first"
+            )
+        self.settings: dict[str, Any] = json.loads(manifest.read_text())
+        self.n, self.k, self.rows = (int(self.settings[name]) for name in ("n", "k", "rows"))
+
+    def path(self, start: int) -> Path:
+        """The file of the part that begins at training point ``start``."""
+        return self.folder / _name(start)
+
+    def part(self, start: int) -> np.ndarray | None:
+        """``(m, k)`` scores of the part at ``start``; None where it is not there or not whole."""
+        try:
+            with np.load(self.path(start), allow_pickle=False) as archive:  # checks the zip's CRC
+                scores = archive["scores"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+        return scores if scores.shape == (min(self.rows, self.n - start), self.k) else None
+
+    def missing(self) -> list[int]:
+        """Starts of the parts that are not there."""
+        return [start for start in range(0, self.n, self.rows) if self.part(start) is None]
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        """``(start, scores (m, k))`` of every part in order.
+
+        Raises:
+            DataError: a part is missing or damaged.
+        """
+        for start in range(0, self.n, self.rows):
+            scores = self.part(start)
+            if scores is None:
+                raise DataError(f"{self.path(start)} is missing or damaged; call stream_scores again")
+            yield start, scores
+
+    def column(self, j: int) -> np.ndarray:
+        """``(n,)`` scores for one test point."""
+        return np.concatenate([scores[:, j] for _, scores in self])
+
+    def top(self, column: int = 0, count: int = 10) -> tuple[np.ndarray, np.ndarray]:
+        """The ``count`` training points of largest |score| for one test point: indices and scores."""
+        index, value = np.empty(0, np.int64), np.empty(0)
+        for start, scores in self:
+            index = np.concatenate([index, start + np.arange(len(scores))])
+            value = np.concatenate([value, scores[:, column]])
+            keep = np.argsort(-np.abs(value), kind="stable")[:count]
+            index, value = index[keep], value[keep]
+        return index, value
+
+
+def stream_scores(
+    objective: Any,
+    theta: Tensor,
+    s_tests: Tensor,
+    folder: Path | str,
+    *,
+    rows: int = 65536,
+    training_gradient: TrainingGradient | str = TrainingGradient.LOSS,
+    progress: Callable[[int], None] | None = None,
+) -> StreamedScores:
+    """``I_up,loss`` of all n training points for k test points, to disk in parts of ``rows × k`` numbers.
+
+    A part is moved into place when it is whole, and a part that is there is not computed again: a killed run
+    is resumed by the same call. In a distributed job all ranks call it and rank 0 writes.
+
+    Args:
+        objective: any objective; a streamed one where the data do not fit either.
+        s_tests: ``(p, k)``.
+        folder: one set of scores a folder.
+        rows: training points a part.
+        progress: called with the number of training points done.
+
+    Raises:
+        DataError: the folder holds scores of other parameters, other s_test or another data set.
+        OSError: it cannot be written; no half part is left.
+    """
+    if s_tests.ndim != 2 or rows < 1:
+        raise DataError(f"s_tests must be (p, k) and rows >= 1, got {tuple(s_tests.shape)} and {rows}")
+    folder = Path(folder)
+    settings = {
+        "n": objective.n, "k": s_tests.shape[1], "rows": rows, "dtype": str(objective.dtype),
+        "training_gradient": str(TrainingGradient(training_gradient)), "l2": objective.l2,
+        "theta_sha256": _digest(theta), "s_test_sha256": _digest(s_tests),
+    }  # fmt: skip
+    answer: tuple[set[int], str | None] = (set(), None)
+    if distributed.rank() == 0:
+        answer = _begin(folder, settings)
+    missing, refusal = distributed.from_first(answer)
+    if refusal:
+        raise DataError(refusal)
+    for start in range(0, objective.n, rows):
+        stop = min(start + rows, objective.n)
+        if start in missing:
+            idx = torch.arange(start, stop, device=theta.device)
+            scores = up_loss(objective, theta, s_tests, training_gradient, idx)
+            if distributed.rank() == 0:
+                content = io.BytesIO()
+                np.savez(content, scores=scores.cpu().numpy())
+                _write(folder / _name(start), content.getvalue())
+        if progress is not None:
+            progress(stop)
+    return StreamedScores(folder)
+
+
+def _begin(folder: Path, settings: dict[str, Any]) -> tuple[set[int], str | None]:
+    """Starts of the parts that are to be computed, or why the folder cannot be used."""
+    manifest = folder / "scores.json"
+    if not manifest.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(manifest, (json.dumps(settings, indent=1, sort_keys=True) + "\n").encode())
+    elif json.loads(manifest.read_text()) != settings:
+        return set(), f"{folder} holds scores of other settings; choose another folder or remove it"
+    return set(StreamedScores(folder).missing()), None
+
+
+def _name(start: int) -> str:
+    return f"scores-{start:012d}.npz"
+
+
+def _digest(tensor: Tensor) -> str:
+    content = np.ascontiguousarray(tensor.detach().cpu().numpy())
+    return hashlib.sha256(repr((content.dtype.str, content.shape)).encode() + content.tobytes()).hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all: written beside, flushed, moved into place."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,1 @@
+"""What really happens: retraining without points, with other labels, with changed features."""
