@@ -23,7 +23,7 @@ from influence import (
 )
 from influence.objectives.streaming import ArraySource, ProducedSource, StreamedScores, stream, stream_scores
 from tests.helpers import ROOT, environment
-from tests.influence.distributed_worker import contract, linear, network
+from tests.influence.objectives.distributed_worker import contract, linear, network
 
 
 def sources(whole, tmp_path: Path) -> dict[str, object]:

@@ -26,8 +26,8 @@ from experiments.spam.label_fixing import CLEAN, RANKINGS, LabelFixing
 from experiments.suite.cli import JobFailed
 from experiments.suite.job import execute
 from experiments.suite.parallel import processes as workers
+from tests.experiments.suite.units import Odd
 from tests.experiments.test_configs import composed
-from tests.experiments.units import Odd
 from tests.helpers import ROOT, environment
 
 SMALL = ["experiment=spam", "tracking=none", "experiment.checks=3"]

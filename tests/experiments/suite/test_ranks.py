@@ -12,7 +12,7 @@ from experiments import across_ranks
 from experiments.errors import UserError
 from experiments.records.record import Record
 from tests.helpers import cli
-from tests.influence.test_distributed import torchrun
+from tests.influence.objectives.test_distributed import torchrun
 
 
 def equal(one: Record, many: Record) -> None:

@@ -15,7 +15,7 @@ from influence import DataError, DeviceError, Hessian, LinearObjective
 from influence.objectives import distributed
 from influence.objectives.distributed import rows_of
 from tests.helpers import ROOT, environment
-from tests.influence.distributed_worker import linear
+from tests.influence.objectives.distributed_worker import linear
 
 
 def torchrun(
@@ -33,7 +33,7 @@ def torchrun(
     )
 
 
-WORKER = "tests/influence/distributed_worker.py"
+WORKER = "tests/influence/objectives/distributed_worker.py"
 
 
 @pytest.mark.parametrize("processes", [2, 4])
