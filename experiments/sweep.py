@@ -1,14 +1,5 @@
-"""``python -m experiments.sweep OUT sweep=NAME x=SETTING y=METRIC [log=x|y|xy] [time=PART]``: what became of
-a sweep.
-
-Lists the jobs that conf/sweep/NAME.yaml expects, in the order in which Hydra numbers them: done, failed (its
-folder holds no record; with the reason, unless it was killed) or missing (never started). Draws
-OUT/sweep_NAME.svg and .png and writes OUT/sweep.json; once every job is done, OUT also is a record like that
-of a single run, for python -m experiments.publish.
-Exit code 1 unless every job is done. METRIC is a dotted path into the record's metrics, where ``*`` is the
-last entry and ``{solver}`` the run's solver; SETTING may be such a path too, for one metric against another.
-With time=PART the figure also shows the metric against the seconds of each job's parts whose names begin with
-PART.
+"""``python -m experiments.sweep OUT sweep=NAME x=SETTING y=METRIC [log=x|y|xy] [time=PART]``: collects a
+sweep.
 """
 
 from __future__ import annotations
@@ -25,12 +16,47 @@ import numpy as np
 
 from experiments.errors import UserError
 from experiments.records import atomic
-from experiments.records.record import Record
-from experiments.suite.cli import CONF, JobFailed, guarded
-from experiments.suite.job import FAILED
-from experiments.table import one_line
+from experiments.records.places import CONF
+from experiments.records.record import FAILED, Record
+from experiments.records.table import one_line
+from experiments.suite.commands import Command, Given, Option, Words
+from experiments.suite.guard import JobFailed
 
-USAGE = "usage: python -m experiments.sweep OUT sweep=NAME x=SETTING y=METRIC [log=x|y|xy] [time=PART]."
+COMMAND = Command(
+    "sweep",
+    "Collects the jobs of a sweep. Lists the jobs that conf/sweep/NAME.yaml expects, as Hydra "
+    "numbers them: done, failed "
+    "(with the reason) or missing (never started). Draws OUT/sweep_NAME.svg and .png and writes "
+    "OUT/sweep.json. "
+    "Once every job is done, OUT is also a record like that of a single run, ready for the command publish.",
+    words=Words("OUT", help="output folder of the sweep"),
+    options=(
+        Option("sweep", None, "name of a file in conf/sweep/", shown="NAME", required=True),
+        Option("x", None, "the swept setting, or a metric of the records", shown="SETTING", required=True),
+        Option(
+            "y",
+            None,
+            "dotted path into the metrics of each record.json; * is the last entry, {solver} the "
+            "solver of the run",
+            shown="METRIC",
+            required=True,
+        ),
+        Option("log", None, "logarithmic axes", choices=("x", "y", "xy"), shown="x"),
+        Option(
+            "time",
+            None,
+            "also draw the metric against the seconds of each job's parts whose names begin so",
+            shown="PART",
+        ),
+    ),
+    examples=(
+        (
+            "OUT sweep=damping x=solver.damping y=pearson log=x time={solver}",
+            "after python -m experiments --multirun experiment=loo_linear sweep=damping output=OUT",
+        ),
+    ),
+    exit_codes="0 every job is done, 1 a job failed or is missing, 2 a setting is wrong",
+)
 
 
 def expected(name: str) -> list[dict[str, str]]:
@@ -234,21 +260,22 @@ def save(record: Record, name: str, folder: Path) -> None:
     atomic.write_json(folder / "provenance.json", provenance_of(record, folder, name))
 
 
-def main() -> None:
-    """Collects the sweep named on the command line."""
-    options = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
-    folders = [Path(argument) for argument in sys.argv[1:] if "=" not in argument]
-    known = {"sweep", "x", "y", "log", "time", "debug"}
-    if len(folders) != 1 or not {"sweep", "x", "y"} <= set(options) <= known:
-        raise UserError(USAGE)
-    rows = collect(folders[0], options["sweep"], options["y"])
-    if options["x"] not in rows[0]["overrides"]:
+def main(given: Given) -> None:
+    """Collects the sweep: prints its jobs, draws its figure, and makes its folder a record once all are done.
+
+    Raises:
+        JobFailed: a job failed or is missing (exit code 1).
+        UserError: there is no such sweep, setting or metric.
+    """
+    folder, name, x, y = Path(given.words[0]), given["sweep"], given["x"], given["y"]
+    rows = collect(folder, name, y)
+    if x not in rows[0]["overrides"]:
         try:
-            collect(folders[0], options["sweep"], options["x"])
+            collect(folder, name, x)
         except UserError:
             swept = ", ".join(rows[0]["overrides"])
             raise UserError(
-                f"x={options['x']} is not swept and no metric of the records: choose one of {swept}."
+                f"x={x} is not swept and no metric of the records: choose one of {swept}."
             ) from None
     for row in rows:
         settings = " ".join(f"{key}={value}" for key, value in row["overrides"].items())
@@ -257,19 +284,17 @@ def main() -> None:
         print(f"{row['job']:>4}  {row['status']:<8} {shown:<12} {settings}{why}")
     done = sum(row["status"] == "done" for row in rows)
     print(f"{done} of {len(rows)} jobs done")
-    atomic.write_json(folders[0] / "sweep.json", {"x": options["x"], "y": options["y"], "jobs": rows})
+    atomic.write_json(folder / "sweep.json", {"x": x, "y": y, "jobs": rows})
     if done:
-        name, log = options["sweep"], options.get("log", "")
-        part = options.get("time", "")
-        record = record_of(name, rows, folders[0], options["x"], options["y"], log, part)
+        record = record_of(name, rows, folder, x, y, given["log"] or "", given["time"] or "")
         if done == len(rows):
-            save(record, name, folders[0])
+            save(record, name, folder)
         from experiments.suite.figures import draw
 
-        draw(record, folders[0])
+        draw(record, folder)
     if done < len(rows):
         raise JobFailed(1)
 
 
 if __name__ == "__main__":
-    guarded(main)
+    COMMAND.run(main)

@@ -18,11 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.errors import UserError
 from experiments.records import atomic
-from experiments.records.record import Record
-from experiments.suite.cli import JobFailed, sentence, stamp
+from experiments.records.record import FAILED, Record
+from experiments.records.table import paper_and_ours
+from experiments.suite.cli import stamp
 from experiments.suite.context import Run
+from experiments.suite.guard import JobFailed, sentence
 from experiments.suite.parallel import ranks
-from experiments.table import paper_and_ours
 
 # What may differ between two runs of one folder: none of it touches a number.
 FREE = (
@@ -36,7 +37,6 @@ FREE = (
     "tier.profile",
     "experiment.workers",  # processes or threads side by side
 )
-FAILED = "failed.txt"  # beside a sweep's failed job: why, for experiments.sweep
 
 
 def folder_of(cfg: DictConfig) -> Path:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.records.atomic import write_text
-from experiments.table import rows_of, shown
+from experiments.records.table import rows_of, shown
 from experiments.verification.claims import NOT_REPRODUCED, NOT_RUN, PARTLY, REPRODUCED, STATUSES, Verdict
 from experiments.verification.tables import cost, shown_ours, shown_paper
 
 if TYPE_CHECKING:
-    from experiments.verify import Outcome, Verification
+    from experiments.verification.outcome import Outcome, Verification
 
 TEMPLATES = Path(__file__).resolve().parent
 LIMIT = 8_000_000  # bytes of the whole page
