@@ -31,7 +31,7 @@ def command(name: str) -> Command:
     return found
 
 
-def main(arguments: Sequence[str] | None = None, run: Callable[[], None] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, run: Callable[[], object] | None = None) -> None:
     """Starts the command that is named first, or else the experiment.
 
     ``run``: starts an experiment; ``python -m experiments`` hands over its own, as a launcher pickles it by
