@@ -14,7 +14,6 @@ PART.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -24,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from experiments.errors import UserError
-from experiments.records import atomic
+from experiments.records import atomic, provenance
 from experiments.records.record import Record
 from experiments.suite.cli import CONF, JobFailed, guarded
-from experiments.suite.job import FAILED
+from experiments.suite.folders import FAILED
 from experiments.table import one_line
 
 USAGE = "usage: python -m experiments.sweep OUT sweep=NAME x=SETTING y=METRIC [log=x|y|xy] [time=PART]."
@@ -101,7 +100,7 @@ def seconds_of(record: Record, folder: Path, part: str) -> float:
     ``folder`` whose names begin with ``part``.
     """
     prefix = part.replace("{solver}", str(record.metrics.get("solver")))
-    timings = json.loads((folder / "provenance.json").read_text())["timings"]
+    timings = provenance.read(folder)["timings"]
     found = [
         each.get("processor_seconds", each["seconds"]) for each in timings if each["part"].startswith(prefix)
     ]
@@ -207,10 +206,7 @@ def extremes(points: list[tuple[float, float, str]]) -> dict[str, dict[str, Any]
 
 def provenance_of(record: Record, folder: Path, name: str) -> dict[str, Any]:
     """The first job's provenance, with one timing a job and the sweep's own command."""
-    jobs = [
-        json.loads((folder / str(job) / "provenance.json").read_text())
-        for job in range(len(record.arrays["x"]))
-    ]
+    jobs = [provenance.read(folder / str(job)) for job in range(len(record.arrays["x"]))]
     timings = [
         {"part": f"job {number}", "seconds": job["wall_seconds"], "peak_mib": job["peak_mib"]}
         for number, job in enumerate(jobs)

@@ -12,12 +12,14 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import ConfigError
+from experiments.suite.folders import require_sweep_folder
 
 _PLUGINS = ("hydra_plugins.", "hydra._internal.core_plugins.")
 # dotted place -> what its _target_ must begin with
@@ -55,6 +57,7 @@ def install() -> None:
     """Makes Hydra check every config that it composes, and every job of a sweep before a launcher gets it."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.plugins import Plugins
+    from hydra.types import RunMode
 
     if getattr(ConfigLoaderImpl.load_configuration, "guarded", False):
         return
@@ -74,8 +77,11 @@ def install() -> None:
         process(self, config_name, parsed_overrides, repo)
 
     def instantiate_launcher(self: Any, **named: Any) -> Any:
+        config = named["config"]
+        if config.hydra.mode == RunMode.MULTIRUN:  # before Hydra writes its multirun.yaml there
+            require_sweep_folder(Path(config.hydra.sweep.dir), list(config.hydra.overrides.task))
         launcher = make_launcher(self, **named)
-        context, config, launch = named["hydra_context"], named["config"], launcher.launch
+        context, launch = named["hydra_context"], launcher.launch
 
         def checked(job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Any:
             for overrides in job_overrides:  # a launcher's own processes compose without this guard

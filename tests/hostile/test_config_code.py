@@ -1,4 +1,4 @@
-"""A YAML file holds settings, never code: whatever Hydra or logging would call is refused, and nothing ran."""
+"""A YAML file holds settings, never code: what Hydra or logging would call is refused, and nothing ran."""
 
 from __future__ import annotations
 
@@ -125,7 +125,10 @@ def test_everything_that_logging_would_call_or_import_is_refused(logging: dict) 
 
 
 def test_plain_logging_and_the_launchers_of_hydra_are_accepted() -> None:
-    plain = {"version": 1, "handlers": {"h": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}}}
+    plain = {
+        "version": 1,
+        "handlers": {"h": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}},
+    }
     launcher = {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"}
     guard.check(OmegaConf.create({"hydra": {"job_logging": plain, "launcher": launcher}}))
     assert composed("experiment=loo_linear").seed == 0
