@@ -120,8 +120,8 @@ def test_torn_companions_of_a_record_are_made_again(tmp_path: Path) -> None:
     cfg = composed(*SMALL, f"output={tmp_path}")
     execute(cfg)
     good = {name: (tmp_path / name).read_bytes() for name in ("record.json", "config.yaml")}
-    for name, content in [("provenance.json", '{"code": '), ("provenance.json", "[]"), ("config.yaml", "a: ["),
-                          ("config.yaml", "")]:  # fmt: skip
+    torn = [("provenance.json", '{"code": '), ("provenance.json", "[]"), ("config.yaml", "a: [")]
+    for name, content in [*torn, ("config.yaml", "")]:
         (tmp_path / name).write_text(content)
         execute(cfg)
         assert {name: (tmp_path / name).read_bytes() for name in good} == good
