@@ -56,8 +56,11 @@ def require_run_folder(folder: Path) -> None:
 
 def require_sweep_folder(folder: Path, overrides: Sequence[str]) -> None:
     """Raises UserError unless the sweep with these overrides may write to ``folder``; writes nothing."""
-    require_own(folder, [SWEEP_MARKER])
     if not (folder / SWEEP_MARKER).is_file():
+        jobs = [path for path in folder.glob("*") if path.is_dir() and path.name.isdecimal()]
+        for job in jobs:
+            require_own(job, [MARKER])
+        require_own(folder, [SWEEP_MARKER, *(job.name for job in jobs)])
         return
     before = _deciding(sweep_overrides(folder))
     if before != _deciding(overrides):

@@ -143,7 +143,7 @@ def compute(experiment: Any, cfg: DictConfig, folder: Path, identity: str) -> No
 
     record.save(folder)  # first: a full disk then leaves nothing that looks like a result
     atomic.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    draw(record, folder)
+    draw(Record.load(folder), folder)  # as any later redrawing sees it
     details = run.provenance() | {"config_sha256": atomic.key_hash(settings_of(cfg))}
     details["command"] = ["python", "-m", "experiments", *sys.argv[1:]]
     details["inputs"] = inputs.of_data(details["data"]) | inputs.of_files(cfg)
