@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from experiments.records.places import CONF
 from experiments.suite.cli import prepare
 from experiments.suite.console import main
-from experiments.suite.guard import guarded
+from experiments.suite.ending import guarded
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -15,7 +15,8 @@ from experiments.errors import ConfigError
 from experiments.records.places import WORK
 from experiments.suite.cli import stamp
 from experiments.suite.commands import Command, Given, Option, flag, names
-from experiments.suite.guard import JobFailed
+from experiments.suite.ending import JobFailed
+from experiments.suite.folders import require_own
 from experiments.verification import tables
 from experiments.verification.claims import TIERS, load
 from experiments.verification.outcome import chosen, verify
@@ -81,6 +82,7 @@ def main(given: Given) -> None:
     claims = chosen(load(), given["tier"], given["claims"])
     base = Path(os.environ.get("INFLUENCE_OUTPUT") or WORK / "outputs")
     output = (given["output"] or base / "verify" / stamp()).resolve()
+    require_own(output, ["verification.json", "runs"])
     if given["data.mirror"]:
         os.environ["INFLUENCE_MIRROR"] = str(given["data.mirror"].resolve())  # read by every loader
     found = verify(claims, source, given["results"], output, [f"device={device}"] if device != "cpu" else [])

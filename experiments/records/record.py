@@ -23,7 +23,6 @@ from experiments.records.atomic import (
     write_json,
 )
 
-FAILED = "failed.txt"  # beside a sweep's failed job: why, for experiments.sweep
 TIMES = ("seconds", "wall_seconds")  # never in a record: the same config and seed must give the same bytes
 
 

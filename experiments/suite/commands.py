@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import ConfigError
-from experiments.suite.guard import guarded
+from experiments.suite.ending import guarded
 
 WIDTH = 110
 EXIT_CODES = "0 done, 1 it failed, 2 a setting is wrong, 130 interrupted"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from experiments.errors import ConfigError
 from experiments.records.places import CONF
 from experiments.suite.commands import Command
-from experiments.suite.guard import guarded
+from experiments.suite.ending import guarded
 
 NAME = "influence-experiments"
 SHELLS = {

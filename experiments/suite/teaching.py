@@ -122,7 +122,7 @@ def composed(given: Sequence[str]) -> Any:
     from hydra import compose, initialize_config_dir
 
     from experiments.suite.cli import prepare
-    from experiments.suite.guard import guarded
+    from experiments.suite.ending import guarded
 
     found: list[Any] = []
 

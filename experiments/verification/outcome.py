@@ -73,7 +73,7 @@ def read(spec: Spec, folder: Path) -> Outcome:
         if "seal" not in json.loads((folder / "record.json").read_text()):
             raise UserError(f"{folder / 'record.json'} has no seal: publish the run again.")
         outcome.record = record
-        outcome.provenance = json.loads((folder / "provenance.json").read_text())
+        outcome.provenance = provenance.read(folder)
     except (UserError, OSError, ValueError) as error:
         outcome.record, outcome.problem = None, str(error)
     return outcome

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.records import atomic
 from experiments.suite.cli import explain
-from experiments.suite.guard import JobFailed
+from experiments.suite.ending import JobFailed
 from experiments.suite.job import execute
 from tests.experiments.test_configs import composed
 from tests.helpers import ROOT, cli, environment, one_sentence
