@@ -30,7 +30,7 @@ COMMAND = Command(
         Option(
             "y",
             None,
-            "dotted path into the metrics of each record.json; * is the last entry, {solver} the run's solver",
+            "dotted path into the metrics of each record; * is the last entry, {solver} the run's solver",
             shown="METRIC",
             required=True,
         ),
