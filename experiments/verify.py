@@ -1,6 +1,6 @@
 """``python -m experiments.verify [tier=smoke|paper|gpu] [claims=ID,ID] [from=results|run]``: does it hold?
 
-Runs the experiments behind the claims of conf/claims.yaml, or reads the committed records, and compares.
+Runs the experiments behind the claims of conf/claims, or reads the committed records, and compares.
 Prints ``claim | paper | ours | bound | status | command``, writes verification.json, junit.xml, table.txt
 and report.html, and exits 1 where a claim is missed: not reproduced, not run, missing or not finite.
 """
