@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments import schema
 from experiments.errors import ConfigError, UserError
-from experiments.suite import guard
+from experiments.suite import no_code
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _STAMP = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
@@ -65,8 +65,8 @@ def prepare() -> None:
         raise SystemExit(
             f"error: the folder {CONF} with the configs is missing; install with `pip install -e .`."
         )
-    guard.refuse_arguments(sys.argv[1:])
-    guard.install()
+    no_code.refuse_arguments(sys.argv[1:])
+    no_code.install()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on to guarded() instead of printing them itself
     schema.register_all()
     OmegaConf.register_new_resolver(
