@@ -18,9 +18,9 @@ from influence import (
     fit,
     predicted_change,
     self_influence,
-    streaming,
     up_loss,
 )
+from influence.objectives import streaming
 from influence.objectives.streaming import ArraySource, ProducedSource, StreamedScores, stream, stream_scores
 from tests.helpers import PATIENCE, ROOT, environment
 from tests.influence.objectives.distributed_worker import contract, linear, network
@@ -151,6 +151,7 @@ import sys
 import numpy as np, torch
 from influence import Hessian, LinearObjective
 from influence.objectives.sequential import network_objective
+from influence.objectives import streaming
 from influence.objectives.streaming import ArraySource, ProducedSource, stream, stream_scores
 kind, n, batch, folder = sys.argv[1], int(sys.argv[2]), 1000, sys.argv[3]
 torch.set_num_threads(1)
