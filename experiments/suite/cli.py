@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from experiments import schema
 from experiments.records.places import CONF
-from experiments.suite import guard
+from experiments.suite import no_code
 
 _STAMP = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
 
@@ -27,8 +27,8 @@ def prepare() -> None:
     """Registers schemas and resolvers; call once before Hydra composes."""
     if not CONF.is_dir():
         raise SystemExit(f"error: the folder {CONF} with the configs is missing: install the package again.")
-    guard.refuse_arguments(sys.argv[1:])
-    guard.install()
+    no_code.refuse_arguments(sys.argv[1:])
+    no_code.install()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on to guarded() instead of printing them itself
     schema.register_all()
     OmegaConf.register_new_resolver(

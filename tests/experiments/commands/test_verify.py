@@ -28,7 +28,7 @@ def test_the_embedded_tier_runs_holds_and_can_fail(tmp_path: Path) -> None:
     }
     done = cli(f"output={tmp_path}", module="experiments.verify", timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(claims)} claims: {len(claims)} reproduced" in done.stdout
+    assert f"{len(claims)} claims: {len(claims)} holds" in done.stdout
     for claim in claims:
         verifying.check_that_it_can_fail(claim, Record.load(tmp_path / "runs" / claim.run.name))
     for folder in {tmp_path / "runs" / claim.run.name for claim in claims}:
