@@ -95,7 +95,7 @@ def install() -> None:
     load_configuration.guarded = True  # type: ignore[attr-defined]
     ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]
     ConfigLoaderImpl._process_config_searchpath = process_searchpath  # type: ignore[method-assign]
-    Plugins.instantiate_launcher = instantiate_launcher  # type: ignore[method-assign]
+    Plugins.instantiate_launcher = instantiate_launcher  # type: ignore[method-assign, assignment]
 
 
 def check(config: DictConfig, arguments: Sequence[str] = ()) -> None:
