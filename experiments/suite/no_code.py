@@ -89,7 +89,7 @@ def install() -> None:
             return launch(job_overrides, initial_job_idx)
 
         if not type(launcher).__module__.startswith("hydra._internal"):
-            launcher.launch = checked
+            launcher.launch = checked  # type: ignore[method-assign]
         return launcher
 
     load_configuration.guarded = True  # type: ignore[attr-defined]
