@@ -245,7 +245,7 @@ class Command:
         arguments = sys.argv[1:] if arguments is None else arguments
         own = list(arguments)[: list(arguments).index("--")] if "--" in arguments else arguments
         if {"--help", "-h"} & set(own):
-            print(self.help())
+            guarded(lambda: print(self.help(), flush=True))
             return
         guarded(lambda: main(self.parse(arguments)), debug="debug=true" in own)
 

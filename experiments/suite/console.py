@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments.suite.commands import COMMANDS
+from experiments.suite.ending import guarded
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif {"--help", "-h"} & set(arguments):
         from experiments.suite import teaching
 
-        print(teaching.help_for(arguments))
+        guarded(lambda: print(teaching.help_for(arguments), flush=True))
     else:
         from experiments.suite import launch
 
