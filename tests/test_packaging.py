@@ -1,4 +1,6 @@
-"""What gets installed: the library alone needs little, the suite finds its configs, and extras are complete."""
+"""What gets installed: the library alone needs little, the suite finds its configs, and extras are
+complete.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,15 @@ MODULES = {  # what a distribution is called when it is imported
     "pillow": "PIL",
     "jinja2": "jinja2",
 }
-PEERS = {"captum", "dattri", "kronfluence", "pydvl", "dask", "distributed", "zarr"}  # of .peers, never installed here
+PEERS = {
+    "captum",
+    "dattri",
+    "kronfluence",
+    "pydvl",
+    "dask",
+    "distributed",
+    "zarr",
+}  # of .peers, never installed here
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -29,7 +39,9 @@ def names(requirements: list[str]) -> set[str]:
 
 
 def imported(package: str, inside: bool = True) -> set[str]:
-    """Every top-level module that the files of ``package`` import at their head, or ``inside`` functions too."""
+    """Every module that the files of ``package`` import at their head, or ``inside`` functions
+    too.
+    """
     found = set()
     for path in (ROOT / package).rglob("*.py"):
         tree = ast.parse(path.read_text())
