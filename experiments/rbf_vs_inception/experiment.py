@@ -78,7 +78,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
         with run.timer(f"{model}: s_test and {n} scores"):
             operator = build.damped(Hessian(objective, theta), cfg.solver.damping)
             solution = solver.solve(operator, test_gradients(tests[model], theta, [position]))
-            scores = up_loss(objective, theta, solution.value)[:, 0]
+            scores = up_loss(objective, theta, solution.value, "loss")[:, 0]
             predicted = predicted_change(scores, n, "loss").numpy()
         run.status(model, solution)
         helpful = np.argsort(-predicted, kind="stable")
