@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from influence.curvature.operators import Damped, Hessian
+from influence.curvature.operators import Damped, Dense, Hessian, Operator
 from influence.errors import ConvergenceError, NotConvergedWarning, NotPositiveDefiniteError
 from influence.objectives._base import TrainingObjective
 from influence.solvers.cg import CG
@@ -25,6 +25,7 @@ REACHED, LIMIT, STAGNATED = "reached", "limit", "stagnated"
 _DENSE_BELOW = 400  # parameters: a factor of the Hessian is then cheaper than a CG run
 _SHORTEST = 1e-10  # step length at which a line search gives up
 _RAISES = 12  # how often a shift is raised after a failed line search before the fit counts as stagnated
+_IDLE = 10  # Newton steps in a row that lower neither objective nor gradient: what is left is rounding
 _ROUND, _PATIENCE = 20, 3  # L-BFGS steps per round, and rounds without progress before it starts anew
 
 
@@ -44,16 +45,23 @@ def newton(
     gradient, shift = objective.gradient(theta), 0.0
     value = float(objective.value(theta))
     rounding = 1e-14 if theta.dtype == torch.float64 else 50 * torch.finfo(theta.dtype).eps
-    failed = 0
-    iteration = 0
+    best, best_norm, lowest = theta, float("inf"), value
+    failed, idle, iteration = 0, 0, 0
     while iteration < limit:
         norm = float(gradient.norm())
         if not norm > tolerance:
             return Stop(theta, iteration, REACHED)
+        noise = rounding * max(1.0, abs(value))
+        idle = 0 if norm < 0.99 * best_norm or value < lowest - noise else idle + 1
+        if norm < best_norm:
+            best, best_norm = theta, norm
+        lowest = min(lowest, value)
+        if idle >= _IDLE:
+            return Stop(best, iteration, STAGNATED)
         try:
             step, next_shift = _newton_step(objective, theta, gradient, norm, tolerance, shift)
         except ConvergenceError:
-            return Stop(theta, iteration, STAGNATED)
+            return Stop(best, iteration, STAGNATED)
         slope = float(gradient @ step)
         length, taken = 1.0, False
         while length >= _SHORTEST:
@@ -61,7 +69,6 @@ def newton(
             new_value = float(objective.value(candidate))
             new_gradient = objective.gradient(candidate)
             # Near the minimum the decrease drowns in rounding; there the gradient norm decides instead.
-            noise = rounding * max(1.0, abs(value))
             enough = new_value <= value + 1e-4 * length * slope
             if enough or (abs(new_value - value) <= noise and float(new_gradient.norm()) < norm):
                 taken = True
@@ -70,7 +77,7 @@ def newton(
         if not taken:  # a step nearer to the gradient may still help
             failed += 1
             if failed > _RAISES:
-                return Stop(theta, iteration, STAGNATED)
+                return Stop(best, iteration, STAGNATED)
             shift = max(10 * shift, 1e-6 * float(step.norm().clamp(min=1e-300).reciprocal() * norm))
             continue
         failed, shift = 0, next_shift
@@ -93,8 +100,10 @@ def _newton_step(
     few = objective.p <= _DENSE_BELOW
     small = few or objective.n * objective.n_outputs <= _DENSE_BELOW
     linear = objective.linear_outputs
+    hessian: Operator = Hessian(objective, theta)
+    if few and not linear:  # its columns are made once, whatever the shift turns out to be
+        hessian = Dense(hessian.dense())
     for _ in range(60):
-        hessian = Hessian(objective, theta)
         operator = Damped(hessian, shift) if shift else hessian
         try:
             if small:
