@@ -185,13 +185,15 @@ def sides(predicted: np.ndarray, distance: np.ndarray, same: np.ndarray) -> dict
 
     ``other_*``: share of the other class that is harmful, ``same_*``: of the same class that is helpful.
     ``all``: of all images of the class; ``nearest_K``: of its K nearest ones; ``influential``: of those with
-    at least a fifth of the largest influence of any image. ``count`` counts images, ``weight`` weighs them.
+    at least a fifth of the largest influence of any image. ``count`` counts images, ``weight`` weighs them;
+    ``of_class``: the part's share of all influence of the class.
     """
     found: dict[str, Any] = {}
     strong = np.abs(predicted) >= 0.2 * np.abs(predicted).max()
     for name, members, sign in (("other", ~same, -1.0), ("same", same, 1.0)):
         rows = np.flatnonzero(members)
         by_distance = rows[np.argsort(distance[rows], kind="stable")]
+        whole = float(np.abs(predicted[rows]).sum())
         parts = {"all": rows, "influential": np.flatnonzero(members & strong)}
         parts |= {f"nearest_{k}": by_distance[:k] for k in (20, 50, 90)}
         for part, chosen in parts.items():
@@ -201,6 +203,7 @@ def sides(predicted: np.ndarray, distance: np.ndarray, same: np.ndarray) -> dict
                 "images": len(chosen),
                 "count": float((values > 0).mean()) if len(chosen) else float("nan"),
                 "weight": float(values[values > 0].sum()) / weight if weight else float("nan"),
+                "of_class": weight / whole if whole else float("nan"),
             }
     return found
 
