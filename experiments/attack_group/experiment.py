@@ -20,6 +20,7 @@ from experiments.attacks.attempt import Setting, verified
 from experiments.attacks.clean import Clean, clean_model, described
 from experiments.attacks.pixels import rank
 from experiments.attacks.reach import moved_freely, principal
+from experiments.attacks.side_by_side import compared
 from experiments.attacks.steps import FIT, SignSteps, Targets, test_gradients
 from experiments.data.dataset import permutation
 from experiments.errors import ConfigError, UserError
@@ -72,6 +73,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
     )
     with run.timer("features moved freely"):
         free = moved_freely(clean.refits, row, targets, list(settings.radii))
+    beside = compared(cfg, run, clean, row, targets, settings.compared) if settings.compared else None
     curve, worst = walk(run, clean, steps, settings)
     delta = (steps.images - steps.originals)[0].cpu().numpy()
     with run.timer("verification from the saved image"):
@@ -112,6 +114,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
         "movement_over_class_distance": float(curve["movement"][-1] / clean.distance),
         "largest_movement": float(curve["movement"].max()),
         "features_moved_freely": free,
+        "side_by_side": beside,
         "subspace": principal(clean, row, steps.features[0, 0]),
         "verified": {
             "flipped": int((check["margin"] < 0).sum()),

@@ -46,4 +46,5 @@ class AttackGroup(Attack):
     row: int | None = None  # its position instead
     radii: list[float] = field(default_factory=lambda: [1.0, 2.0, 4.0, 8.0])  # features moved freely so far
     checkpoint: int = 250  # iterations between two entries of the journal
+    compared: int = 5  # iterations timed with the top layer as it was and as it is; 0: none
     refactor: int = 50  # iterations between two new factors of the top layer's Hessian
