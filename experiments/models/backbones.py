@@ -36,6 +36,7 @@ MIRRORED = {
         64 << 20,
     ),
 }
+COUNTER = ".num_batches_tracked"  # of a normalisation, beside its weights
 AFTER_THE_CUT = ("Mixed_7b.", "Mixed_7c.", "AuxLogits.", "fc.")
 TORCHVISION_INCEPTION = "0cc3c7bd"  # sha256 of torchvision's own file of Inception v3 begins so
 # Mean and deviation, in [0, 1], of the input that torchvision's own MobileNetV2 weights were trained on.
@@ -330,7 +331,7 @@ def check_state(network: nn.Module, state: dict[str, Tensor], origin: str, name:
     if name == "inception_v3_7a":
         state = {key: value for key, value in state.items() if not key.startswith(AFTER_THE_CUT)}
     # How many batches a normalisation has seen is for training alone; files of folded weights leave it out.
-    counters = {key: value for key, value in wanted.items() if key.endswith(".num_batches_tracked")}
+    counters = {key: value for key, value in wanted.items() if key.endswith(COUNTER)}
     state = counters | state
     describe: list[tuple[str, Callable[[], list[str]]]] = [
         ("lack the keys", lambda: sorted(wanted.keys() - state.keys())),
@@ -351,5 +352,5 @@ def check_state(network: nn.Module, state: dict[str, Tensor], origin: str, name:
 
 def cut_state(state: dict[str, Tensor]) -> bool:
     """Whether these are weights of Inception v3 up to Mixed_7a and no further."""
-    has = {key.split(".")[0] for key in state}
+    has = {key.split(".")[0] for key in state if not key.endswith(COUNTER)}
     return "Mixed_7a" in has and not has & {part.rstrip(".") for part in AFTER_THE_CUT}
