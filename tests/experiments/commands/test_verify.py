@@ -15,7 +15,7 @@ from experiments.records.record import Record
 from experiments.verification import tables as listing
 from experiments.verification.claims import NOT_REPRODUCED, NOT_RUN, REPRODUCED, Bound, Claim, Spec, load
 from experiments.verify import chosen, settings, verify
-from tests.experiments import verifying
+from tests.experiments.verification import verifying
 from tests.helpers import ROOT, cli, one_sentence
 
 
@@ -27,7 +27,7 @@ def test_the_embedded_tier_runs_holds_and_can_fail(tmp_path: Path) -> None:
     }
     done = cli(f"output={tmp_path}", module="experiments.verify", timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(claims)} claims: {len(claims)} reproduced" in done.stdout
+    assert f"{len(claims)} claims: {len(claims)} holds" in done.stdout
     for claim in claims:
         verifying.check_that_it_can_fail(claim, Record.load(tmp_path / "runs" / claim.run.name))
     for folder in {tmp_path / "runs" / claim.run.name for claim in claims}:
