@@ -35,11 +35,11 @@ def flips(record: Record, panel: Axes) -> None:
     share = [found[f"by_{count}"]["share"] for count in counts]
     place = np.arange(len(counts))
     panel.bar(place, share, color=style.BLUE, width=0.6, label=f"{record.metrics['backbone']}, here")
-    for x, count, value in zip(place, counts, share, strict=True):
+    for x, count, value in zip(place.tolist(), counts, share, strict=True):
         panel.text(x, value + 0.015, f"{found[f'by_{count}']['count']}", ha="center", fontsize=8.5)
     theirs = {
         int(e["metric"].split("by_")[1].split(".")[0]): e["value"]
-        for e in record.paper.values()
+        for e in (record.paper or {}).values()
         if "metric" in e
     }
     shown = [

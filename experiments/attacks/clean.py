@@ -11,7 +11,6 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from experiments.attacks.memory import keep_freed
 from experiments.attacks.steps import Targets
 from experiments.data import Dataset
 from experiments.errors import ConfigError
@@ -19,6 +18,7 @@ from experiments.models import backbones, build
 from experiments.models.backbones import Backbone
 from experiments.models.features import features
 from experiments.suite.context import Run, Timing
+from experiments.suite.parallel.memory import keep_freed
 from influence.objectives.linear import LinearObjective
 from influence.retraining.perturbed import Refits
 from influence.retraining.relabelled import LogisticRefits
@@ -82,6 +82,7 @@ def clean_model(cfg: DictConfig, run: Run) -> Clean:
         refits = Refits(objective, theta, settings.tolerance)
     test_features = torch.as_tensor(X_test, device=cfg.device)
     notes(run, backbone, data)
+    zeros, ones = (torch.as_tensor(X[data.train.y == label]) for label in (0, 1))
     means = [X[data.train.y == label].mean(0) for label in (0, 1)]
     return Clean(
         data,
@@ -92,7 +93,7 @@ def clean_model(cfg: DictConfig, run: Run) -> Clean:
         y_test,
         (y_test * (test_features @ theta)).cpu().numpy(),
         float(np.linalg.norm(means[0] - means[1])),
-        float(torch.cdist(*(torch.as_tensor(X[data.train.y == label]) for label in (0, 1))).median()),
+        float(torch.cdist(zeros, ones).median()),
         work,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def examples(
             won = np.flatnonzero(stage.flipped[places])
             if len(won) and len(found) < count:
                 saved = journal.get(key)
-                deltas = saved["delta"][: count - len(found)] if saved is not None else []
+                deltas: Iterable[Any] = saved["delta"][: count - len(found)] if saved is not None else []
                 found += [
                     (int(places[i]), int(rows[name][places[i], 0]), delta[0].transpose(1, 2, 0))
                     for i, delta in zip(won, deltas, strict=False)

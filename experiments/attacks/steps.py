@@ -130,4 +130,4 @@ def test_gradients(refits: Refits, thetas: Tensor, targets: Targets) -> Tensor:
     return torch.einsum("kt,ktd->dk", slopes, targets.features)
 
 
-test_gradients.__test__ = False  # the field's name for it; not a test
+test_gradients.__test__ = False  # type: ignore[attr-defined]  # the field's name for it; not a test

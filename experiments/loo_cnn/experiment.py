@@ -240,9 +240,10 @@ def retrain(
             journal.put(f"block-{number}", part)
             parts[number] = part
             advance(len(blocks) - len(missing) + missing.index(number) + 1)
+    done = [part for part in (parts[number] for number in blocks) if part is not None]
     return (
-        np.concatenate([parts[number]["change"] for number in blocks], axis=1),
-        np.concatenate([parts[number]["gradient_norm"] for number in blocks]),
+        np.concatenate([part["change"] for part in done], axis=1),
+        np.concatenate([part["gradient_norm"] for part in done]),
     )
 
 

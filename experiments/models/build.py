@@ -62,7 +62,7 @@ def solver(settings: DictConfig) -> Any:
     """The solver of ``cfg.solver`` (without its damping: that belongs to the operator)."""
     from influence import solvers
 
-    options = {key: value for key, value in settings.items() if key not in ("name", "damping")}
+    options = {str(key): value for key, value in settings.items() if key not in ("name", "damping")}
     kind = {"exact": "Exact", "cg": "CG", "lissa": "LiSSA"}.get(settings.name)
     if kind is None or not hasattr(solvers, kind):
         raise ConfigError(f"solver.name={settings.name!r} is unknown; choose exact, cg or lissa.")
