@@ -33,7 +33,7 @@ from influence.curvature.operators import Operator
 from influence.errors import DataError, NotConvergedWarning
 from influence.objectives._base import TrainingObjective
 from influence.solvers import Exact, Solution, Solver
-from influence.solvers.exact import ExactState
+from influence.solvers.factors import ExactState
 
 
 class TrainingGradient(enum.StrEnum):
@@ -258,11 +258,7 @@ def _quadratics(
 ) -> Tensor:
     """``∇L(z_i)ᵀ (H + δI)⁻¹ ∇L(z_i)``: ``(m,)``."""
     if isinstance(state, ExactState):
-        if state.form == "gram" and state.gram is not None:
-            closed = objective.gram_quadratics(theta, state.factor, state.gram, rows)
-            if closed is not None:
-                return closed
-        return objective.self_quadratics(theta, state.quadratic, rows, block)
+        return state.self_quadratics(objective, theta, rows, block)
     return objective.self_quadratics(theta, lambda B: (B * solver.apply(state, B).value).sum(0), rows, block)
 
 
