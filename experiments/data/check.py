@@ -1,4 +1,4 @@
-"""Checks the original files before hours of work depend on them: what a mirror holds, and that it is unaltered."""
+"""Checks the original files before hours of work depend on them: what a mirror holds, and whether it is whole."""
 
 from __future__ import annotations
 
