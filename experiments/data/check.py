@@ -1,4 +1,4 @@
-"""Checks the original files before hours of work depend on them: what a mirror holds, and whether it is whole."""
+"""Checks the original files before hours of work depend on them: which a mirror holds, and their sha256."""
 
 from __future__ import annotations
 
