@@ -21,7 +21,7 @@ from experiments.loo_linear.ground_truth import recorded, retrained
 from experiments.models import build
 from experiments.records.agreement import agreement, largest
 from experiments.records.record import Record
-from experiments.suite.context import Run
+from experiments.suite.context import Context
 from experiments.suite.flops import ProductCount
 from influence.curvature.operators import Hessian
 from influence.scores import predicted_change, self_influence, test_gradients, up_loss
@@ -31,13 +31,13 @@ from influence.training import fit
 CONVENTIONS = ("objective", "loss")
 
 
-def run(cfg: DictConfig, run: Run) -> Record:
+def run(cfg: DictConfig, context: Context) -> Record:
     """Fit, s_test, scores, retraining, comparison."""
     settings = cfg.experiment
-    data = run.data()
+    data = context.data()
     train = build.linear_objective(data.train, cfg.model, len(data.classes))
     test = train.on(data.test.X, build.targets_of(data.test.y, train.loss.binary))
-    position = build.test_position(settings.test_index, test.n)
+    test_index = build.checked_test_index(settings.test_index, test.n)
     if not 1 <= settings.removed <= train.n:
         raise ConfigError(
             f"experiment.removed={settings.removed}: give 1 to {train.n}, the training points there are."
@@ -48,26 +48,26 @@ def run(cfg: DictConfig, run: Run) -> Record:
     product = 4.0 * nonzeros * train.n_outputs  # flops of one pass X, X^T with one column an output
 
     with (
-        run.timer("fit") as timing,
-        run.progress(100, "fit") as advance,
+        context.timer("fit") as timing,
+        context.progress(100, "fit") as advance,
         ProductCount(train, nonzeros) as counted,
     ):
         fitted = fit(train, tolerance=settings.training_tolerance, progress=advance)
     timing.flops = counted.flops
     theta = fitted.theta
     hessian = Hessian(train, theta)
-    gradient = test_gradients(test, theta, [position])
+    gradient = test_gradients(test, theta, [test_index])
 
     problem = {
         "n_train": train.n,
         "n_test": test.n,
         "n_parameters": train.p,
         "l2": train.l2,
-        "test_index": position,
+        "test_index": test_index,
     }
-    one = torch.tensor([position])
+    one = torch.tensor([test_index])
     before = float(test.example_losses(theta, one)[0])
-    truth = recorded(settings.retrained, run, problem, before) if settings.retrained else None
+    truth = recorded(settings.retrained, context, problem, before) if settings.retrained else None
 
     # With a recorded ground truth the run's own solver is asked alone: the others stand in that record.
     compare = {} if truth else settings.compare
@@ -78,35 +78,35 @@ def run(cfg: DictConfig, run: Run) -> Record:
     state: Any = None  # the prepared exact solver of the undamped Hessian
     for name, options in solvers.items():
         operator, solver = build.damped(hessian, options.damping), build.solver(options)
-        with run.timer(f"{name}: prepare") as timing:
+        with context.timer(f"{name}: prepare") as timing:
             prepared = solver.prepare(operator)
         if isinstance(solver, Exact):
             timing.flops = exact_flops(train, prepared)
             state = prepared if options.damping == 0 else state
-        with run.timer(f"{name}: s_test") as timing, ProductCount(train, nonzeros) as counted:
+        with context.timer(f"{name}: s_test") as timing, ProductCount(train, nonzeros) as counted:
             solution = solver.apply(prepared, gradient)
         timing.flops = (counted.flops or 0.0) + solve_flops(train, solver, prepared, solution) or None
-        run.status(name, solution)
-        with run.timer(f"{name}: {train.n} scores", flops=product / 2):
+        context.status(name, solution)
+        with context.timer(f"{name}: {train.n} scores", flops=product / 2):
             scores[name] = predictions(train, theta, solution.value)
         solved[name] = solution.summary()
 
     if state is None and truth is None:
-        with run.timer("factor of the undamped Hessian") as timing:
+        with context.timer("factor of the undamped Hessian") as timing:
             state = Exact().prepare(hessian)
         timing.flops = exact_flops(train, state)
 
     reference = scores[cfg.solver.name]["objective"]
     if truth is None:
-        with run.timer(f"{settings.removed} retrainings") as timing:
+        with context.timer(f"{settings.removed} retrainings") as timing:
             truth, steps = retrained(
-                run, settings, train, test, theta, largest(reference, settings.removed), position, state
+                context, settings, train, test, theta, largest(reference, settings.removed), test_index, state
             )
         timing.flops = steps * (product + 2.0 * len(state.factor) ** 2)
     removed, actual = truth.index, truth.actual
     # Like the other solvers, self-influences stand in the earlier record: they need the factor.
     count = 0 if settings.retrained else settings.self_influence
-    own = self_influences(run, train, theta, hessian, state, count)
+    own = self_influences(context, train, theta, hessian, state, count)
 
     exact = scores["exact"]["objective"] if "exact" in scores else truth.exact
     compared = {name: comparison(scores[name], exact, removed, actual) | solved[name] for name in solvers}
@@ -115,7 +115,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
         experiment="loo_linear",
         metrics={
             **problem,
-            "test_label": data.classes[int(data.test.y[position])],
+            "test_label": data.classes[int(data.test.y[test_index])],
             "test_predicted": data.classes[predicted_label] if predicted_label is not None else None,
             "test_loss": before,
             "train_accuracy": accuracy(train, theta),
@@ -144,7 +144,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
         },
         table=["index", "original_index", "label", "actual", *(f"predicted_{name}" for name in solvers)],
         captions={
-            "loo_linear": f"Predicted against actual change of the loss of test point {position} when each "
+            "loo_linear": f"Predicted against actual change of the loss of test point {test_index} when each "
             f"of {len(removed)} training points is left out ({data.name}, n = {train.n})."
         },
         certificates=[
@@ -179,14 +179,14 @@ def comparison(
 
 
 def self_influences(
-    run: Run, train: Any, theta: torch.Tensor, hessian: Any, state: Any, count: int
+    context: Context, train: Any, theta: torch.Tensor, hessian: Any, state: Any, count: int
 ) -> dict[str, Any]:
     """Exact self-influence of the first ``count`` training points, from the factor; none at 0."""
     if not count:
         return {}
     if not 1 <= count <= train.n:
         raise ConfigError(f"experiment.self_influence={count}: give 0 to {train.n}.")
-    with run.timer(f"self-influence of {count} points"):
+    with context.timer(f"self-influence of {count} points"):
         found = self_influence(train, theta, hessian, idx=torch.arange(count), state=state).numpy()
     return {
         "count": count,

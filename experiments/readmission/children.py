@@ -33,10 +33,10 @@ def misclassified(test: Any, theta: torch.Tensor, rows: np.ndarray) -> np.ndarra
     return rows[wrong.numpy()]
 
 
-def described(model: dict[str, Any], test: Any, child: int, position: int) -> dict[str, Any]:
+def described(model: dict[str, Any], test: Any, child: int, test_index: int) -> dict[str, Any]:
     """One model in numbers."""
     theta, split = model["theta"], model["split"]
-    margin = float(test.outputs(theta, torch.tensor([position]))[0, 0] * test.targets[position])
+    margin = float(test.outputs(theta, torch.tensor([test_index]))[0, 0] * test.targets[test_index])
     is_child = split.X[:, child] == 1
     order = np.argsort(-theta.abs().numpy(), kind="stable")
     return {
@@ -80,8 +80,8 @@ def stopped(models: dict[str, Any], test: Any, children: np.ndarray, iterations:
     return found
 
 
-def standing(scores: np.ndarray, children: np.ndarray) -> dict[str, Any]:
-    """Where the children stand among all n by |score|: ranks, and ratios to the largest of the others."""
+def ranks_and_ratios(scores: np.ndarray, children: np.ndarray) -> dict[str, Any]:
+    """The children among all n by |score|: their ranks, and ratios to the largest score of the others."""
     ranks = np.empty(len(scores), dtype=int)
     ranks[np.argsort(-np.abs(scores), kind="stable")] = np.arange(1, len(scores) + 1)
     others = np.delete(np.abs(scores), children).max()
@@ -103,7 +103,7 @@ def every_point(
         {
             "test_index": point,
             "scores": scores[children, column].tolist(),
-            **standing(scores[:, column], children),
+            **ranks_and_ratios(scores[:, column], children),
         }
         for column, point in enumerate(points)
         if point in wrong

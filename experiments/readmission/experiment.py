@@ -25,13 +25,13 @@ from experiments.readmission.children import (
     every_point,
     misclassified,
     named,
-    standing,
+    ranks_and_ratios,
     stopped,
     without_healthy_children,
 )
 from experiments.records.agreement import agreement, largest
 from experiments.records.record import Record
-from experiments.suite.context import Run
+from experiments.suite.context import Context
 from influence.curvature.operators import Hessian
 from influence.retraining.leave_one_out import leave_one_out
 from influence.scores import TrainingGradient, pert_loss, predicted_change, test_gradients, up_loss
@@ -39,10 +39,10 @@ from influence.solvers import Exact
 from influence.training import fit
 
 
-def run(cfg: DictConfig, run: Run) -> Record:
+def run(cfg: DictConfig, context: Context) -> Record:
     """Fit on all patients, remove the healthy children, fit again, ask which patients did it."""
     settings = cfg.experiment
-    data = run.data()
+    data = context.data()
     if data.feature_names is None or CHILDREN not in data.feature_names:
         raise UserError(
             f"data={data.name} has no column {CHILDREN}: use data=readmission or readmission_synthetic."
@@ -61,8 +61,8 @@ def run(cfg: DictConfig, run: Run) -> Record:
     for name, split in (("original", data.train), ("modified", modified)):
         train = build.linear_objective(split, cfg.model, 2)
         with (
-            run.timer(f"fit, {name}", flops=6 * 2.0 * train.n * train.d**2),
-            run.progress(10, name) as advance,
+            context.timer(f"fit, {name}", flops=6 * 2.0 * train.n * train.d**2),
+            context.progress(10, name) as advance,
         ):
             fitted = fit(train, tolerance=settings.tolerance, progress=advance)
         certificates.append({"fit": name, **fitted.certificate.to_dict()})
@@ -70,25 +70,25 @@ def run(cfg: DictConfig, run: Run) -> Record:
     train, theta = models["modified"]["train"], models["modified"]["theta"]
     test = train.on(data.test.X, build.targets_of(data.test.y, True))
     wrong = {name: misclassified(test, models[name]["theta"], test_children) for name in models}
-    position = settings.test_index
-    if position is None:
+    test_index = settings.test_index
+    if test_index is None:
         if not len(wrong["modified"]):
             raise UserError(
                 "no child of the test set is misclassified: name a test point by experiment.test_index."
             )
-        position = int(wrong["modified"][0])
-    build.test_position(position, test.n)
+        test_index = int(wrong["modified"][0])
+    build.checked_test_index(test_index, test.n)
 
-    points = [position, *(int(i) for i in wrong["modified"] if i != position)]
+    points = [test_index, *(int(i) for i in wrong["modified"] if i != test_index)]
     hessian = build.damped(Hessian(train, theta), cfg.solver.damping)
     solver = build.solver(cfg.solver)
-    with run.timer("factor"):
+    with context.timer("factor"):
         state = solver.prepare(hessian)
-    with run.timer(f"s_test of {len(points)} test points"):
+    with context.timer(f"s_test of {len(points)} test points"):
         solution = solver.apply(state, test_gradients(test, theta, points))
-    run.status(cfg.solver.name, solution)
+    context.status(cfg.solver.name, solution)
     factor = state if isinstance(solver, Exact) else Exact().prepare(Hessian(train, theta))
-    with run.timer(f"{train.n} x {len(points)} scores"):
+    with context.timer(f"{train.n} x {len(points)} scores"):
         raw = up_loss(train, theta, solution.value, settings.training_gradient)
         scores = predicted_change(raw, train.n, settings.training_gradient).numpy()
     children = np.flatnonzero(modified.X[:, child] == 1)
@@ -96,7 +96,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
     top = largest(scores[:, 0], settings.shown)
     if not set(children) <= set(top):
         top = np.concatenate([top, np.setdiff1d(children, top)])
-    with run.timer(f"{len(top)} retrainings"), run.progress(len(top), "retraining") as advance:
+    with context.timer(f"{len(top)} retrainings"), context.progress(len(top), "retraining") as advance:
         retrained = leave_one_out(
             train,
             theta,
@@ -105,7 +105,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
             tolerance=settings.tolerance,
             progress=advance,
         )
-    one = torch.tensor([position])
+    one = torch.tensor([test_index])
     actual = test.example_losses_many(retrained.thetas, one)[0] - test.example_losses(theta, one)[0]
     certificates.append(
         {
@@ -115,11 +115,11 @@ def run(cfg: DictConfig, run: Run) -> Record:
             "largest_gradient_norm": float(retrained.gradient_norms.max()),
         }
     )
-    with run.timer("I_pert,loss on the children"):
+    with context.timer("I_pert,loss on the children"):
         perturbed = pert_loss(train, theta, solution.value[:, 0], torch.as_tensor(children)).numpy()
 
     metrics: dict[str, Any] = {
-        "test_index": position,
+        "test_index": test_index,
         "test_children": len(test_children),
         "test_children_readmitted": int(data.test.y[test_children].sum()),
         "removed": len(removed),
@@ -127,11 +127,13 @@ def run(cfg: DictConfig, run: Run) -> Record:
         "training_gradient": settings.training_gradient,
     }
     for name, model in models.items():
-        metrics[name] = described(model, test, child, position) | {"children_misclassified": len(wrong[name])}
+        metrics[name] = described(model, test, child, test_index) | {
+            "children_misclassified": len(wrong[name])
+        }
     if settings.stopped_after is not None:
-        with run.timer(f"two L-BFGS fits stopped after {settings.stopped_after} iterations"):
+        with context.timer(f"two L-BFGS fits stopped after {settings.stopped_after} iterations"):
             metrics["stopped"] = stopped(models, test, test_children, settings.stopped_after)
-        run.note(
+        context.note(
             "The authors' fit had stopped before it converged, ours is fitted to a gradient norm of "
             f"{settings.tolerance:g}; an L-BFGS fit stopped after {settings.stopped_after} iterations stands "
             "beside it as `stopped`."
@@ -140,7 +142,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
     metrics["children"] = {str(int(i)): float(scores[i, 0]) for i in children}
     metrics["readmitted_children"] = sorted(scores[children[ill], 0].tolist())
     metrics["other_child"] = float(scores[children[~ill], 0][0])
-    metrics |= standing(scores[:, 0], children)
+    metrics |= ranks_and_ratios(scores[:, 0], children)
     metrics["children_checked"] = every_point(scores, children, points, wrong["modified"])
     metrics["retraining"] = agreement(scores[top, 0], actual.numpy())
     metrics["pert_loss"] = {
@@ -170,7 +172,8 @@ def run(cfg: DictConfig, run: Run) -> Record:
         table=["index", "original_index", "age", "readmitted", "predicted", "actual"],
         captions={
             "readmission": f"The {settings.shown} training patients of largest influence on test point "
-            f"{position}, a child wrongly taken for readmitted; the coefficients one would look at instead; "
+            f"{test_index}, a child wrongly taken for readmitted; the coefficients one would look "
+            f"at instead; "
             f"and the features through which the {len(children)} children act ({data.name}, n = {train.n})."
         },
         certificates=certificates,
