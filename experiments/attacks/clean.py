@@ -13,7 +13,6 @@ from torch import Tensor
 
 from experiments.attacks.steps import Targets
 from experiments.data import Dataset
-from experiments.errors import ConfigError
 from experiments.models import backbones, build
 from experiments.models.backbones import Backbone
 from experiments.models.features import features
@@ -63,11 +62,9 @@ class Clean:
 
 def clean_model(cfg: DictConfig, context: Context) -> Clean:
     """Features of all images, the fit of the top layer, and its factor; all noted in the run."""
-    settings, data = cfg.experiment, context.data()
-    if cfg.model.loss != "logistic":
-        raise ConfigError(
-            f"model.loss={cfg.model.loss}: the attacked top layer is logistic; use model=logistic."
-        )
+    settings = cfg.experiment
+    build.only_logistic(cfg.model, "the attacked top layer")
+    data = context.data()
     if cfg.device == "cpu":
         keep_freed()
     backbone = backbones.load(**cfg.backbone, device=cfg.device)
@@ -129,12 +126,17 @@ def both_features(
 
 def notes(context: Context, backbone: Backbone, data: Dataset) -> None:
     """What differs from the paper's setting."""
-    if backbone.name != "inception_v3":
+    if backbone.name == "inception_v3_7a":
+        context.note(
+            f"The network is {backbone.label} ({backbone.n_features:,} features, {backbone.origin}): the "
+            "paper's network less its last two blocks."
+        )
+    elif backbone.name != "inception_v3":
         context.note(
             f"The network is {backbone.label} at {backbone.size} x {backbone.size} pixels "
             f"({backbone.origin}), not Inception v3 at 299 x 299."
         )
-    if data.name == "dogfish":
+    if data.name in ("dogfish", "one_dog"):
         context.note(
             "The classes are English springer and tench, not the paper's broad dog and fish synsets."
         )

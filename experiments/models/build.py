@@ -26,6 +26,16 @@ def loss_of(model: DictConfig) -> Any:
     return get_loss(model.loss)
 
 
+def only_logistic(model: DictConfig, what: str) -> None:
+    """ConfigError unless the model is the logistic regression that ``what`` is."""
+    if model.loss != "logistic":
+        raise ConfigError(f"model.loss={model.loss}: {what} is a logistic regression; use model=logistic.")
+    if model.temperature is not None:
+        raise ConfigError(
+            f"model.temperature={model.temperature}: the logistic loss has none; leave it null."
+        )
+
+
 def targets_of(y: np.ndarray, binary: bool) -> torch.Tensor:
     """Labels 0..C-1 as int64 classes, or as -1.0/+1.0 for a binary loss."""
     labels = torch.as_tensor(y)
