@@ -268,7 +268,7 @@ def against_autograd(
                 made, base = "none", AutogradHessian(plain, theta)
             operator = build.damped(base, cfg.solver.damping)
             solution = CG(tolerance, preconditioner=made, raise_on_failure=False).solve(operator, gradient)
-            values[name] = up_loss(objective, theta, solution.value)[:, 0]
+            values[name] = up_loss(objective, theta, solution.value, "loss")[:, 0]
         found[name.replace(" ", "_")] = solution.summary()
     difference = (values["ours"] - values["plain autograd"]).norm() / values["ours"].norm()
     return found | {"tolerance": tolerance, "scores_relative_difference": float(difference)}

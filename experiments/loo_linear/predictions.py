@@ -52,7 +52,7 @@ def predicted(train: Any, theta: torch.Tensor, s_test: torch.Tensor) -> dict[str
     """Predicted change (n,) of the test loss under each convention; one pass over the training set serves
     both.
     """
-    plain = up_loss(train, theta, s_test)[:, 0]
+    plain = up_loss(train, theta, s_test, "loss")[:, 0]
     shift = float((train.l2 * train.l2_mask * theta) @ s_test[:, 0])
     upweighted = {"loss": plain, "objective": plain - shift}
     return {name: predicted_change(upweighted[name], train.n, name).numpy() for name in CONVENTIONS}

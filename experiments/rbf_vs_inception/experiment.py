@@ -87,7 +87,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
         with context.timer(f"{model}: s_test and {n} scores"):
             operator = build.damped(Hessian(objective, theta), cfg.solver.damping)
             solution = solver.solve(operator, test_gradients(tests[model], theta, [test_index]))
-            scores = up_loss(objective, theta, solution.value)[:, 0]
+            scores = up_loss(objective, theta, solution.value, "loss")[:, 0]
             predicted = predicted_change(scores, n, "loss").numpy()
         context.status(model, solution)
         helpful = np.argsort(-predicted, kind="stable")
