@@ -17,7 +17,7 @@ from experiments.attacks.steps import SignSteps, Targets
 from experiments.errors import ConfigError
 from experiments.records.journal import Journal
 from experiments.records.record import Record
-from experiments.suite.context import Run
+from experiments.suite.context import Context
 from experiments.suite.job import execute
 from influence.curvature.operators import Hessian
 from influence.errors import DataError
@@ -170,4 +170,4 @@ def test_the_image_attacked_is_the_one_that_is_asked_for(tmp_path: Path) -> None
     assert best.metrics["rank"] == 1
     cfg = composed(*base, "experiment.attacked=any")
     with pytest.raises(ConfigError, match="choose least_certain or best_ranked"):
-        attack_group.run(cfg, Run(cfg, tmp_path, "x"))
+        attack_group.run(cfg, Context(cfg, tmp_path, "x"))
