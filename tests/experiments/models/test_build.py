@@ -33,7 +33,7 @@ def test_damping_left_to_the_spectrum_makes_the_operator_positive_definite_and_i
 
 @pytest.mark.parametrize("wrong", ["automatic", "[1]", "true", "-1", "null", ".nan"])
 def test_any_other_damping_is_refused_before_anything_is_computed(wrong: str) -> None:
-    with pytest.raises(ConfigError, match="solver.damping=.*auto"):
+    with pytest.raises(ConfigError, match=r"solver\.damping=.*auto"):
         check(composed("experiment=loo_linear", f"solver.damping={wrong}"))
 
 
