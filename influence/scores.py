@@ -23,6 +23,7 @@ from influence.curvature.operators import Operator
 from influence.errors import DataError
 from influence.objectives._base import TrainingObjective
 from influence.solvers import Exact, Solution, Solver
+from influence.solvers.quadratics import Quadratics, self_quadratics
 
 
 class TrainingGradient(enum.StrEnum):
@@ -144,22 +145,34 @@ def self_influence(
     """``∇L(z_i)ᵀ (H + δI)⁻¹ ∇L(z_i)`` for the training points ``idx`` (all by default): ``(m,)``, ≥ 0.
 
     This is ``−I_up,loss(z_i, z_i)``, the quantity that ranks suspects in Fig. 6. Without a solver, or with
-    ``Exact``, it costs half a triangular solve a point from one factor; otherwise one block solve for
-    ``block`` points at a time.
+    ``Exact``, it costs half a triangular solve per point from one factor; otherwise one block solve for
+    ``block`` points at a time. :func:`verified_self_influence` gives the error bounds too.
 
     Args:
-        state: a prepared ``Exact`` state, to reuse its factor.
+        state: what the solver prepared for ``operator``, to reuse its factor.
+
+    Raises:
+        SolverError: rounding, or an iterative solver that stopped early, may have moved a value by more than
+            the solver's tolerance. With ``raise_on_failure=False`` it is a NotConvergedWarning.
     """
-    rows = torch.arange(objective.n, device=theta.device) if idx is None else torch.as_tensor(idx)
-    out = torch.empty(len(rows), dtype=objective.dtype, device=theta.device)
-    exact = solver is None or isinstance(solver, Exact) or state is not None
-    if exact and state is None:
-        state = (solver or Exact()).prepare(operator)
-    if exact:
-        return state.self_quadratics(objective, theta, rows, block)
-    if not exact:
-        state = solver.prepare(operator)
-    for start in range(0, len(rows), block):
-        gradients = objective.example_gradients(theta, rows[start : start + block]).T.contiguous()
-        out[start : start + block] = (gradients * solver.apply(state, gradients).value).sum(0)
-    return out
+    found = verified_self_influence(objective, theta, operator, solver, idx, block, state)
+    if isinstance(solver, Exact) or solver is None:  # other solvers report each of their solves
+        (solver or Exact()).report(found.status, found.advice)
+    return found.value
+
+
+def verified_self_influence(
+    objective: TrainingObjective,
+    theta: Tensor,
+    operator: Operator,
+    solver: Solver | None = None,
+    idx: Tensor | None = None,
+    block: int = 512,
+    state: Any = None,
+) -> Quadratics:
+    """:func:`self_influence` with a bound of each value's error and a status, which is never raised here for
+    ``Exact``; see :class:`~influence.solvers.quadratics.Quadratics`.
+    """
+    rows = torch.arange(objective.n, device=theta.device) if idx is None else objective.index(idx)
+    assert rows is not None
+    return self_quadratics(objective, theta, operator, solver or Exact(), rows, block, state)

@@ -105,7 +105,13 @@ class Solution:
 
 @dataclass(frozen=True)
 class Solver(ABC):
-    """Settings of a solver. ``solve`` = ``prepare`` once an operator + ``apply`` once a block."""
+    """Settings of a solver. ``solve`` = ``prepare`` once per operator + ``apply`` once per block.
+
+    Args:
+        raise_on_failure: raise unless converged, or return the status with a warning.
+    """
+
+    raise_on_failure: bool = field(default=True, kw_only=True)
 
     @abstractmethod
     def prepare(self, operator: Operator) -> Any:
@@ -128,12 +134,21 @@ class Solver(ABC):
         if B.ndim == 1:
             stats, value = solution.stats, solution.value[:, 0]
             solution = Solution(value, solution.status, solution.iterations, solution.residual, stats)
-        if solution.status is not Status.CONVERGED:
-            message = f"{type(self).__name__}: {solution.advice}"
-            if getattr(self, "raise_on_failure", True):
-                raise failure(solution.status)(message)
-            warnings.warn(message, NotConvergedWarning, stacklevel=2)
+        self.report(solution.status, solution.advice)
         return solution
+
+    def report(self, status: Status, advice: str) -> None:
+        """Raise or warn unless ``status`` is ``CONVERGED``.
+
+        Raises:
+            SolverError: when ``raise_on_failure``; its text is the solver's name and ``advice``.
+        """
+        if status is Status.CONVERGED:
+            return
+        message = f"{type(self).__name__}: {advice}"
+        if self.raise_on_failure:
+            raise failure(status)(message)
+        warnings.warn(message, NotConvergedWarning, stacklevel=3)
 
     def solve(self, operator: Operator, B: Tensor) -> Solution:
         """``prepare`` and ``apply`` in one call."""

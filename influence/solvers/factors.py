@@ -38,6 +38,10 @@ class ExactState(ABC):
     def inverse(self, B: Tensor) -> Tensor:
         """H⁻¹ B, ``(p, k) -> (p, k)``, unverified."""
 
+    def careful_inverse(self, B: Tensor) -> Tensor:
+        """:meth:`inverse` with twice the work where rounding inside of it can be kept smaller."""
+        return self.inverse(B)
+
     @abstractmethod
     def quadratic(self, B: Tensor) -> Tensor:
         """``b_jᵀ H⁻¹ b_j`` a column, ``(p, k) -> (k,)``: half a solve each."""
@@ -79,13 +83,25 @@ class CoreFactor(ExactState):
         outside = B - s.lift(inside)
         return solved + outside / s.shift if s.shift > 0 else solved
 
+    def careful_inverse(self, B: Tensor) -> Tensor:
+        s = self.split
+        inside = s.project(B)
+        solved = s.lift(torch.cholesky_solve(inside, self.factor))
+        if s.q == s.p or s.shift <= 0:
+            return solved
+        outside = B - s.lift(inside)
+        # What rounding left of the inside would be divided by a small shift: project it out again.
+        for _ in range(2):
+            outside = outside - s.lift(s.project(outside))
+        return solved + outside / s.shift
+
     def quadratic(self, B: Tensor) -> Tensor:
         s = self.split
         inside = s.project(B)
         half = torch.linalg.solve_triangular(self.factor, inside, upper=False)
         value = (half * half).sum(0)
-        if s.shift > 0 and s.q < s.p:
-            value += ((B * B).sum(0) - (inside * inside).sum(0)).clamp(min=0) / s.shift
+        if s.shift > 0 and s.q < s.p:  # the square of the difference: a difference of squares is all rounding
+            value += ((B - s.lift(inside)) ** 2).sum(0) / s.shift
         return value
 
 

@@ -75,7 +75,6 @@ class LiSSA(Solver):
     seed: int = 0
     tolerance: float = 0.1
     early_stop: float | None = None
-    raise_on_failure: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.scale, str):
