@@ -88,16 +88,18 @@ class LeastSquares:
         solved = torch.linalg.solve_triangular(self.R, half, upper=True)
         if self.basis is None:
             return solved
-        return self.basis @ solved + (B - self.basis @ inside) / self.shift[0]
+        outside = B - self.basis @ inside
+        outside = outside - self.basis @ (self.basis.T @ outside)  # rounding left some of the inside there
+        return self.basis @ solved + outside / self.shift[0]
 
 
-def inverse_norm(solve: Callable[[Tensor], Tensor], rows: int) -> float:
+def inverse_norm(solve: Callable[[Tensor], Tensor], rows: int, iterations: int = 10) -> float:
     """‖A⁻¹‖ of a symmetric positive definite A from solves with it: power iteration, then doubled."""
     if rows == 0:
         return 1.0
     V = torch.randn(rows, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     best = 0.0
-    for _ in range(10):
+    for _ in range(iterations):
         V = solve(V / V.norm(dim=0)).double()
         norms = V.norm(dim=0)
         if not bool((torch.isfinite(norms) & (norms > 0)).all()):
@@ -141,7 +143,7 @@ class ReducedLinear:
             if part.weights is not None:
                 L = L * part.weights[rows].double().sqrt()[:, None, None]
             small = torch.einsum("cr,nca->nar", self.basis, L) / math.sqrt(part.n)
-            yield (small[:, :, :, None] * x[:, None, None, self.columns]).reshape(-1, self.q)
+            yield (small[:, :, :, None] * x[:, None, None, self.columns]).reshape(len(x) * self.c, self.q)
 
     def outputs(self, x: Tensor) -> Tensor:
         """W x of dense rows ``(m, d) -> (m, c)``; keeps account of ``output_error``."""

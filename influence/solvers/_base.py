@@ -30,7 +30,8 @@ class Status(enum.Enum):
 
     def advice(self, stats: dict[str, Any]) -> str:
         """One sentence: the cause and what to change."""
-        return _ADVICE[self].format_map(_Filled(stats))
+        wider = "use float64, " if stats.get("precision") == "float32" else ""
+        return _ADVICE[self].format_map(_Filled({"wider": wider, **stats}))
 
 
 _ADVICE = {
@@ -40,8 +41,8 @@ _ADVICE = {
         "max_iterations, loosen tolerance, add damping or choose a preconditioner"
     ),
     Status.INACCURATE: (
-        "the verified residual {worst_residual} is above the tolerance {tolerance} although the recurrence "
-        "had converged: use float64, loosen tolerance or add damping"
+        "rounding keeps the verified residual at {worst_residual}, above the tolerance {tolerance}: "
+        "{wider}scale the features, loosen tolerance or add damping"
     ),
     Status.NEGATIVE_CURVATURE: (
         "negative curvature met ({curvature}): raise damping or l2 above {needed_damping}"

@@ -92,6 +92,7 @@ class CG(Solver):
             "iterations_per_column": counts.tolist(),
             "worst_residual": worst,
             "tolerance": self.tolerance,
+            "precision": str(X.dtype).removeprefix("torch."),
         }
         if bool(negative.any()):
             status = Status.NEGATIVE_CURVATURE

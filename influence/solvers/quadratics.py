@@ -23,8 +23,8 @@ from influence.errors import NotPositiveDefiniteError
 from influence.losses import CrossEntropy
 from influence.objectives._base import TrainingObjective
 from influence.objectives.linear import LinearObjective
-from influence.solvers._base import Solver, Status, relative_residual
-from influence.solvers.exact import Exact
+from influence.solvers._base import Solver, Status
+from influence.solvers.exact import Exact, default_tolerance
 from influence.solvers.factors import CoreFactor, DenseFactor, ExactState, GramForm
 
 _SAMPLE = 4  # points whose solve is verified with the operator
@@ -40,7 +40,8 @@ class Quadratics:
         value: ``∇ℓ_iᵀ H⁻¹ ∇ℓ_i``, ``(m,)``, ≥ 0.
         error: ``(m,)`` bound of the error of each value.
         status: ``CONVERGED``, or ``INACCURATE`` where an error is above the tolerance, measured against its
-            value or a millionth of the largest value; of an iterative solver, that of its solves.
+            value or a millionth of the largest value, or where the residual of a sample of the solves is; of
+            an iterative solver, that of its solves.
         stats: ``form``, ``tolerance``, ``worst_error`` and, of a sample of the points, ``worst_residual``.
     """
 
@@ -56,8 +57,9 @@ class Quadratics:
             worst, tolerance = self.stats["worst_error"], self.stats["tolerance"]
             wider = "use float64, " if self.value.dtype != torch.float64 else ""
             return (
-                f"rounding may have moved a self-influence by {worst:.3g} of its value, above the tolerance "
-                f"{tolerance:.3g}: {wider}scale the features, raise l2 or damping, or loosen tolerance"
+                f"rounding may have moved a self-influence by {worst:.3g} of its value (residual of a sample "
+                f"{self.stats.get('worst_residual', 0.0):.3g}), above the tolerance {tolerance:.3g}: "
+                f"{wider}scale the features, raise l2 or damping, or loosen tolerance"
             )
         return self.status.advice(self.stats)
 
@@ -109,18 +111,16 @@ def _exact(
     if again is None and quick is None:
         assert singular is not None
         raise singular
-    if again is None or quick is None:
-        return again or quick  # type: ignore[return-value]
+    if quick is None or (again is not None and again.status is Status.CONVERGED):
+        assert again is not None
+        return again
+    if again is None:
+        return quick
     better = again.error <= quick.error
     value, error = (
         torch.where(better, a, b) for a, b in ((again.value, quick.value), (again.error, quick.error))
     )
     return finished(value, error, tolerance, again.stats if bool(better.any()) else quick.stats)
-
-
-def default_tolerance(dtype: torch.dtype) -> float:
-    """Of direct solves: 1e-6 in float64, 1e-3 in float32."""
-    return 1e-6 if dtype == torch.float64 else 1e-3
 
 
 def finished(value: Tensor, error: Tensor, tolerance: float, stats: dict[str, Any]) -> Quadratics:
@@ -129,9 +129,10 @@ def finished(value: Tensor, error: Tensor, tolerance: float, stats: dict[str, An
     error = torch.where(torch.isfinite(value) & ~error.isnan(), error, math.inf) + tiny
     value = value.nan_to_num(0.0, 0.0, 0.0).clamp(min=0)
     largest = float(value.max()) if len(value) else 0.0
-    floor = max(_NEGLIGIBLE * largest, tiny / tolerance)
+    floor = max(_NEGLIGIBLE * largest, 4 * tiny / tolerance)
     worst = float((error / value.clamp(min=floor)).max()) if len(value) else 0.0
-    status = Status.CONVERGED if worst <= tolerance else Status.INACCURATE
+    accurate = worst <= tolerance and stats.get("worst_residual", 0.0) <= tolerance
+    status = Status.CONVERGED if accurate else Status.INACCURATE
     return Quadratics(value, error, status, {**stats, "tolerance": tolerance, "worst_error": worst})
 
 
@@ -148,7 +149,7 @@ def by_factor(
     if len(idx):
         sample = idx[torch.linspace(0, len(idx) - 1, min(_SAMPLE, len(idx))).long()]
         B = objective.example_gradients(theta, sample).T.contiguous()
-        stats["worst_residual"] = float(relative_residual(state.operator, state.inverse(B), B).max())
+        stats["worst_residual"] = float(state.refined(B, tolerance)[1].max())
     return finished(value, error, tolerance, stats)
 
 
