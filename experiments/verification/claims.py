@@ -10,19 +10,20 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import yaml
 
 from experiments.errors import ConfigError
+from experiments.records.places import CONF
 from experiments.records.record import Record
-from experiments.table import shown
+from experiments.records.table import shown
 
-PATH = Path(__file__).resolve().parents[2] / "conf" / "claims"
+PATH = CONF / "claims"
 TIERS = ("smoke", "paper", "gpu")
 TOLERANCES = ("deterministic", "stochastic")  # stochastic: another seed gives another number
 REPRODUCED, PARTLY, NOT_REPRODUCED, NOT_RUN = "reproduced", "partly", "not reproduced", "not run"
@@ -254,8 +255,8 @@ def _claim(given: Mapping[str, Any], spec: Spec) -> Claim:
     return _build(Claim, values, where)
 
 
-def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    known = {field.name: field for field in fields(cls)}
+def _build(cls: Callable[..., T], values: Mapping[str, Any], where: str) -> T:
+    known = {field.name: field for field in fields(cast(Any, cls))}
     unknown = set(values) - set(known)
     missing = [name for name, field in known.items() if field.default is MISSING and name not in values]
     if unknown or missing:

@@ -56,7 +56,9 @@ def check(o: LinearObjective, theta: torch.Tensor, solver: Exact) -> Status:
         found = verified_self_influence(o, theta, Hessian(o, theta), solver)
     except SolverError:
         return Status.NOT_POSITIVE_DEFINITE
-    truth = exact_self_influence(o, theta)
+    truth = [
+        t * mp.mpf(float(w)) for t, w in zip(exact_self_influence(o, theta), o.example_weights(), strict=True)
+    ]
     for value, error, true in zip(found.value.tolist(), found.error.tolist(), truth, strict=True):
         assert abs(mp.mpf(value) - true) <= error, (value, error, float(true), found.stats)
     if found.status is Status.CONVERGED:
@@ -119,7 +121,8 @@ def test_damping_parts_and_weights_enter():
     weighted = o.with_weights(torch.linspace(0, 2, 12))
     truth = exact_self_influence(weighted, theta, damping=0.5)
     found = verified_self_influence(weighted, theta, Damped(Hessian(weighted, theta), 0.5))
-    assert max(abs(v - t) / t for v, t in zip(found.value.tolist(), truth, strict=True)) < 1e-9
+    expected = [float(t) * w for t, w in zip(truth, weighted.weights.tolist(), strict=True)]
+    torch.testing.assert_close(found.value, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=0)
     part = torch.tensor([0, 1, 2, 5, 7, 9])
     sub = o.subset(part)
     operator = Hessian(o, theta, part)
