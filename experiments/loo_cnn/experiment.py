@@ -84,7 +84,12 @@ def run(cfg: DictConfig, run: Run) -> Record:
     operator = build.damped(Hessian(spread, theta), damping)
     with run.timer("s_test: preconditioner"):
         preconditioner = gauss_newton_preconditioner(train, theta, damping, share=SHARE)
-    solver = CG(cfg.solver.tolerance, cfg.solver.max_iterations, preconditioner, cfg.solver.raise_on_failure)
+    solver = CG(
+        cfg.solver.tolerance,
+        cfg.solver.max_iterations,
+        preconditioner,
+        raise_on_failure=cfg.solver.raise_on_failure,
+    )
     with run.timer("s_test: CG"):
         solution = solver.solve(operator, gradient)
     run.status(cfg.solver.name, solution)
