@@ -27,11 +27,12 @@ class Status(enum.Enum):
     DIVERGED = "diverged"
     TRUNCATED = "truncated"
     NOISY = "noisy"
+    UNKNOWN_BIAS = "unknown_bias"
 
     def advice(self, stats: dict[str, Any]) -> str:
         """One sentence: the cause and what to change."""
         wider = "use float64, " if stats.get("precision") == "float32" else ""
-        return _ADVICE[self].format_map(_Filled({"wider": wider, **stats}))
+        return _ADVICE[self].format_map(_Filled({"wider": wider, "found_by": "", **stats}))
 
 
 _ADVICE = {
@@ -45,7 +46,7 @@ _ADVICE = {
         "{wider}scale the features, loosen tolerance or add damping"
     ),
     Status.NEGATIVE_CURVATURE: (
-        "negative curvature met ({curvature}): raise damping or l2 above {needed_damping}"
+        "negative curvature met ({curvature}{found_by}): raise damping or l2 above {needed_damping}"
     ),
     Status.NOT_POSITIVE_DEFINITE: (
         "the operator is not positive definite (pivot {pivot} of the Cholesky factor; {spectrum}): "
@@ -58,6 +59,11 @@ _ADVICE = {
     Status.TRUNCATED: (
         "depth {depth} is too short for scale {scale} and smallest eigenvalue {smallest}: the remaining bias "
         "may be {bias} of the solution; use a depth of {needed_depth}, a smaller scale or more damping"
+    ),
+    Status.UNKNOWN_BIAS: (
+        "a recursion of depth {depth} and {repeats} repeats is too short to estimate the smallest eigenvalue "
+        "for its own cost, so its truncation bias is not known: use spectrum='full' ({products} example "
+        "products), or raise depth or repeats, or solve with a GaussNewton operator and damping"
     ),
     Status.NOISY: (
         "the standard error over {repeats} repeats is {worst_error} of the solution, above the tolerance "
