@@ -11,9 +11,11 @@ from influence.errors import (
     NotPositiveDefiniteError,
     SolverError,
 )
+from influence.groups import InfluentialSet, group_change, most_influential_set
 from influence.losses import Loss, get_loss
 from influence.objectives.linear import LinearObjective
 from influence.objectives.module import Objective
+from influence.retraining.groups import leave_groups_out
 from influence.retraining.leave_one_out import Retrained, leave_one_out
 from influence.scores import (
     TrainingGradient,
@@ -47,6 +49,7 @@ __all__ = [
     "GaussNewton",
     "Hessian",
     "InfluenceError",
+    "InfluentialSet",
     "LiSSA",
     "LinearObjective",
     "Loss",
@@ -65,7 +68,10 @@ __all__ = [
     "eigenvalue_report",
     "fit",
     "get_loss",
+    "group_change",
+    "leave_groups_out",
     "leave_one_out",
+    "most_influential_set",
     "pert_loss",
     "pert_params",
     "predicted_change",
