@@ -84,7 +84,12 @@ def run(cfg: DictConfig, context: Context) -> Record:
     damping = build.chosen_damping(cfg.solver.damping, operator).get("damping", cfg.solver.damping)
     with context.timer("s_test: preconditioner"):
         preconditioner = gauss_newton_preconditioner(train, theta, damping, share=SHARE)
-    solver = CG(cfg.solver.tolerance, cfg.solver.max_iterations, preconditioner, cfg.solver.raise_on_failure)
+    solver = CG(
+        cfg.solver.tolerance,
+        cfg.solver.max_iterations,
+        preconditioner,
+        raise_on_failure=cfg.solver.raise_on_failure,
+    )
     with context.timer("s_test: CG"):
         solution = solver.solve(operator, gradient)
     context.status(cfg.solver.name, solution)
