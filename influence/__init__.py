@@ -28,6 +28,7 @@ from influence.scores import (
     test_gradients,
     up_loss,
     up_params,
+    verified_self_influence,
 )
 from influence.solvers import CG, Exact, LiSSA, Solution, Solver, Status
 from influence.training import Certificate, Fit, fit
@@ -80,4 +81,5 @@ __all__ = [
     "test_gradients",
     "up_loss",
     "up_params",
+    "verified_self_influence",
 ]
