@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from influence.errors import DataError
-from influence.evaluation.agreement import Agreement
 from influence.solvers import Solution
 
 
@@ -38,9 +37,8 @@ class Explanation:
     """Which training points a prediction rests on.
 
     Attributes:
-        changes: ``(n, t)`` predicted change of the quantity asked about for each of the t test points when a
-            training point is removed, in nats for a loss; positive = the point was helpful for it. None if n·t
-            is too large to keep.
+        changes: ``(n, t)`` predicted change of each of the t test losses when a training point is removed, in
+            nats; positive = the point was helpful. None if n·t is too large to keep.
         helpful: for each test point, the points whose removal raises the loss most.
         harmful: for each test point, the points whose removal lowers it most.
         solution: the solve behind it, with status and residual.
@@ -68,9 +66,9 @@ class Suspects:
 
     Attributes:
         self_influence: ``(n,)`` ``w_i ∇ℓ_iᵀ H⁻¹ ∇ℓ_i``, the score of section 5.4 of the paper.
-        left_out_loss: ``(n,)`` the loss of each point's own label once the point is left out, in nats. A wrong
-            label has a large one. It ranks wrong labels better than self-influence on most tables, because
-            self-influence also grows with rare features.
+        left_out_loss: ``(n,)`` the loss of each point's own label once the point is left out, in nats. A
+            wrong label has a large one. It ranks wrong labels better than self-influence on most tables,
+            because self-influence also grows with rare features.
         loss: ``(n,)`` training losses.
     """
 
@@ -84,7 +82,11 @@ class Suspects:
         Raises:
             DataError: an unknown score, or k < 1.
         """
-        scores = {"left_out_loss": self.left_out_loss, "self_influence": self.self_influence, "loss": self.loss}
+        scores = {
+            "left_out_loss": self.left_out_loss,
+            "self_influence": self.self_influence,
+            "loss": self.loss,
+        }
         if by not in scores:
             raise DataError(f"by must be one of {', '.join(scores)}, got {by!r}")
         if k < 1:
@@ -99,40 +101,12 @@ class GroupEffect:
     Attributes:
         change: ``(t,)`` predicted change by Newton steps without the group; positive = the group was helpful.
         summed: ``(t,)`` the sum of the points' single effects, which misjudges the size of large groups.
+        method: which steps were taken, and how many.
     """
 
     change: Tensor
     summed: Tensor
-
-
-@dataclass(frozen=True)
-class Check:
-    """Predicted against actual changes: points really left out and the model really fitted again.
-
-    Attributes:
-        top, random: agreement for the most influential points, and for points drawn by seed. The most
-            influential ones flatter, so both are there.
-        indices: training points left out, the top ones first.
-        predicted, actual: ``(m,)`` changes of the mean test loss, nats.
-        gradient_norms: ``(m,)`` of the refits. A refit counts only if it converged.
-        converged: ``(m,)``.
-    """
-
-    top: Agreement
-    random: Agreement
-    indices: list[int]
-    predicted: Tensor
-    actual: Tensor
-    gradient_norms: Tensor
-    converged: Tensor
-
-    def __str__(self) -> str:
-        lost = int((~self.converged).sum())
-        lines = [f"most influential: {self.top}", f"random: {self.random}"]
-        lines.append(f"refits: largest gradient norm {float(self.gradient_norms.max()):.2g}")
-        if lost:
-            lines.append(f"{lost} of {len(self.indices)} refits did not converge and are not counted")
-        return "\n".join(lines)
+    method: str
 
 
 def highest(values: Tensor, k: int, indices: Tensor | None = None) -> Top:

@@ -1,4 +1,4 @@
-"""The front door: from a trained model and its training data to answers, with every choice made and explained.
+"""The front door: from a trained model and its training data to answers, every choice explained.
 
     influence = Influence(model, "cross_entropy", train, l2=0.01)
     print(influence.influence_on(test))             # the training points that helped, and those that harmed
@@ -6,7 +6,7 @@
     print(influence.check(test))                    # leaves the top ones out for real, and compares
     print(influence.explain())                      # what was chosen, and why
 
-Each method is a call of :mod:`influence.scores`, :mod:`influence.groups` or :mod:`influence.retraining` on the
+Each method calls :mod:`influence.scores`, :mod:`influence.groups` or :mod:`influence.evaluation` on the
 attributes ``objective``, ``theta`` and ``plan``, so nothing below is out of reach.
 """
 
@@ -18,19 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from influence.answers import Check, Explanation, GroupEffect, Suspects, Top, highest, merged
+from influence.answers import Explanation, GroupEffect, Suspects, Top, highest, merged
 from influence.checks import checked_number
 from influence.choices import Plan, make_plan, prepared
-from influence.curvature.operators import Damped
-from influence.errors import DataError, NotConvergedWarning
-from influence.evaluation.agreement import agreement
+from influence.curvature.operators import Damped, GaussNewton, Operator
+from influence.errors import DataError, NotConvergedWarning, NotPositiveDefiniteError
+from influence.evaluation.retraining import Check, check_by_retraining
 from influence.groups import group_change
-from influence.losses import Loss
 from influence.objectives._base import TrainingObjective
 from influence.objectives.sequential import network_objective
-from influence.retraining.leave_one_out import leave_one_out
 from influence.scores import removal_change, self_influence, test_gradients, warn_unless_stationary
 from influence.solvers import Exact, Solver
+from influence.training import fit
 
 _NUMBERS = 2**22  # scores (training points × test points) computed at a time
 _KEEP = 2 * 10**7  # scores kept whole; beyond that only the most helpful and harmful points are kept
@@ -40,8 +39,7 @@ class Influence:
     """Influence of training points on a trained model's predictions.
 
     Args:
-        model: the trained ``torch.nn.Module``, or a :class:`~influence.objectives._base.TrainingObjective`, which
-            then brings loss, data and λ.
+        model: the trained ``torch.nn.Module``, or an objective, which then brings loss, data and λ.
         loss: its name, a :class:`~influence.losses.Loss`, an ``nn`` loss module or a function.
         data: the training data: ``(inputs, targets)``, a Dataset or a DataLoader in a fixed order.
         l2: λ of ``(λ/2)‖θ‖²`` beside the *mean* loss, as the model was trained (weight decay).
@@ -57,7 +55,7 @@ class Influence:
     >>> import torch
     >>> model = torch.nn.Linear(3, 2).double()
     >>> x, y = torch.randn(40, 3, dtype=torch.float64), torch.randint(2, (40,))
-    >>> influence = Influence(model, "cross_entropy", (x, y), l2=0.1).fit()
+    >>> influence = Influence(model, "cross_entropy", (x, y), l2=0.1).fitted()
     >>> found = influence.influence_on((x[:1], y[:1]), k=3)
     >>> len(found.helpful[0]), found.solution.status.value
     (3, 'converged')
@@ -77,7 +75,7 @@ class Influence:
         **settings: Any,
     ) -> None:
         self.objective = _objective(model, loss, data, l2, settings)
-        self.theta = self.objective.initial() if theta is None else self.objective.vector(theta)
+        self.theta = self.objective.initial() if theta is None else theta
         self._asked = (curvature, damping, solver)
         self._set()
 
@@ -86,16 +84,14 @@ class Influence:
         self.plan: Plan = make_plan(self.objective, self.theta, *self._asked)
         self._state: Any = None
 
-    def fit(self, tolerance: float | None = None, method: str = "newton") -> Influence:
-        """Moves θ to a minimum of the objective, from where it is; returns itself.
+    def fitted(self, tolerance: float | None = None, method: str = "newton") -> Influence:
+        """Moves θ to a minimum of the objective, from where it is, and returns this object.
 
         Only for a model that was not trained to convergence: influence is exact at a minimum.
 
         Raises:
             ConvergenceError: the gradient norm stayed above ``tolerance``.
         """
-        from influence.training import fit
-
         self.theta = fit(self.objective, self.theta, method, tolerance).theta
         self._set()
         return self
@@ -175,49 +171,55 @@ class Influence:
             DataError: an empty group, or one that holds every point.
         """
         tests = self.tests(test)
-        settings: dict[str, Any] = {"removal": removal, "operator": self.plan.operator}
-        change = group_change(self.objective, self.theta, group, tests, method="newton", steps=2, **settings)
-        summed = group_change(self.objective, self.theta, group, tests, method="sum", **settings)
-        return GroupEffect(change, summed)
+        operator = self.plan.operator
+
+        def change(method: str, operator: Operator, steps: int = 1) -> Tensor:
+            return group_change(
+                self.objective, self.theta, group, tests, method=method, removal=removal, operator=operator,
+                steps=steps,
+            )  # fmt: skip
+
+        summed = change("sum", operator)
+        try:
+            steps = 2 if self.objective.linear_outputs else 1
+            return GroupEffect(change("newton", operator, steps), summed, f"Newton steps: {steps}")
+        except NotPositiveDefiniteError:  # a network without the group: its own Hessian may be indefinite
+            convex: Operator = GaussNewton(self.objective, self.theta)
+            convex = Damped(convex, self.plan.damping) if self.plan.damping else convex
+            return GroupEffect(change("newton", convex), summed, "Gauss-Newton steps: 1")
 
     def check(
-        self, test: Any, k: int = 20, *, seed: int = 0, correction: str = "auto", tolerance: float | None = None
+        self,
+        test: Any,
+        k: int = 20,
+        *,
+        index: int = 0,
+        seed: int = 0,
+        correction: str = "auto",
+        tolerance: float | None = None,
     ) -> Check:
-        """Leaves the k most influential training points out, one at a time, and k random ones, and compares.
+        """Leaves the k most influential training points out for real, one at a time, and k random ones.
 
-        Every refit starts at θ and ends with its gradient norm. The change is that of the mean test loss. If θ
-        is not stationary, the actual change is counted from a refit on all points.
+        Every refit starts at θ and ends with its gradient norm. If θ is not stationary, the changes are
+        counted from the minimum that θ leads to, because retraining goes there whatever is removed.
+
+        Args:
+            test: as for :meth:`influence_on`; ``index`` names the test point.
+            seed: draws the random points.
+            tolerance: gradient norm of the refits; 1e-8 in float64 and 1e-5 in float32 by default.
 
         Raises:
-            DataError: k outside 1…n.
+            DataError: k below 3, or 2k above n.
         """
-        objective = self.objective
-        checked_number("k", k, least=1, whole=True)
-        tests, k = self.tests(test), min(k, objective.n)
-        gradients = test_gradients(tests, self.theta, torch.arange(tests.n)).mean(1, keepdim=True)
-        s_test = self.plan.solver.apply(self.state, gradients).value
-        every = torch.arange(objective.n, device=objective.device)
+        tests = self.tests(test)
+        gradient = test_gradients(tests, self.theta, [index])
+        s_test = self.plan.solver.apply(self.state, gradient).value
+        every = torch.arange(self.objective.n, device=self.objective.device)
         predicted = self._changes(s_test, every, self._correction(correction), "objective")[:, 0]
-        top = torch.argsort(-predicted.abs(), stable=True)[:k]
-        generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randperm(objective.n, generator=generator)[:k].to(top.device)
-        chosen = torch.cat([top, drawn])
-        base = self._baseline(tolerance)
-        factor = self.state.inverse if isinstance(self.plan.solver, Exact) else None
-        refits = leave_one_out(
-            objective, base, chosen, factor, tolerance or self._tolerance(), raise_on_failure=False
-        )
-        before = tests.example_losses(base).mean()
-        actual = tests.example_losses_many(refits.thetas).mean(0) - before
-        counted = refits.converged
-        return Check(
-            agreement(predicted[top][counted[:k]], actual[:k][counted[:k]]),
-            agreement(predicted[drawn][counted[k:]], actual[k:][counted[k:]]),
-            [int(i) for i in chosen],
-            predicted[chosen],
-            actual,
-            refits.gradient_norms,
-            counted,
+        wanted = tolerance or (1e-8 if self.objective.dtype == torch.float64 else 1e-5)
+        base = self.theta if self.gradient_norm <= wanted else self._minimum(wanted)
+        return check_by_retraining(
+            self.objective, base, tests, index, predicted, k, k, seed=seed, tolerance=wanted
         )
 
     def explain(self) -> str:
@@ -254,17 +256,8 @@ class Influence:
                 operator=self.plan.operator, solver=self.plan.solver,
             )  # fmt: skip
 
-    def _tolerance(self) -> float:
-        return 1e-8 if self.objective.dtype == torch.float64 else 1e-5
-
-    def _baseline(self, tolerance: float | None) -> Tensor:
-        """θ if it is stationary to the refits' tolerance, else the fit on all points that θ leads to."""
-        wanted = tolerance or self._tolerance()
-        if self.gradient_norm <= wanted:
-            return self.theta
-        from influence.training import fit
-
-        return fit(self.objective, self.theta, tolerance=wanted).theta
+    def _minimum(self, tolerance: float) -> Tensor:
+        return fit(self.objective, self.theta, tolerance=tolerance).theta
 
     def warn_unless_stationary(self) -> float:
         """‖∇R(θ)‖; warns if θ is so far from a minimum that retraining moves it for other reasons too."""
@@ -290,6 +283,3 @@ def _objective(
         raise DataError("pass a loss and the training data beside the model")
     inputs, targets = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
     return network_objective(model, loss, inputs, targets, l2, **settings)
-
-
-__all__ = ["Damped", "Influence", "Loss"]

@@ -1,4 +1,4 @@
-"""What the front door chooses, by size and by what it finds at θ, with the reason for each choice in words."""
+"""What the front door chooses, by size and by what it finds at θ, with a reason for each choice."""
 
 from __future__ import annotations
 
@@ -102,11 +102,12 @@ def _curvature(
     if report.advised_damping:
         return hessian, "Hessian", report.advised_damping, [
             f"Hessian, whose smallest eigenvalue at theta is {report.smallest:.3g}",
-            f"damping {report.advised_damping:.3g} makes it positive definite; theta is then the minimum of a "
-            "damped quadratic model, not of the objective",
+            f"damping {report.advised_damping:.3g} makes it positive definite; theta is then the minimum of "
+            "a damped quadratic model, not of the objective",
         ]  # fmt: skip
     return hessian, "Hessian", 0.0, [
-        f"Hessian: it is positive definite at theta (smallest eigenvalue {report.smallest:.3g})", "no damping",
+        f"Hessian: it is positive definite at theta (smallest eigenvalue {report.smallest:.3g})",
+        "no damping",
     ]  # fmt: skip
 
 
