@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from experiments.errors import ConfigError
-from experiments.loo_cnn.experiment import deviations, subset
+from experiments.loo_cnn.protocol import deviations, subset
 from experiments.models import networks as models
 from experiments.models.autograd import AutogradHessian, eigenvalues_below
 from experiments.records.record import Record
