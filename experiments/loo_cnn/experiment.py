@@ -217,8 +217,7 @@ def over_seeds(seeds: list[dict[str, Any]]) -> dict[str, Any]:
         | {
             "steps": {
                 step: {
-                    name: stability.spread([seed["steps"][step][name] for seed in seeds])
-                    for name in AGREED
+                    name: stability.spread([seed["steps"][step][name] for seed in seeds]) for name in AGREED
                 }
                 for step in seeds[0]["steps"]
             }

@@ -1,4 +1,4 @@
-"""Fig. 2, right: predicted against actual change of the test loss, drift subtracted; and what seeds change."""
+"""Fig. 2, right: predicted against actual change of the test loss, and what another seed changes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def coefficients(panel: Axes, record: Record) -> None:
         values = [own["steps"][step]["pearson"] for step in steps]
         panel.plot(places, values, color=style.GREY, alpha=0.5, linewidth=0.8, marker="o", markersize=2.5)
     means = [over[step]["pearson"]["mean"] for step in steps]
-    panel.plot(places, means, color=style.BLUE, linewidth=2, marker="o", markersize=4, label="mean over seeds")
+    panel.plot(
+        places, means, color=style.BLUE, linewidth=2, marker="o", markersize=4, label="mean over seeds"
+    )
     paper = record.paper.get("pearson")
     if paper and record.data == "mnist":
         panel.axhline(paper["value"], color=style.RED, linestyle="--", linewidth=1, label="paper, one net")

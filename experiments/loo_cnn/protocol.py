@@ -1,4 +1,4 @@
-"""The paper's protocol, for several seeds: training by Adam, and retraining without each point beside a drift run.
+"""The paper's protocol from several seeds: training by Adam, retraining without each point, and a drift run.
 
 All runs of a seed see the same batches in the same order, so drift and minibatch noise are common to them.
 """
@@ -86,7 +86,7 @@ def gradients_of(objective: Objective, kernel: str) -> tuple[object, str]:
 
 
 def train_all(run: Run, problem: Problem, seeds: list[int]) -> tuple[dict[int, AdamState], str]:
-    """Each seed's run of Adam from scratch, as many at a time as there are workers, and how it was computed."""
+    """Each seed's run of Adam from scratch, ``workers`` at a time, and how its gradients were computed."""
     settings = problem.cfg.experiment
     dtype = getattr(torch, settings.dtype)
     rate = piecewise([tuple(pair) for pair in settings.rates])
@@ -157,9 +157,7 @@ def retrain_all(
     blocks = {
         (seed, number): points
         for seed in seeds
-        for number, points in enumerate(
-            torch.as_tensor(np.append(removed[seed], -1)).split(settings.block)
-        )
+        for number, points in enumerate(torch.as_tensor(np.append(removed[seed], -1)).split(settings.block))
     }
     parts = {key: journals[key[0]].get(f"block-{key[1]}") for key in blocks}
 

@@ -73,13 +73,13 @@ def _over_pairs(values: np.ndarray, pairs: list[tuple[int, int]]) -> float:
 def mean_over_seeds(scores: np.ndarray, actual: np.ndarray, least: int) -> dict[str, np.ndarray]:
     """Points left out by at least ``least`` seeds: their index, and mean and deviation of both changes."""
     index = (np.isfinite(actual).sum(0) >= least).nonzero()[0]
-    own, seen = actual[:, index], np.isfinite(actual[:, index])
-    predicted = np.where(seen, scores[:, index], np.nan)
-    several = least > 1
-    return {
-        "index": index,
-        "predicted_mean": np.nanmean(predicted, 0) if len(index) else np.zeros(0),
-        "actual_mean": np.nanmean(own, 0) if len(index) else np.zeros(0),
-        "predicted_deviation": np.nanstd(predicted, 0, ddof=1) if several and len(index) else np.zeros(len(index)),
-        "actual_deviation": np.nanstd(own, 0, ddof=1) if several and len(index) else np.zeros(len(index)),
-    }
+    own = actual[:, index]
+    found = {"index": index}
+    for name, values in (
+        ("predicted", np.where(np.isfinite(own), scores[:, index], np.nan)),
+        ("actual", own),
+    ):
+        several = least > 1 and len(index)
+        found[f"{name}_mean"] = np.nanmean(values, 0) if len(index) else np.zeros(0)
+        found[f"{name}_deviation"] = np.nanstd(values, 0, ddof=1) if several else np.zeros(len(index))
+    return found

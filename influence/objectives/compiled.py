@@ -1,9 +1,9 @@
-"""Convolutional tanh nets by a kernel in C: gradients of many nets at once, losses, and the dense exact Hessian.
+"""Convolutional tanh nets by a kernel in C: gradients of many nets at once, losses, the dense exact Hessian.
 
 The kernel (``kernel.c`` beside this file) is compiled on first use by the C compiler of the machine, once for
-each floating type, and kept in the user's cache folder. It is optional: :func:`compiled_net` returns None, with
-the reason, where there is no compiler, where compiling fails, or where the net has a layer that the kernel does
-not know. Its results are those of :class:`~.sequential.SequentialObjective` to rounding.
+each floating type, and kept in the user's cache folder. It is optional. :func:`compiled_net` returns None and
+the reason if there is no compiler, if compiling fails, or if the kernel lacks one of the net's layers. Its
+results are those of :class:`~.sequential.SequentialObjective` to rounding.
 """
 
 from __future__ import annotations

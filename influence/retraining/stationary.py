@@ -1,11 +1,11 @@
 """A small network brought to a stationary point, and on from there without one example (or with less of it).
 
-``R_ε,i(θ) = (1/n) Σ_j L(z_j, θ) − ε L(z_i, θ) + (λ/2)‖m ⊙ θ‖²``: ε = 0 is the trained objective, ε = 1/n leaves
-example i out (Koh & Liang 2017, section 2.1). Influence functions are the derivative of its minimum at ε = 0, so
-they need a θ̂ where the gradient vanishes and the Hessian does not.
+``R_ε,i(θ) = (1/n) Σ_j L(z_j, θ) − ε L(z_i, θ) + (λ/2)‖m ⊙ θ‖²``: ε = 0 is the trained objective, ε = 1/n
+leaves example i out (Koh & Liang 2017, section 2.1). Influence functions are the derivative of its minimum at
+ε = 0, so they need a θ̂ at which the gradient vanishes and the Hessian does not.
 
-The minimiser is L-BFGS (Nocedal & Wright 2006, algorithm 7.4) whose first inverse Hessian is that of an exact,
-dense one, taken at some earlier point; many problems run side by side, each with its own memory.
+The minimiser is L-BFGS (Nocedal & Wright 2006, algorithm 7.4) whose first inverse Hessian is that of an
+exact, dense one, taken at an earlier point. Many problems run side by side, each with its own memory.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def descend(
     """Minimises k problems side by side from ``thetas (p, k)``, each to a gradient norm of ``tolerance``.
 
     Args:
-        evaluate: ``thetas (p, j), columns (j,) -> values (j,), gradients (p, j)`` of the problems ``columns``.
+        evaluate: ``thetas (p, j), columns (j,) -> values (j,), gradients (p, j)`` of those problems.
         precondition: an approximation of the inverse Hessian, positive definite: ``(p, j) -> (p, j)``.
         limit: evaluations of each problem.
         radius: no step is longer.
@@ -164,7 +164,9 @@ def descend(
             progress(int(passes.max()), norms)
         if not live:
             return Descent(thetas, values, gradients, passes)
-        _directions([j for j in live if memories[j].direction is None], memories, gradients, precondition, radius)
+        _directions(
+            [j for j in live if memories[j].direction is None], memories, gradients, precondition, radius
+        )
         columns = torch.tensor(live)
         steps = torch.stack([memories[j].step * memories[j].direction for j in live], dim=1)
         candidates = thetas[:, columns] + steps
@@ -303,6 +305,6 @@ def stationary(
     if norm <= tolerance:
         return Stationary(theta, value, norm, done, hessians, history)
     raise ConvergenceError(
-        f"the net stopped at a gradient norm of {norm:.3g} after {done} passes and {hessians} Hessians, above "
-        f"{tolerance:.3g}: allow more of either, or raise l2"
+        f"the net stopped at a gradient norm of {norm:.3g} after {done} passes and {hessians} Hessians, "
+        f"above {tolerance:.3g}: allow more of either, or raise l2"
     )
