@@ -305,6 +305,8 @@ def compiled_net(objective: object, threads: int = 1) -> tuple[CompiledNet | Non
         raise DataError(f"threads must be at least 1, got {threads}")
     if not isinstance(objective, SequentialObjective) or not isinstance(objective.loss, CrossEntropy):
         return None, "the kernel is for sequential nets with cross-entropy"
+    if objective.weights is not None:
+        return None, "the kernel is for objectives whose examples all count alike"
     if objective.device.type != "cpu":
         return None, f"the kernel is for the CPU, and the net is on {objective.device.type}"
     stages = _stages(objective.layers, tuple(objective.inputs.shape[1:]))
