@@ -15,7 +15,7 @@ from experiments.loo_cnn.stability import mean_over_seeds, ranks, stability
 from experiments.models import networks as models
 from experiments.models.autograd import AutogradHessian, eigenvalues_below
 from experiments.records.record import Record
-from experiments.suite.cli import JobFailed
+from experiments.suite.ending import JobFailed
 from experiments.suite.job import execute
 from influence.curvature.operators import Dense, Hessian
 from influence.objectives.sequential import network_objective
