@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from influence.curvature.networks import gauss_newton_preconditioner
 from influence.curvature.operators import Hessian
 from influence.errors import ConvergenceError, DataError
 from influence.objectives.compiled import CompiledNet, compiled_net
@@ -39,6 +40,8 @@ class WeightedNet:
     def __init__(self, objective: Objective, kernel: str = "auto", threads: int = 1) -> None:
         if kernel not in ("auto", "compiled", "torch"):
             raise DataError(f"kernel must be auto, compiled or torch, got {kernel!r}")
+        if objective.weights is not None:
+            raise DataError("the examples of this objective have weights already; give one without weights")
         self.objective, self.n, self.p = objective, objective.n, objective.p
         self.net: CompiledNet | None = None
         if kernel != "torch":
@@ -219,37 +222,48 @@ def _directions(
 
 @dataclass(frozen=True)
 class Curvature:
-    """The dense Hessian at a point, its eigenvalues (rising; the flat direction's left out), and an inverse.
+    """The dense Hessian at a point, decomposed; the direction in which softmax is flat is left out.
 
-    ``inverse`` applies ``Q f(Λ)⁻¹ Qᵀ`` with ``f(λ) = max(|λ|, floor)`` on all directions but the flat one, so
-    that it is positive definite wherever it was taken (Dauphin et al., 2014).
+    Attributes:
+        matrix: H ``(p, p)``.
+        eigenvalues: ``(p − 1,)``, rising.
+        vectors: ``(p, p − 1)``.
     """
 
     matrix: Tensor
     eigenvalues: Tensor
-    inverse: Precondition
+    vectors: Tensor
+
+    def solve(self, block: Tensor, damping: float = 0.0) -> Tensor:
+        """``(H + δI)⁺ B``, zero along the flat direction: ``(p, k) -> (p, k)``."""
+        return self.vectors @ ((self.vectors.T @ block) / (self.eigenvalues + damping)[:, None])
+
+    def positive(self, block: Tensor, floor: float) -> Tensor:
+        """``Q max(|Λ|, floor)⁻¹ Qᵀ B``, positive definite wherever H was taken (Dauphin et al., 2014)."""
+        scales = self.eigenvalues.abs().clamp(min=floor)
+        return self.vectors @ ((self.vectors.T @ block) / scales[:, None])
 
 
-def curvature_at(net: WeightedNet, theta: Tensor, floor: float) -> Curvature:
+def curvature_at(net: WeightedNet, theta: Tensor) -> Curvature:
     """The exact Hessian at θ, decomposed."""
     H, u = net.hessian(theta), net.flat()
     top = float(H.diagonal().abs().max()) * net.p + 1.0  # the flat direction goes to the end of the spectrum
     values, vectors = torch.linalg.eigh(H + top * torch.outer(u, u))
-    values, vectors = values[:-1], vectors[:, :-1]
-    scaled = vectors / values.abs().clamp(min=floor)
-    return Curvature(H, values, lambda block: scaled @ (vectors.T @ block))
+    return Curvature(H, values[:-1], vectors[:, :-1].contiguous())
 
 
 @dataclass(frozen=True)
 class Stationary:
-    """A stationary point: ``theta (p,)``, its value and gradient norm, and what it took."""
+    """A stationary point: ``theta (p,)``, its value and gradient norm, and what it took.
+
+    ``history`` holds (passes over the data, value, gradient norm) at the end of each share.
+    """
 
     theta: Tensor
     value: float
     gradient_norm: float
     passes: int
-    hessians: int
-    history: list[tuple[int, float, float]]  # (passes, value, gradient norm) after each Hessian's share
+    history: list[tuple[int, float, float]]
 
 
 def stationary(
@@ -257,39 +271,46 @@ def stationary(
     theta: Tensor,
     tolerance: float = 1e-8,
     *,
-    passes: int = 400,
-    hessians: int = 30,
+    passes: int = 100,
+    shares: int = 60,
+    exact_below: float = 1e-3,
     floor: float = 1e-4,
     journal: Journal | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> Stationary:
     """Brings the net to a gradient norm of ``tolerance`` from θ.
 
+    Work is done in shares, each with a preconditioner taken at its start: the Gauss-Newton matrix (cheap, and
+    positive definite), and once the gradient norm is below ``exact_below`` the exact Hessian.
+
     Args:
-        passes: gradients between two Hessians; a Hessian of the paper's net costs about 450.
-        hessians: at most so many.
-        floor: eigenvalues of the preconditioner are at least this large.
-        journal: the point after each Hessian's share is kept there and taken from there.
+        passes: gradients in a share; with the exact Hessian, which is dear, five times as many.
+        shares: at most so many.
+        floor: what is added to the Gauss-Newton matrix, and the least eigenvalue of the exact one's inverse.
+        journal: the point at the end of each share is kept there and taken from there.
         progress: called with the passes done and the gradient norm.
 
     Raises:
         ConvergenceError: the tolerance was not reached.
     """
     zero, none = torch.zeros(1, dtype=theta.dtype), torch.zeros(1, dtype=torch.long)
-    done, history = 0, []
     values, gradients = net.evaluate(theta[:, None], zero, none)
-    value, norm = float(values[0]), float(gradients.norm())
-    for number in range(hessians):
+    value, norm, done = float(values[0]), float(gradients.norm()), 0
+    history: list[tuple[int, float, float]] = []
+    for number in range(shares):
         if norm <= tolerance:
-            return Stationary(theta, value, norm, done, number, history)
+            break
         saved = journal.get(f"share-{number:03d}") if journal is not None else None
         if saved is None:
-            inverse = curvature_at(net, theta, floor).inverse
+            exact = norm <= exact_below
             found = descend(
                 lambda thetas, columns: net.evaluate(thetas, zero[columns], none[columns]),
-                theta[:, None], inverse, tolerance, passes,
+                theta[:, None],
+                preconditioner(net, theta, floor, exact=exact),
+                tolerance,
+                5 * passes if exact else passes,
                 progress=progress and (lambda n, norms, done=done: progress(done + n, float(norms[0]))),
-            )  # fmt: skip
+            )
             saved = {
                 "theta": found.thetas[:, 0].numpy(),
                 "passes": found.passes.numpy(),
@@ -302,9 +323,51 @@ def stationary(
         done += int(saved["passes"][0])
         value, norm = float(saved["value"][0]), float(saved["norm"][0])
         history.append((done, value, norm))
-    if norm <= tolerance:
-        return Stationary(theta, value, norm, done, hessians, history)
-    raise ConvergenceError(
-        f"the net stopped at a gradient norm of {norm:.3g} after {done} passes and {hessians} Hessians, "
-        f"above {tolerance:.3g}: allow more of either, or raise l2"
-    )
+    if not norm <= tolerance:
+        raise ConvergenceError(
+            f"the net stopped at a gradient norm of {norm:.3g} after {done} passes over the data, above "
+            f"{tolerance:.3g}: allow more passes or shares, or raise l2"
+        )
+    return Stationary(theta, value, norm, done, history)
+
+
+def preconditioner(net: WeightedNet, theta: Tensor, floor: float, *, exact: bool) -> Precondition:
+    """An approximation of the inverse Hessian at θ, positive definite."""
+    if not exact:
+        return gauss_newton_preconditioner(net.objective, theta, floor, share=0.98)
+    curvature = curvature_at(net, theta)
+    return lambda block: curvature.positive(block, floor)
+
+
+@dataclass(frozen=True)
+class Reweighted:
+    """Nets with less of one example each: ``thetas (p, k)``, gradient norms ``(k,)``, passes ``(k,)``."""
+
+    thetas: Tensor
+    gradient_norms: Tensor
+    passes: Tensor
+
+
+def reweighted(
+    net: WeightedNet,
+    starts: Tensor,
+    epsilon: float,
+    removed: Tensor,
+    precondition: Precondition,
+    tolerance: float = 1e-8,
+    limit: int = 2000,
+    progress: Callable[[int, Tensor], None] | None = None,
+) -> Reweighted:
+    """Brings ``R_ε,i`` to a gradient norm of ``tolerance`` for each example i of ``removed (k,)``.
+
+    Args:
+        starts: ``(p, k)`` where each begins.
+        precondition: the inverse of the full Hessian at θ̂, :meth:`Curvature.positive`.
+        limit: passes over the data; a net that needs more is returned as it is, with its gradient norm.
+    """
+    amounts = torch.full((len(removed),), epsilon, dtype=starts.dtype)
+    found = descend(
+        lambda thetas, columns: net.evaluate(thetas, amounts[columns], removed[columns]),
+        starts, precondition, tolerance, limit, progress=progress,
+    )  # fmt: skip
+    return Reweighted(found.thetas, found.gradients.norm(dim=0), found.passes)
