@@ -29,6 +29,8 @@ from influence.scores import (
 from influence.solvers import CG, Exact, LiSSA, Solution, Solver, Status
 from influence.training import Certificate, Fit, fit
 
+__version__ = "0.1.0"
+
 __all__ = [
     "CG",
     "Certificate",

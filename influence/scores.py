@@ -155,12 +155,8 @@ def self_influence(
     exact = solver is None or isinstance(solver, Exact) or state is not None
     if exact and state is None:
         state = (solver or Exact()).prepare(operator)
-    if exact and state.form == "gram":
-        closed = objective.gram_quadratics(theta, state.factor, state.gram, rows)
-        if closed is not None:
-            return closed
     if exact:
-        return objective.self_quadratics(theta, state.quadratic, rows, block)
+        return state.self_quadratics(objective, theta, rows, block)
     if not exact:
         state = solver.prepare(operator)
     for start in range(0, len(rows), block):

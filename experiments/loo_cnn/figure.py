@@ -42,7 +42,7 @@ def one_seed(panel: Axes, record: Record) -> None:
         f"drift {found['drift']:+.4f}",
         f"n = {len(actual)} left out",
     ]
-    paper = record.paper.get("pearson")
+    paper = (record.paper or {}).get("pearson")
     if paper and record.data == "mnist":
         lines.append(f"paper: Pearson {paper['value']}")
     style.note(panel, lines)

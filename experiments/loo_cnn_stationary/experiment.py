@@ -135,8 +135,8 @@ def run(cfg: DictConfig, run: Run) -> Record:
             "loo_cnn_stationary": f"A {train.p}-parameter tanh network at a gradient norm of "
             f"{found.gradient_norm:.1g} ({data.name}, n = {train.n}). First and second: predicted against "
             f"actual change of the loss of test point {position} if a little, and if all, of the weight of "
-            f"one of {len(removed)} training points is taken away. Third: the error of three predictions as more "
-            "of the weight is taken away. Fourth: the Hessian's eigenvalues."
+            f"one of {len(removed)} training points is taken away. Third: the error of three predictions as "
+            "more of the weight is taken away. Fourth: the Hessian's eigenvalues."
         },
         deviations=deviations(settings) if data.name == "mnist" else [],
         certificates=[

@@ -75,7 +75,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
     solvers = {cfg.solver.name: cfg.solver, **others}  # the run's own solver keeps its own damping
     scores: dict[str, dict[str, np.ndarray]] = {}
     solved: dict[str, Any] = {}
-    state = None
+    state: Any = None  # the prepared exact solver of the undamped Hessian
     for name, options in solvers.items():
         operator, solver = build.damped(hessian, options.damping), build.solver(options)
         with run.timer(f"{name}: prepare") as timing:
