@@ -208,7 +208,6 @@ def of_seed(
     }
 
 
-<<<<<<< HEAD
 def over_seeds(seeds: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean, deviation and range over seeds of every coefficient, at the end and at each checkpoint."""
     names = ("test_accuracy", "train_accuracy", "gradient_norm", "test_loss", "drift")
@@ -223,22 +222,6 @@ def over_seeds(seeds: list[dict[str, Any]]) -> dict[str, Any]:
                 for step in seeds[0]["steps"]
             }
         }
-=======
-    missing = [number for number in blocks if parts[number] is None]
-    with (
-        run.timer(f"{len(removed)} retrainings"),
-        run.progress(len(blocks), "blocks of retrainings") as advance,
-        ThreadPoolExecutor(settings.workers) as pool,
-    ):
-        for number, part in zip(missing, pool.map(one_block, missing), strict=True):
-            journal.put(f"block-{number}", part)
-            parts[number] = part
-            advance(len(blocks) - len(missing) + missing.index(number) + 1)
-    done = [part for part in (parts[number] for number in blocks) if part is not None]
-    return (
-        np.concatenate([part["change"] for part in done], axis=1),
-        np.concatenate([part["gradient_norm"] for part in done]),
->>>>>>> main
     )
 
 
@@ -312,7 +295,7 @@ def against_autograd(
             solution = CG(tolerance, preconditioner=made, raise_on_failure=False).solve(
                 operator, found.test_gradient
             )
-            values[name] = up_loss(objective, theta, solution.value)[:, 0]
+            values[name] = up_loss(objective, theta, solution.value, "loss")[:, 0]
         summaries[name.replace(" ", "_")] = solution.summary()
     difference = (values["ours"] - values["plain autograd"]).norm() / values["ours"].norm()
     return summaries | {

@@ -60,7 +60,7 @@ def coefficients(panel: Axes, record: Record) -> None:
     panel.plot(
         places, means, color=style.BLUE, linewidth=2, marker="o", markersize=4, label="mean over seeds"
     )
-    paper = record.paper.get("pearson")
+    paper = (record.paper or {}).get("pearson")
     if paper and record.data == "mnist":
         panel.axhline(paper["value"], color=style.RED, linestyle="--", linewidth=1, label="paper, one net")
     last = over[steps[-1]]["pearson"]
@@ -76,9 +76,17 @@ def shared(panel: Axes, record: Record) -> None:
     arrays = record.arrays
     x, y = arrays["shared_actual_mean"], arrays["shared_predicted_mean"]
     style.diagonal(panel, x, y)
-    bars = {"xerr": arrays["shared_actual_deviation"], "yerr": arrays["shared_predicted_deviation"]}
     panel.errorbar(
-        x, y, **bars, fmt="o", markersize=3, color=style.BLUE, ecolor=style.GREY, elinewidth=0.4, alpha=0.7
+        x,
+        y,
+        xerr=arrays["shared_actual_deviation"],
+        yerr=arrays["shared_predicted_deviation"],
+        fmt="o",
+        markersize=3,
+        color=style.BLUE,
+        ecolor=style.GREY,
+        elinewidth=0.4,
+        alpha=0.7,
     )
     found = record.metrics["stability"]
     panel.set_title(f"{len(x)} points left out by two or more seeds")

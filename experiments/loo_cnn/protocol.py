@@ -21,7 +21,7 @@ from experiments.suite.context import Run
 from influence.errors import DataError
 from influence.objectives.module import Objective
 from influence.objectives.sequential import network_objective
-from influence.retraining.networks import AdamState, adam, batch_gradients, piecewise, start
+from influence.retraining.networks import AdamState, BatchGradients, adam, batch_gradients, piecewise, start
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def moments(settings: DictConfig) -> list[int]:
     return [round(settings.retraining_steps * (part + 1) / parts) for part in range(parts)]
 
 
-def gradients_of(objective: Objective, kernel: str) -> tuple[object, str]:
+def gradients_of(objective: Objective, kernel: str) -> tuple[BatchGradients, str]:
     """:func:`batch_gradients`, with the setting's name in the error."""
     try:
         return batch_gradients(objective, kernel)
@@ -187,10 +187,11 @@ def retrain_all(
             journals[key[0]].put(f"block-{key[1]}", part)
             parts[key] = part
             advance(len(blocks) - len(missing) + place + 1)
+    done = {key: part for key, part in parts.items() if part is not None}
     return {
         seed: Retrained(
             *(
-                np.concatenate([parts[key][name] for key in blocks if key[0] == seed], axis=-1)
+                np.concatenate([done[key][name] for key in blocks if key[0] == seed], axis=-1)
                 for name in ("change", "gradient_norm")
             )
         )
