@@ -22,7 +22,7 @@ from experiments.models import build
 from experiments.models.autograd import AutogradHessian, eigenvalues_below
 from experiments.records.agreement import agreement, largest
 from experiments.records.record import Record
-from experiments.suite.context import Run
+from experiments.suite.context import Context
 from influence.curvature.networks import gauss_newton_preconditioner
 from influence.curvature.operators import Dense, Hessian, Operator
 from influence.objectives import distributed
@@ -47,9 +47,9 @@ class Predicted:
     removed: np.ndarray
 
 
-def run(cfg: DictConfig, run: Run) -> Record:
+def run(cfg: DictConfig, context: Context) -> Record:
     """Per seed: train, s_test, scores, retraining beside a run on all data; then what the seeds agree on."""
-    settings, data = cfg.experiment, run.data()
+    settings, data = cfg.experiment, context.data()
     check(cfg)
     problem = protocol.Problem.of(cfg, data)
     seeds = [cfg.seed + number for number in range(settings.seeds)]
@@ -58,21 +58,21 @@ def run(cfg: DictConfig, run: Run) -> Record:
     if not 1 <= settings.removed < train.n:
         raise ConfigError(f"experiment.removed={settings.removed}: give 1 to {train.n - 1}.")
     if settings.test_index is not None:
-        build.test_position(settings.test_index, test.n)
+        build.checked_test_index(settings.test_index, test.n)
 
-    states, path = protocol.train_all(run, problem, seeds)
+    states, path = protocol.train_all(context, problem, seeds)
     first = states[cfg.seed].thetas[:, 0].clone()
     losses = test.example_losses(first)
-    position = int(losses.argmax()) if settings.test_index is None else settings.test_index
+    test_index = int(losses.argmax()) if settings.test_index is None else settings.test_index
     found = {
-        seed: predict(run, cfg, train, test, states[seed].thetas[:, 0].clone(), position, seed)
+        seed: predict(context, cfg, train, test, states[seed].thetas[:, 0].clone(), test_index, seed)
         for seed in seeds
     }
     retrained = protocol.retrain_all(
-        run, problem, states, {seed: found[seed].removed for seed in seeds}, position
+        context, problem, states, {seed: found[seed].removed for seed in seeds}, test_index
     )
     by_seed = {
-        str(seed): of_seed(settings, train, test, position, found[seed], retrained[seed]) for seed in seeds
+        str(seed): of_seed(settings, train, test, test_index, found[seed], retrained[seed]) for seed in seeds
     }
     scores, actual = matrices(found, retrained, train.n)
     own = found[cfg.seed]
@@ -83,10 +83,10 @@ def run(cfg: DictConfig, run: Run) -> Record:
         "l2": train.l2,
         "damping": cfg.solver.damping,
         "kernel": path,
-        "test_index": position,
-        "test_label": data.classes[int(data.test.y[position])],
+        "test_index": test_index,
+        "test_label": data.classes[int(data.test.y[test_index])],
         "test_predicted": data.classes[
-            int(test.outputs(first, torch.tensor([position], device=test.device)).argmax())
+            int(test.outputs(first, torch.tensor([test_index], device=test.device)).argmax())
         ],
         "removed": len(own.removed),
     }
@@ -97,10 +97,14 @@ def run(cfg: DictConfig, run: Run) -> Record:
         "stability": stability.stability(scores, actual, settings.removed),
     }
     if settings.eigenvalues:
-        with run.timer("smallest eigenvalues of the Hessian"):
+        with context.timer("smallest eigenvalues of the Hessian"):
             metrics["hessian"] = smallest_eigenvalues(cfg, train, own.theta)
+    if settings.side_by_side:
+        metrics["kernel_against_torch"] = protocol.side_by_side(
+            context, problem, own.theta, settings.side_by_side
+        )
     if settings.autograd_tolerance is not None:
-        metrics["autograd"] = against_autograd(run, cfg, train, problem.net(cfg.seed), own)
+        metrics["autograd"] = against_autograd(context, cfg, train, problem.net(cfg.seed), own)
     return Record(
         experiment="loo_cnn",
         metrics=metrics,
@@ -116,7 +120,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
         }
         | seed_arrays(scores, actual, seeds, found),
         table=["index", "original_index", "label", "predicted", "actual", "actual_raw"],
-        captions={"loo_cnn": caption(data.name, position, train, len(own.removed), len(seeds))},
+        captions={"loo_cnn": caption(data.name, test_index, train, len(own.removed), len(seeds))},
         deviations=protocol.deviations(settings) if data.name == "mnist" else [],
         certificates=certificates(settings, by_seed, retrained),
     )
@@ -140,22 +144,22 @@ def check(cfg: DictConfig) -> None:
 
 
 def predict(
-    run: Run,
+    context: Context,
     cfg: DictConfig,
     train: Objective,
     test: Objective,
     theta: torch.Tensor,
-    position: int,
+    test_index: int,
     seed: int,
 ) -> Predicted:
     """s_test and all scores at one seed's net."""
-    gradient = test_gradients(test, theta, [position])
+    gradient = test_gradients(test, theta, [test_index])
     spread = distributed.shard(train)  # over the ranks, under torchrun
     operator = curvature(cfg, train, spread, theta)
-    with run.timer(f"seed {seed}: s_test"):
+    with context.timer(f"seed {seed}: s_test"):
         solution = solver(cfg, train, theta).solve(build.damped(operator, cfg.solver.damping), gradient)
-    run.status(cfg.solver.name if seed == cfg.seed else f"{cfg.solver.name}, seed {seed}", solution)
-    with run.timer(f"seed {seed}: {train.n} scores"):
+    context.status(cfg.solver.name if seed == cfg.seed else f"{cfg.solver.name}, seed {seed}", solution)
+    with context.timer(f"seed {seed}: {train.n} scores"):
         upweighted = up_loss(spread, theta, solution.value, "objective")[:, 0]
     scores = predicted_change(upweighted, train.n, "objective").cpu().numpy()
     return Predicted(theta, gradient, solution, scores, largest(scores, cfg.experiment.removed))
@@ -183,7 +187,7 @@ def of_seed(
     settings: DictConfig,
     train: Objective,
     test: Objective,
-    position: int,
+    test_index: int,
     found: Predicted,
     retrained: protocol.Retrained,
 ) -> dict[str, Any]:
@@ -191,7 +195,7 @@ def of_seed(
     predicted, theta = found.scores[found.removed], found.theta
     corrected = agreement(predicted, retrained.actual[-1])
     return {
-        "test_loss": float(test.example_losses(theta)[position]),
+        "test_loss": float(test.example_losses(theta)[test_index]),
         "objective": float(train.value(theta)),
         "gradient_norm": float(train.gradient(theta).norm()),
         "train_accuracy": accuracy(train, theta),
@@ -273,7 +277,7 @@ def smallest_eigenvalues(cfg: DictConfig, train: Objective, theta: torch.Tensor)
 
 
 def against_autograd(
-    run: Run, cfg: DictConfig, train: Objective, net: Any, found: Predicted
+    context: Context, cfg: DictConfig, train: Objective, net: Any, found: Predicted
 ) -> dict[str, Any]:
     """The same solve by plain autograd Hessian products and by ours, both from nothing to all scores; the
     seconds go to the timings.
@@ -285,7 +289,7 @@ def against_autograd(
     )
     values, theta, summaries = {}, found.theta, {}
     for name, objective in (("ours", ours), ("plain autograd", plain)):
-        with run.timer(f"{name}: s_test to {tolerance:g} and {ours.n} scores"):
+        with context.timer(f"{name}: s_test to {tolerance:g} and {ours.n} scores"):
             if objective is ours:
                 made: Any = gauss_newton_preconditioner(ours, theta, cfg.solver.damping, share=SHARE)
                 base: Any = Hessian(ours, theta)
@@ -332,10 +336,10 @@ def certificates(
     return found
 
 
-def caption(data: str, position: int, train: Objective, removed: int, seeds: int) -> str:
+def caption(data: str, test_index: int, train: Objective, removed: int, seeds: int) -> str:
     """The sentence below the figure."""
     text = (
-        f"Predicted against actual change of the loss of test point {position} when training of a "
+        f"Predicted against actual change of the loss of test point {test_index} when training of a "
         f"{train.p}-parameter tanh network goes on without each of {removed} training points; the drift of "
         f"the same run on all data is subtracted ({data}, n = {train.n})."
     )

@@ -17,11 +17,19 @@ from torch import nn
 from experiments.data import Dataset
 from experiments.errors import ConfigError
 from experiments.models import networks as models
-from experiments.suite.context import Run
+from experiments.suite.context import Context
 from influence.errors import DataError
 from influence.objectives.module import Objective
 from influence.objectives.sequential import network_objective
-from influence.retraining.networks import AdamState, BatchGradients, adam, batch_gradients, piecewise, start
+from influence.retraining.networks import (
+    AdamState,
+    BatchGradients,
+    adam,
+    batch_at,
+    batch_gradients,
+    piecewise,
+    start,
+)
 
 
 @dataclass(frozen=True)
@@ -85,12 +93,12 @@ def gradients_of(objective: Objective, kernel: str) -> tuple[BatchGradients, str
         raise ConfigError(f"experiment.kernel={kernel}: {error}") from error
 
 
-def train_all(run: Run, problem: Problem, seeds: list[int]) -> tuple[dict[int, AdamState], str]:
+def train_all(context: Context, problem: Problem, seeds: list[int]) -> tuple[dict[int, AdamState], str]:
     """Each seed's run of Adam from scratch, ``workers`` at a time, and how its gradients were computed."""
     settings = problem.cfg.experiment
     dtype = getattr(torch, settings.dtype)
     rate = piecewise([tuple(pair) for pair in settings.rates])
-    journals = {seed: run.journal("training", key={"seed": seed}) for seed in seeds}
+    journals = {seed: context.journal("training", key={"seed": seed}) for seed in seeds}
     done, lock, paths = dict.fromkeys(seeds, 0), Lock(), set()
 
     def one(seed: int) -> AdamState:
@@ -108,8 +116,8 @@ def train_all(run: Run, problem: Problem, seeds: list[int]) -> tuple[dict[int, A
         ).to(torch.float64)  # fmt: skip
 
     with (
-        run.timer(f"training, {len(seeds)} seeds"),
-        run.progress(settings.steps * len(seeds), "training") as advance,
+        context.timer(f"training, {len(seeds)} seeds"),
+        context.progress(settings.steps * len(seeds), "training") as advance,
         ThreadPoolExecutor(settings.workers) as pool,
     ):
         states = dict(zip(seeds, pool.map(one, seeds), strict=True))
@@ -137,7 +145,11 @@ class Retrained:
 
 
 def retrain_all(
-    run: Run, problem: Problem, states: dict[int, AdamState], removed: dict[int, np.ndarray], position: int
+    context: Context,
+    problem: Problem,
+    states: dict[int, AdamState],
+    removed: dict[int, np.ndarray],
+    test_index: int,
 ) -> dict[int, Retrained]:
     """Retraining of every seed's net without each of its points, in blocks of nets side by side.
 
@@ -146,13 +158,13 @@ def retrain_all(
     settings, seeds = problem.cfg.experiment, list(states)
     dtype = getattr(torch, settings.retraining_dtype)
     journals = {
-        seed: run.journal("retraining", key={"seed": seed, "removed": removed[seed].tolist()})
+        seed: context.journal("retraining", key={"seed": seed, "removed": removed[seed].tolist()})
         for seed in seeds
     }
     objectives = {seed: problem.objective(seed) for seed in seeds}
     narrow = {seed: problem.objective(seed, dtype) for seed in seeds}
     test = objectives[seeds[0]].on(*problem.test)
-    one = torch.tensor([position], device=test.device)
+    one = torch.tensor([test_index], device=test.device)
     before = {seed: float(test.example_losses(states[seed].thetas[:, 0].clone(), one)[0]) for seed in seeds}
     blocks = {
         (seed, number): points
@@ -179,8 +191,8 @@ def retrain_all(
     missing = [key for key in blocks if parts[key] is None]
     count = sum(len(points) for points in removed.values())
     with (
-        run.timer(f"{count} retrainings"),
-        run.progress(len(blocks), "blocks of retrainings") as advance,
+        context.timer(f"{count} retrainings"),
+        context.progress(len(blocks), "blocks of retrainings") as advance,
         ThreadPoolExecutor(settings.workers) as pool,
     ):
         for place, (key, part) in enumerate(zip(missing, pool.map(one_block, missing), strict=True)):
@@ -224,3 +236,28 @@ def deviations(settings: DictConfig) -> list[str]:
             "gradients of influence and Hessian products in float64."
         )
     return found
+
+
+def side_by_side(context: Context, problem: Problem, theta: torch.Tensor, steps: int = 5) -> dict[str, float]:
+    """Gradients of ``steps`` batches with the kernel and without it, timed in one process.
+
+    Returns their largest relative difference in float64. The seconds go to the timings; they are of the type
+    in which training computes. Nothing where there is no kernel.
+    """
+    settings = problem.cfg.experiment
+    found: dict[str, torch.Tensor] = {}
+    if gradients_of(problem.objective(problem.cfg.seed), settings.kernel)[1] != "compiled":
+        return {}
+    for name in (settings.dtype, "float64"):
+        dtype = getattr(torch, name)
+        objective = problem.objective(problem.cfg.seed, dtype)
+        for kernel in ("torch", "compiled"):
+            gradients, _ = gradients_of(objective, kernel)
+            thetas, none = theta[:, None].to(dtype), torch.tensor([-1])
+            batches = [batch_at(objective.n, settings.batch, 0, step) for step in range(steps)]
+            gradients(thetas, batches[0], none)  # memory and caches are warm before the clock starts
+            with context.timer(f"{steps} gradients of {settings.batch} images in {name}, {kernel}"):
+                sums = torch.stack([gradients(thetas, batch, none)[:, 0] for batch in batches])
+            found[f"{name} {kernel}"] = sums.to(torch.float64)
+    difference = (found["float64 compiled"] - found["float64 torch"]).norm(dim=1)
+    return {"relative_difference": float((difference / found["float64 torch"].norm(dim=1)).max())}

@@ -30,6 +30,9 @@ class NetworkModel(Model):
     checkpoints=COUNT,
     eigenvalues=POSITION,
     autograd_tolerance=TOLERANCE,
+    autograd_examples=at_least(2),
+    seeds=COUNT,
+    side_by_side=POSITION,
 )
 @dataclass
 class LooCnn(Experiment):
@@ -53,6 +56,7 @@ class LooCnn(Experiment):
     retraining_dtype: str = "float64"
     seeds: int = 1  # how many times all of it is done, each from another initialisation and batch order
     kernel: str = "auto"  # auto, compiled (a C compiler is needed) or torch: gradients of the training
+    side_by_side: int = 0  # batches whose gradients are timed with the kernel and without; 0: none
     block: int = 26  # nets retrained side by side
     workers: int = 1  # trainings or blocks at the same time, a thread each; set threads=1 beside it
     checkpoints: int = 5  # moments of the retraining at which the agreement is recorded

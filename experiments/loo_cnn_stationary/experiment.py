@@ -24,16 +24,16 @@ from experiments.loo_cnn_stationary import predictions
 from experiments.models import build
 from experiments.records.agreement import agreement, largest
 from experiments.records.record import Record
-from experiments.suite.context import Run
+from experiments.suite.context import Context
 from influence.errors import DataError
 from influence.objectives.module import Objective
 from influence.retraining.stationary import Curvature, WeightedNet, curvature_at, reweighted, stationary
 from influence.scores import predicted_change, test_gradients, up_loss
 
 
-def run(cfg: DictConfig, run: Run) -> Record:
+def run(cfg: DictConfig, context: Context) -> Record:
     """Train, go on to the stationary point, predict, take weight away, compare."""
-    settings, data = cfg.experiment, run.data()
+    settings, data = cfg.experiment, context.data()
     check(cfg)
     problem = protocol.Problem.of(cfg, data)
     train = problem.objective(cfg.seed)
@@ -41,34 +41,34 @@ def run(cfg: DictConfig, run: Run) -> Record:
     if not 1 <= settings.removed < train.n:
         raise ConfigError(f"experiment.removed={settings.removed}: give 1 to {train.n - 1}.")
     if settings.test_index is not None:
-        build.test_position(settings.test_index, test.n)
+        build.checked_test_index(settings.test_index, test.n)
     net = weighted(cfg, train)
 
-    states, _ = protocol.train_all(run, problem, [cfg.seed])
+    states, _ = protocol.train_all(context, problem, [cfg.seed])
     begun = states[cfg.seed].thetas[:, 0].clone()
     with (
-        run.timer("to the stationary point"),
-        run.progress(settings.shares, "to the stationary point") as bar,
+        context.timer("to the stationary point"),
+        context.progress(settings.shares, "to the stationary point") as bar,
     ):
         found = stationary(
             net, begun, settings.tolerance, passes=settings.passes, shares=settings.shares,
-            exact_below=settings.exact_below, floor=settings.floor, journal=run.journal("stationary"),
+            exact_below=settings.exact_below, floor=settings.floor, journal=context.journal("stationary"),
             progress=lambda passes, norm: bar(min(settings.shares, passes // settings.passes)),
         )  # fmt: skip
     theta = found.theta
-    with run.timer("the Hessian and its spectrum"):
+    with context.timer("the Hessian and its spectrum"):
         curvature = curvature_at(net, theta)
     losses = test.example_losses(theta)
-    position = int(losses.argmax()) if settings.test_index is None else settings.test_index
-    gradient = test_gradients(test, theta, [position])[:, 0]
+    test_index = int(losses.argmax()) if settings.test_index is None else settings.test_index
+    gradient = test_gradients(test, theta, [test_index])[:, 0]
 
     by_damping = {delta: all_scores(train, theta, curvature, gradient, delta) for delta in settings.dampings}
     removed = largest(by_damping[0.0], settings.removed)
     first = by_damping[0.0][removed]
-    actual, norms, moved, passes = take_away(run, cfg, net, test, theta, curvature, removed, position)
-    with run.timer("one Newton step each"):
+    actual, norms, moved, passes = take_away(context, cfg, net, test, theta, curvature, removed, test_index)
+    with context.timer("one Newton step each"):
         steps, newton, indefinite = predictions.newton(
-            net, test, theta, curvature, removed, settings.fractions, position
+            net, test, theta, curvature, removed, settings.fractions, test_index
         )
     arrays = {
         "index": removed,
@@ -95,15 +95,15 @@ def run(cfg: DictConfig, run: Run) -> Record:
         "n_parameters": train.p,
         "l2": train.l2,
         "kernel": net.path,
-        "test_index": position,
-        "test_label": data.classes[int(data.test.y[position])],
-        "test_loss": float(losses[position]),
+        "test_index": test_index,
+        "test_label": data.classes[int(data.test.y[test_index])],
+        "test_loss": float(losses[test_index]),
         "train_accuracy": accuracy(train, theta),
         "test_accuracy": accuracy(test, theta),
         "after_adam": {
             "objective": float(train.value(begun)),
             "gradient_norm": float(train.gradient(begun).norm()),
-            "test_loss": float(test.example_losses(begun)[position]),
+            "test_loss": float(test.example_losses(begun)[test_index]),
             "moved_since": float((theta - begun).norm()),
         },
         "objective": found.value,
@@ -134,7 +134,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
         captions={
             "loo_cnn_stationary": f"A {train.p}-parameter tanh network at a gradient norm of "
             f"{found.gradient_norm:.1g} ({data.name}, n = {train.n}). First and second: predicted against "
-            f"actual change of the loss of test point {position} if a little, and if all, of the weight of "
+            f"actual change of the loss of test point {test_index} if a little, and if all, of the weight of "
             f"one of {len(removed)} training points is taken away. Third: the error of three predictions as "
             "more of the weight is taken away. Fourth: the Hessian's eigenvalues."
         },
@@ -174,12 +174,6 @@ def check(cfg: DictConfig) -> None:
         raise ConfigError(f"device={cfg.device}: this experiment runs on the cpu.")
     if settings.dtype not in ("float32", "float64"):
         raise ConfigError(f"experiment.dtype={settings.dtype}: choose float32 or float64.")
-    for name in ("tolerance", "floor", "exact_below"):
-        if not 0 < settings[name] < float("inf"):
-            raise ConfigError(f"experiment.{name}={settings[name]}: give a finite number above 0.")
-    for name in ("passes", "shares", "limit", "workers"):
-        if settings[name] < 1:
-            raise ConfigError(f"experiment.{name}={settings[name]}: give at least 1.")
 
 
 def weighted(cfg: DictConfig, train: Objective) -> WeightedNet:
@@ -199,29 +193,29 @@ def all_scores(
 
 
 def take_away(
-    run: Run,
+    context: Context,
     cfg: DictConfig,
     net: WeightedNet,
     test: Objective,
     theta: torch.Tensor,
     curvature: Curvature,
     removed: np.ndarray,
-    position: int,
+    test_index: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Nets with a rising part of one point's weight taken away, each from where the one before ended.
 
     Returns changes of the test loss, gradient norms, distances from θ̂, and passes: ``(fractions, removed)``.
     """
-    settings, one = cfg.experiment, torch.tensor([position])
-    journal = run.journal("taken-away", key={"removed": removed.tolist()})
+    settings, one = cfg.experiment, torch.tensor([test_index])
+    journal = context.journal("taken-away", key={"removed": removed.tolist()})
     before = float(test.example_losses(theta, one)[0])
     points = torch.as_tensor(removed)
     blocks = list(points.split(settings.block))
     out: list[list[np.ndarray]] = [[], [], [], []]
     total = len(settings.fractions) * len(blocks)
     with (
-        run.timer(f"{len(removed)} points at {len(settings.fractions)} fractions"),
-        run.progress(total, "blocks of points with less weight") as advance,
+        context.timer(f"{len(removed)} points at {len(settings.fractions)} fractions"),
+        context.progress(total, "blocks of points with less weight") as advance,
     ):
         starts = {number: theta[:, None].repeat(1, len(block)) for number, block in enumerate(blocks)}
         previous = 0.0

@@ -27,7 +27,7 @@ def newton(
     curvature: Curvature,
     removed: np.ndarray,
     fractions: list[float],
-    position: int,
+    test_index: int,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Changes of the test loss ``(fractions, removed)`` at two predicted nets, and a count.
 
@@ -35,7 +35,7 @@ def newton(
     of the objective without ε of the example, with its own Hessian: ``θ̂ + ε (H − ε ∇²L_i)⁻¹∇L_i``. The count
     is that of points without which this Hessian is indefinite at the largest fraction.
     """
-    one, u = torch.tensor([position]), net.flat()
+    one, u = torch.tensor([test_index]), net.flat()
     before = float(test.example_losses(theta, one)[0])
     shifted = curvature.matrix + torch.outer(u, u)  # ∇L_i has no part along u, so the solution has none
     first, second = [], []

@@ -3,10 +3,21 @@
 from dataclasses import dataclass, field
 
 from experiments.loo_cnn.schema import LooCnn
+from experiments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, TOLERANCE, above, ranged
 from experiments.schema import register
 
 
 @register("experiment", "loo_cnn_stationary")
+@ranged(
+    tolerance=TOLERANCE,
+    passes=COUNT,
+    shares=COUNT,
+    exact_below=POSITIVE,
+    floor=POSITIVE,
+    fractions=above(0, 1),
+    limit=COUNT,
+    dampings=NOT_NEGATIVE,
+)
 @dataclass
 class LooCnnStationary(LooCnn):
     """The network of loo_cnn at a stationary point, and on from there with less and less of one example.

@@ -133,7 +133,11 @@ def test_other_solvers_are_used(tmp_path: Path, solver: str):
 
 
 def test_seeds_are_separate_runs_and_agree_with_single_ones(tmp_path: Path):
-    several = Record.load(execute(composed(*SMALL, f"output={tmp_path / 'two'}", "experiment.seeds=2")))
+    several = Record.load(
+        execute(
+            composed(*SMALL, f"output={tmp_path / 'two'}", "experiment.seeds=2", "experiment.side_by_side=2")
+        )
+    )
     position = several.metrics["test_index"]
     second = Record.load(
         execute(composed(*SMALL, f"output={tmp_path / 'one'}", "seed=1", f"experiment.test_index={position}"))
@@ -143,6 +147,8 @@ def test_seeds_are_separate_runs_and_agree_with_single_ones(tmp_path: Path):
     assert several.metrics["over_seeds"]["pearson"]["mean"] == pytest.approx(
         np.mean([own["pearson"] for own in several.metrics["seeds"].values()])
     )
+    if several.metrics["kernel"] == "compiled":
+        assert 0 <= several.metrics["kernel_against_torch"]["relative_difference"] < 1e-12
     assert several.arrays["rank_mean"].shape == several.arrays["scores"].shape
 
 
