@@ -136,10 +136,6 @@ def check(cfg: DictConfig) -> None:
     for name in ("dtype", "retraining_dtype"):
         if cfg.experiment[name] not in ("float32", "float64"):
             raise ConfigError(f"experiment.{name}={cfg.experiment[name]}: choose float32 or float64.")
-    if cfg.experiment.seeds < 1:
-        raise ConfigError(f"experiment.seeds={cfg.experiment.seeds}: give at least 1.")
-    if cfg.solver.damping < 0:
-        raise ConfigError(f"solver.damping={cfg.solver.damping}: damping must not be negative.")
     build.solver(cfg.solver)
 
 
