@@ -41,6 +41,7 @@ class Predicted:
     """Of one seed: where training ended, and what influence says there."""
 
     theta: torch.Tensor
+    damping: float
     test_gradient: torch.Tensor
     solution: Solution
     scores: np.ndarray
@@ -81,7 +82,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
         "n_test": test.n,
         "n_parameters": train.p,
         "l2": train.l2,
-        "damping": cfg.solver.damping,
+        "damping": own.damping,
         "kernel": path,
         "test_index": test_index,
         "test_label": data.classes[int(data.test.y[test_index])],
@@ -98,7 +99,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
     }
     if settings.eigenvalues:
         with context.timer("smallest eigenvalues of the Hessian"):
-            metrics["hessian"] = smallest_eigenvalues(cfg, train, own.theta)
+            metrics["hessian"] = smallest_eigenvalues(cfg, train, own.theta, own.damping)
     if settings.side_by_side:
         metrics["kernel_against_torch"] = protocol.side_by_side(
             context, problem, own.theta, settings.side_by_side
@@ -153,12 +154,14 @@ def predict(
     spread = distributed.shard(train)  # over the ranks, under torchrun
     operator = curvature(cfg, train, spread, theta)
     with context.timer(f"seed {seed}: s_test"):
-        solution = solver(cfg, train, theta).solve(build.damped(operator, cfg.solver.damping), gradient)
+        damped = build.damped(operator, cfg.solver.damping)
+        damping = build.chosen_damping(cfg.solver.damping, damped).get("damping", cfg.solver.damping)
+        solution = solver(cfg, train, theta, damping).solve(damped, gradient)
     context.status(cfg.solver.name if seed == cfg.seed else f"{cfg.solver.name}, seed {seed}", solution)
     with context.timer(f"seed {seed}: {train.n} scores"):
         upweighted = up_loss(spread, theta, solution.value, "objective")[:, 0]
     scores = predicted_change(upweighted, train.n, "objective").cpu().numpy()
-    return Predicted(theta, gradient, solution, scores, largest(scores, cfg.experiment.removed))
+    return Predicted(theta, damping, gradient, solution, scores, largest(scores, cfg.experiment.removed))
 
 
 def curvature(cfg: DictConfig, train: Objective, spread: Any, theta: torch.Tensor) -> Operator:
@@ -169,14 +172,19 @@ def curvature(cfg: DictConfig, train: Objective, spread: Any, theta: torch.Tenso
     return Dense(net.hessian(theta) / train.n + torch.diag(train.l2 * train.l2_mask))
 
 
-def solver(cfg: DictConfig, train: Objective, theta: torch.Tensor) -> Any:
+def solver(cfg: DictConfig, train: Objective, theta: torch.Tensor, damping: float) -> Any:
     """The solver of the config; CG with the Gauss-Newton matrix's factor where that is asked for."""
     if cfg.solver.name != "cg":
         return build.solver(cfg.solver)
     choice: Any = cfg.solver.preconditioner
     if choice == "gauss_newton":
-        choice = gauss_newton_preconditioner(train, theta, cfg.solver.damping, share=SHARE)
-    return CG(cfg.solver.tolerance, cfg.solver.max_iterations, choice, cfg.solver.raise_on_failure)
+        choice = gauss_newton_preconditioner(train, theta, damping, share=SHARE)
+    return CG(
+        cfg.solver.tolerance,
+        cfg.solver.max_iterations,
+        choice,
+        raise_on_failure=cfg.solver.raise_on_failure,
+    )
 
 
 def of_seed(
@@ -255,7 +263,9 @@ def seed_arrays(
     } | {f"shared_{key}": value for key, value in stability.mean_over_seeds(scores, actual, 2).items()}
 
 
-def smallest_eigenvalues(cfg: DictConfig, train: Objective, theta: torch.Tensor) -> dict[str, Any]:
+def smallest_eigenvalues(
+    cfg: DictConfig, train: Objective, theta: torch.Tensor, damping: float
+) -> dict[str, Any]:
     """The lower end of the undamped Hessian's spectrum: all of it from the kernel, else by Lanczos."""
     net = compiled_net(train)[0] if cfg.experiment.kernel != "torch" else None
     operator: Operator = Hessian(train, theta)
@@ -267,7 +277,7 @@ def smallest_eigenvalues(cfg: DictConfig, train: Objective, theta: torch.Tensor)
     return {
         "smallest": float(values[0]),
         "negative": int((values < 0).sum()),
-        "below_minus_damping": int((values < -cfg.solver.damping).sum()),
+        "below_minus_damping": int((values < -damping).sum()),
         "computed": len(values),
     }
 
@@ -287,11 +297,11 @@ def against_autograd(
     for name, objective in (("ours", ours), ("plain autograd", plain)):
         with context.timer(f"{name}: s_test to {tolerance:g} and {ours.n} scores"):
             if objective is ours:
-                made: Any = gauss_newton_preconditioner(ours, theta, cfg.solver.damping, share=SHARE)
+                made: Any = gauss_newton_preconditioner(ours, theta, found.damping, share=SHARE)
                 base: Any = Hessian(ours, theta)
             else:
                 made, base = "none", AutogradHessian(plain, theta)
-            operator = build.damped(base, cfg.solver.damping)
+            operator = build.damped(base, found.damping)
             solution = CG(tolerance, preconditioner=made, raise_on_failure=False).solve(
                 operator, found.test_gradient
             )

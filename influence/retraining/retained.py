@@ -1,6 +1,6 @@
 """The objective that is left when training points are taken out, under either convention of removal.
 
-:class:`~influence.scores.TrainingGradient` states the two conventions. With m of n points removed:
+:class:`~influence.removal.TrainingGradient` states the two conventions. With m of n points removed:
 
 - ``"objective"`` leaves ``(1/(n−m)) Σ_kept w_j ℓ_j + (λ/2)‖m⊙θ‖²``, which is ``objective.subset(kept)``.
 - ``"loss"`` leaves ``(1/n) Σ_kept w_j ℓ_j + (λ/2)‖m⊙θ‖²``. It is ``(n−m)/n`` times the objective of the kept
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from influence.errors import DataError
 from influence.objectives._base import TrainingObjective
-from influence.scores import TrainingGradient, removal_kind
+from influence.removal import TrainingGradient, removal_kind
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def removed_index(objective: TrainingObjective, removed: Any) -> Tensor:
         DataError: an index out of range or named twice, a nested list, or all examples.
     """
     given = removed if isinstance(removed, Tensor) else torch.as_tensor(removed)
+    given = given.long() if given.numel() == 0 else given
     if given.ndim > 1:
         raise DataError(
             f"one group of examples is a flat list of indices, got shape {tuple(given.shape)}: pass groups "
