@@ -7,23 +7,22 @@ MB together (the figure's own arrays first, the largest dropped first, and named
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
 
 from experiments.errors import UserError
-from experiments.records import atomic
+from experiments.records import atomic, provenance
 from experiments.records.record import Record
+from experiments.suite.folders import require_own
 
 LIMIT = 1_000_000  # bytes of arrays in a committed record
 
 
 def publish(folder: Path, target: Path) -> list[str]:
     """Copies the record of ``folder`` to ``target``; the names of the arrays left out for their size."""
-    record = Record.load(folder)
-    if not (folder / "provenance.json").is_file():
-        raise UserError(f"{folder} holds no finished run: run it to its end with output={folder} first.")
+    require_own(target, ["record.json"])
+    record, origin = Record.load(folder), provenance.read(folder)
     dropped = []
     while len(atomic.npz_bytes(record.arrays)) > LIMIT:
         name = max(record.arrays, key=lambda key: (record.arrays[key].nbytes, key))
@@ -37,9 +36,8 @@ def publish(folder: Path, target: Path) -> list[str]:
     for path in (*folder.glob("*.svg"), *folder.glob("*.png")):
         atomic.write_bytes(target / path.name, path.read_bytes())
     atomic.write_text(target / "config.yaml", without_places((folder / "config.yaml").read_text()))
-    provenance = json.loads((folder / "provenance.json").read_text())
-    provenance["command"] = [without_places(part) for part in provenance.get("command", [])]
-    atomic.write_json(target / "provenance.json", provenance | {"arrays_left_out": sorted(dropped)})
+    origin["command"] = [without_places(part) for part in origin.get("command", [])]
+    atomic.write_json(target / "provenance.json", origin | {"arrays_left_out": sorted(dropped)})
     return sorted(dropped)
 
 

@@ -22,6 +22,7 @@ from experiments.errors import ConfigError, UserError
 from experiments.records import provenance
 from experiments.records.record import Record
 from experiments.suite.cli import JobFailed, guarded, stamp
+from experiments.suite.folders import require_own
 from experiments.verification import tables as listing
 from experiments.verification.claims import NOT_REPRODUCED, NOT_RUN, TIERS, Claim, Spec, Verdict, judge, load
 
@@ -127,7 +128,7 @@ def read(spec: Spec, folder: Path) -> Outcome:
         if "seal" not in json.loads((folder / "record.json").read_text()):
             raise UserError(f"{folder / 'record.json'} has no seal: publish the run again.")
         outcome.record = record
-        outcome.provenance = json.loads((folder / "provenance.json").read_text())
+        outcome.provenance = provenance.read(folder)
     except (UserError, OSError, ValueError) as error:
         outcome.record, outcome.problem = None, str(error)
     return outcome
@@ -201,6 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     claims = chosen(load(), given["tier"], given["claims"])
     base = Path(os.environ.get("INFLUENCE_OUTPUT") or ROOT / "outputs")
     output = Path(given["output"] or base / "verify" / stamp()).resolve()
+    require_own(output, ["verification.json", "runs"])
     extra = [f"device={given['device']}"] if given["device"] else []
     if given["data.mirror"]:
         os.environ["INFLUENCE_MIRROR"] = str(Path(given["data.mirror"]).resolve())  # read by every loader

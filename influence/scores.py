@@ -21,6 +21,7 @@ from torch import Tensor
 
 from influence.curvature.operators import Operator
 from influence.errors import DataError
+from influence.objectives._base import TrainingObjective
 from influence.solvers import Exact, Solution, Solver
 
 
@@ -38,7 +39,7 @@ class TrainingGradient(enum.StrEnum):
     OBJECTIVE = "objective"
 
 
-def test_gradients(test_objective: Any, theta: Tensor, idx: Tensor | list[int]) -> Tensor:
+def test_gradients(test_objective: TrainingObjective, theta: Tensor, idx: Tensor | list[int]) -> Tensor:
     """``∇L(z_test, θ)`` of the examples ``idx`` of a test objective, without L2: ``(p, k)``."""
     idx = torch.as_tensor(idx, device=theta.device).reshape(-1)
     return test_objective.example_gradients(theta, idx).T.contiguous()
@@ -53,7 +54,7 @@ def s_test(operator: Operator, solver: Solver, gradients: Tensor) -> Solution:
 
 
 def up_params(
-    objective: Any,
+    objective: TrainingObjective,
     theta: Tensor,
     operator: Operator,
     solver: Solver,
@@ -73,7 +74,7 @@ def up_params(
 
 
 def up_loss(
-    objective: Any,
+    objective: TrainingObjective,
     theta: Tensor,
     s_tests: Tensor,
     training_gradient: TrainingGradient | str = TrainingGradient.LOSS,
@@ -108,7 +109,9 @@ def predicted_change(
     return -scores / (n - 1 if objective else n)
 
 
-def pert_loss(objective: Any, theta: Tensor, s_tests: Tensor, idx: Tensor | None = None) -> Tensor:
+def pert_loss(
+    objective: TrainingObjective, theta: Tensor, s_tests: Tensor, idx: Tensor | None = None
+) -> Tensor:
     """``I_pert,loss(z_i, z_test_j) = −∇_x (s_test_j · ∇L(z_i))``: ``(m, *input shape, k)``.
 
     A small change δ of x_i moves the test loss by about ``I_pert,loss · δ / n``. One test point ``(p,)``
@@ -120,7 +123,7 @@ def pert_loss(objective: Any, theta: Tensor, s_tests: Tensor, idx: Tensor | None
 
 
 def pert_params(
-    objective: Any, theta: Tensor, operator: Operator, solver: Solver, index: int, delta: Tensor
+    objective: TrainingObjective, theta: Tensor, operator: Operator, solver: Solver, index: int, delta: Tensor
 ) -> Tensor:
     """``dθ/dε = −(H + δI)⁻¹ [∇_x∇_θ L(z)] δ`` when x of one training point moves along ``delta``: ``(p,)``.
 
@@ -130,7 +133,7 @@ def pert_params(
 
 
 def self_influence(
-    objective: Any,
+    objective: TrainingObjective,
     theta: Tensor,
     operator: Operator,
     solver: Solver | None = None,
@@ -152,16 +155,15 @@ def self_influence(
     exact = solver is None or isinstance(solver, Exact) or state is not None
     if exact and state is None:
         state = (solver or Exact()).prepare(operator)
-    if exact and state.form == "gram" and hasattr(objective, "gram_quadratics"):
-        return objective.gram_quadratics(theta, state.factor, state.gram, rows)
-    if exact and hasattr(objective, "self_quadratics"):
+    if exact and state.form == "gram":
+        closed = objective.gram_quadratics(theta, state.factor, state.gram, rows)
+        if closed is not None:
+            return closed
+    if exact:
         return objective.self_quadratics(theta, state.quadratic, rows, block)
     if not exact:
         state = solver.prepare(operator)
     for start in range(0, len(rows), block):
         gradients = objective.example_gradients(theta, rows[start : start + block]).T.contiguous()
-        if exact:
-            out[start : start + block] = state.quadratic(gradients)
-        else:
-            out[start : start + block] = (gradients * solver.apply(state, gradients).value).sum(0)
+        out[start : start + block] = (gradients * solver.apply(state, gradients).value).sum(0)
     return out

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from influence.curvature.operators import Damped, Hessian
 from influence.errors import ConvergenceError, DataError, NotConvergedWarning, NotPositiveDefiniteError
+from influence.objectives._base import TrainingObjective
 from influence.solvers.cg import CG
 from influence.solvers.exact import Exact
 
@@ -55,7 +56,7 @@ class Fit:
 
 
 def fit(
-    objective: Any,
+    objective: TrainingObjective,
     start: Tensor | None = None,
     method: str = "newton",
     tolerance: float = 1e-10,
@@ -108,7 +109,7 @@ def fit(
 
 
 def _newton(
-    objective: Any, theta: Tensor, tolerance: float, limit: int, progress: Any, **_: Any
+    objective: TrainingObjective, theta: Tensor, tolerance: float, limit: int, progress: Any, **_: Any
 ) -> tuple[Tensor, int]:
     """Newton's method; a Levenberg shift where the Hessian is not positive definite."""
     gradient, shift = objective.gradient(theta), 0.0
@@ -139,10 +140,10 @@ def _newton(
 
 
 def _newton_step(
-    objective: Any, theta: Tensor, gradient: Tensor, norm: float, tolerance: float, shift: float
+    objective: TrainingObjective, theta: Tensor, gradient: Tensor, norm: float, tolerance: float, shift: float
 ) -> tuple[Tensor, float]:
-    small = objective.p <= _DENSE_BELOW or objective.n * getattr(objective, "n_outputs", 1) <= _DENSE_BELOW
-    linear = hasattr(objective, "kronecker_at")
+    small = objective.p <= _DENSE_BELOW or objective.n * objective.n_outputs <= _DENSE_BELOW
+    linear = objective.linear_outputs
     for _ in range(60):
         hessian = Hessian(objective, theta)
         operator = Damped(hessian, shift) if shift else hessian
@@ -168,7 +169,7 @@ def _newton_step(
 
 
 def _lbfgs(
-    objective: Any, theta: Tensor, tolerance: float, limit: int, progress: Any, **_: Any
+    objective: TrainingObjective, theta: Tensor, tolerance: float, limit: int, progress: Any, **_: Any
 ) -> tuple[Tensor, int]:
     parameter = theta.clone().requires_grad_(True)
     optimizer = torch.optim.LBFGS(
@@ -197,7 +198,7 @@ def _lbfgs(
 
 
 def _adam(
-    objective: Any,
+    objective: TrainingObjective,
     theta: Tensor,
     tolerance: float,
     limit: int,

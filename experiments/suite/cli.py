@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments import schema
 from experiments.errors import ConfigError, UserError
+from experiments.suite import guard
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _STAMP = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
@@ -64,33 +65,13 @@ def prepare() -> None:
         raise SystemExit(
             f"error: the folder {CONF} with the configs is missing; install with `pip install -e .`."
         )
-    refuse_foreign_code(sys.argv[1:])
+    guard.refuse_arguments(sys.argv[1:])
+    guard.install()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on to guarded() instead of printing them itself
     schema.register_all()
     OmegaConf.register_new_resolver(
         "sweep_folder", lambda output, name: output or f"outputs/{name}/sweep-{stamp()}", replace=True
     )
-
-
-def refuse_foreign_code(arguments: list[str]) -> None:
-    """A config holds settings, never code: what Hydra would instantiate from a config must be Hydra's own.
-
-    Exits with 2 for an override that names code; makes Hydra refuse callbacks, which a YAML could bring.
-    """
-    for argument in arguments:
-        if re.search(r"_target_|^[+~]*hydra[./](callbacks|job_logging|hydra_logging)", argument):
-            print(f"error: {argument}: a setting must not name code to run; leave it out.", file=sys.stderr)
-            raise SystemExit(2)
-    from hydra._internal.callbacks import Callbacks
-
-    begin = Callbacks.__init__
-
-    def checked(self: Any, config: Any = None) -> None:
-        if config is not None and OmegaConf.select(config, "hydra.callbacks"):
-            raise ConfigError("a config must not name code to run: remove hydra.callbacks from it.")
-        begin(self, config)
-
-    Callbacks.__init__ = checked
 
 
 def flatten(message: str) -> str:

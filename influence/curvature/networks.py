@@ -34,7 +34,7 @@ def gauss_newton_matrix(
     """
     if not 0 < share <= 1:
         raise DataError(f"share must lie in (0, 1], got {share}")
-    examples = torch.arange(objective.n, device=objective.device) if idx is None else objective._index(idx)
+    examples = torch.arange(objective.n, device=objective.device) if idx is None else objective.index(idx)
     outputs = objective.outputs(theta, examples)
     values, vectors = torch.linalg.eigh(objective.loss.output_hessian(outputs, objective.targets[examples]))
     values = values.clamp(min=0)

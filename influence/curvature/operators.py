@@ -12,13 +12,13 @@ instead of c·d, because its loss never sees a shift common to all classes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from influence.errors import DataError, DeviceError
+from influence.objectives._base import Product, TrainingObjective
 from influence.objectives.structure import GramFactor, Split
 
 __all__ = ["Damped", "Dense", "GaussNewton", "Hessian", "Operator"]
@@ -106,72 +106,75 @@ class Dense(Operator):
         return self
 
 
-class _ExampleOperator(Operator):
+class ExampleOperator(Operator):
     """An operator that is a mean over training examples plus λ."""
 
-    # Names of the objective's methods: a prepared product and a dense matrix are used where it offers them.
-    _at: str
-    _product_name: str
-    _dense_at: str
-
-    def __init__(self, objective: Any, theta: Tensor, idx: Tensor | None = None) -> None:
+    def __init__(self, objective: TrainingObjective, theta: Tensor, idx: Tensor | None = None) -> None:
         if theta.shape != (objective.p,):
             raise DataError(f"theta must have shape ({objective.p},), got {tuple(theta.shape)}")
         self.objective, self.theta, self.idx = objective, theta.detach(), idx
         self.shape = (objective.p, objective.p)
         self.dtype, self.device = objective.dtype, objective.device
-        self._prepared: Callable[[Tensor], Tensor] | None = None
+        self._prepared: Product | None = None
+
+    @abstractmethod
+    def _prepare(self) -> Product:
+        """The product with blocks at θ, with everything that depends on θ alone done once."""
+
+    @abstractmethod
+    def _convex(self) -> bool:
+        """Whether the mean over examples is positive semi-definite whatever the data are."""
 
     def _apply(self, V: Tensor) -> Tensor:
         if self._prepared is None:
-            prepare = getattr(self.objective, self._at, None)
-            if prepare is not None:
-                self._prepared = prepare(self.theta, self.idx)
-            else:
-                product = getattr(self.objective, self._product_name)
-                self._prepared = lambda block: product(self.theta, block, self.idx)
+            self._prepared = self._prepare()
         return self._prepared(V)
 
+    def on_examples(self, idx: Tensor) -> Self:
+        """The same operator over the examples ``idx`` of the objective instead."""
+        return type(self)(self.objective, self.theta, idx)
+
     def sample(self, generator: torch.Generator, batch: int, replace: bool = True) -> Operator:
-        n = self.objective.n if self.idx is None else len(self.idx)
+        n = self.objective.count(self.idx)
         idx = draw(n, batch, replace, generator).to(self.device)
-        return type(self)(self.objective, self.theta, idx if self.idx is None else self.idx[idx])
+        return self.on_examples(idx if self.idx is None else self.idx[idx])
 
     def lower_bound(self) -> float | None:
-        convex = hasattr(self.objective, "split_at") or isinstance(self, GaussNewton)
-        weights = getattr(self.objective, "weights", None)
+        weights = self.objective.weights
         if weights is not None and bool((weights < 0).any()):
-            convex = False  # a loss counted negatively is concave
-        return self.objective.l2 * float(self.objective.l2_mask.min()) if convex else None
-
-    def split(self) -> Split | None:
-        at = getattr(self.objective, "split_at", None)
-        return None if at is None else at(self.theta, self.idx)
-
-    def gram(self) -> GramFactor | None:
-        at = getattr(self.objective, "gram_at", None)
-        return None if at is None else at(self.theta, self.idx)
-
-    def dense(self, block: int = 256) -> Tensor:
-        at = getattr(self.objective, self._dense_at, None)
-        return super().dense(block) if at is None else at(self.theta, self.idx)
-
-    def diagonal(self) -> Tensor:
-        at = getattr(self.objective, "diagonal_at", None)
-        return super().diagonal() if at is None else at(self.theta, self.idx)
+            return None  # a loss counted negatively is concave
+        return self.objective.l2 * float(self.objective.l2_mask.min()) if self._convex() else None
 
 
-class Hessian(_ExampleOperator):
+class Hessian(ExampleOperator):
     """``(1/n) Σ ∇²ℓ(z_i, θ) + λI`` of an objective at θ, over all examples or over ``idx``."""
 
-    _at, _product_name, _dense_at = "hessian_at", "hessian_product", "hessian_dense_at"
+    def _prepare(self) -> Product:
+        return self.objective.hessian_at(self.theta, self.idx)
+
+    def _convex(self) -> bool:
+        return self.objective.linear_outputs
+
+    def split(self) -> Split | None:
+        return self.objective.split_at(self.theta, self.idx)
+
+    def gram(self) -> GramFactor | None:
+        return self.objective.gram_at(self.theta, self.idx)
+
+    def diagonal(self) -> Tensor:
+        closed = self.objective.diagonal_at(self.theta, self.idx)
+        return super().diagonal() if closed is None else closed
 
 
-class GaussNewton(_ExampleOperator):
+class GaussNewton(Hessian):
     """``(1/n) Σ J_iᵀ ∇²_o ℓ_i J_i + λI``: positive semi-definite for every convex loss; equals the Hessian
     where the outputs are linear in θ (Schraudolph, 2002)."""
 
-    _at, _product_name, _dense_at = "gauss_newton_at", "gauss_newton_product", "gauss_newton_dense_at"
+    def _prepare(self) -> Product:
+        return self.objective.gauss_newton_at(self.theta, self.idx)
+
+    def _convex(self) -> bool:
+        return True
 
 
 class Damped(Operator):

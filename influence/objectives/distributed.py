@@ -179,7 +179,7 @@ def sharded(local: Any, rows: slice | Tensor, n: int) -> ShardedObjective:
     Raises:
         DataError: the ranks' rows are not each of 0…n−1 once.
     """
-    kind = ShardedLinear if hasattr(local, "split_at") else ShardedObjective
+    kind = ShardedLinear if local.linear_outputs else ShardedObjective
     places = torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
     objective = kind(local, places.to(local.device), n, local)
     if not torch.equal(objective.owners(), torch.ones(n, dtype=torch.int64, device=local.device)):
@@ -229,7 +229,7 @@ class ShardedObjective(PartitionedObjective):
 
     def subset(self, idx: Any) -> ShardedObjective:
         """Restricted to the examples ``idx``, in that order; each stays on the rank that holds it."""
-        idx = self._index(idx)
+        idx = self.index(idx)
         own = self._local_of[idx]
         at = (own >= 0).nonzero()[:, 0]
         local = self.local.subset(own[at]) if self.local is not None and len(at) else None

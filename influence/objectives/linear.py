@@ -17,6 +17,7 @@ from torch import Tensor
 
 from influence.errors import DataError, DeviceError
 from influence.losses import Loss, get_loss
+from influence.objectives._base import Product, TrainingObjective
 from influence.objectives.data_matrix import DataMatrix, as_matrix
 from influence.objectives.structure import (
     GramFactor,
@@ -34,7 +35,7 @@ from influence.objectives.subsampling import subsampled
 _COLUMNS, _WIDE, _NUMBERS = 32, 64, {"cpu": 2**20}
 
 
-class LinearObjective:
+class LinearObjective(TrainingObjective):
     """Mean loss of a linear model plus L2, with the calls of :class:`influence.objectives.module.Objective`.
 
     Args:
@@ -81,11 +82,18 @@ class LinearObjective:
             raise DataError(f"l2 must be finite and >= 0, got {l2}")
         if check:
             self.loss.check_targets(targets, self.n_outputs)
-        self.targets, self.l2, self.batch_size = targets, float(l2), batch_size
+        self._targets, self.l2, self.batch_size = targets, float(l2), batch_size
         self.weights = weights
         self.p = self.n_outputs * self.d
         self.dtype, self.device = self.X.dtype, self.X.device
         self.l2_mask = torch.ones(self.p, dtype=self.dtype, device=self.device)
+
+    linear_outputs = True
+
+    @property
+    def targets(self) -> Tensor:
+        """``(n,)`` targets."""
+        return self._targets
 
     # ---- shapes -----------------------------------------------------------------------------------------
 
@@ -101,7 +109,7 @@ class LinearObjective:
 
     def subset(self, idx: Tensor) -> LinearObjective:
         """The same model on the examples ``idx`` (indices or a boolean mask)."""
-        idx = _indices(idx, self.n, self.device)
+        idx = self.index(idx)
         weights = None if self.weights is None else self.weights[idx]
         return self._with(self.X.rows(idx), self.targets[idx], weights, False)
 
@@ -147,7 +155,7 @@ class LinearObjective:
     def _data(self, idx: Tensor | None) -> tuple[DataMatrix, Tensor]:
         if idx is None:
             return self.X, self.targets
-        idx = _indices(idx, self.n, self.device)
+        idx = self.index(idx)
         return self.X.rows(idx), self.targets[idx]
 
     def _tangents(self, X: DataMatrix, block: Tensor) -> Tensor:
@@ -253,7 +261,7 @@ class LinearObjective:
 
     def mixed_direction(self, theta: Tensor, index: int, delta: Tensor) -> Tensor:
         """``[∇_x∇_θ ℓ(z)] δ = r ⊗ δ + A W δ ⊗ x`` for one example: ``(d,) -> (p,)``."""
-        idx = _indices([index], self.n, self.device)
+        idx = self.index([index])
         x, y = self.X.dense(idx), self.targets[idx]
         W = theta.reshape(self.n_outputs, self.d)
         o = x @ W.T
@@ -263,7 +271,7 @@ class LinearObjective:
 
     # ---- curvature --------------------------------------------------------------------------------------
 
-    def hessian_at(self, theta: Tensor, idx: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    def hessian_at(self, theta: Tensor, idx: Tensor | None = None) -> Product:
         """V ↦ ∇²value(θ) V for blocks ``(p, k)``, with the outputs at θ computed once."""
         X, y = self._data(idx)
         o = X.matmul(theta.reshape(self.n_outputs, self.d).T)
@@ -331,21 +339,6 @@ class LinearObjective:
         """``∇ℓ_iᵀ H⁻¹ ∇ℓ_i`` from a Cholesky factor of ``ZZᵀ + nμI``: ``(m,)``; no gradient is formed."""
         return linear_gram_quadratics(self, theta, factor, gram, idx)
 
-    def hessian_product(self, theta: Tensor, V: Tensor, idx: Tensor | None = None) -> Tensor:
-        """∇²value(θ) V, λ included: ``(p, k) -> (p, k)``; over the examples ``idx`` if given."""
-        return self.hessian_at(theta, idx)(V)
-
-    def gauss_newton_product(self, theta: Tensor, V: Tensor, idx: Tensor | None = None) -> Tensor:
-        """Equal to the Hessian product: a linear model's outputs have no curvature of their own."""
-        return self.hessian_product(theta, V, idx)
-
-
-def _indices(idx: Any, n: int, device: torch.device) -> Tensor:
-    idx = torch.as_tensor(idx, device=device)
-    if idx.dtype == torch.bool:
-        idx = idx.nonzero()[:, 0]
-    idx = idx.reshape(-1).long()
-    if len(idx) and (int(idx.max()) >= n or int(idx.min()) < -n):
-        bad = int(idx[(idx >= n) | (idx < -n)][0])
-        raise DataError(f"example index {bad} is out of range for {n} examples; use 0…{n - 1}")
-    return torch.where(idx < 0, idx + n, idx)
+    def gauss_newton_at(self, theta: Tensor, idx: Tensor | None = None) -> Product:
+        """Equal to the Hessian: a linear model's outputs have no curvature of their own."""
+        return self.hessian_at(theta, idx)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,12 @@ from torch.func import functional_call, grad, jvp, vjp, vmap
 
 from influence.errors import DataError, DeviceError
 from influence.losses import Loss, get_loss
+from influence.objectives._base import Product, TrainingObjective
 
 ParameterRule = Callable[[str, nn.Parameter], bool]
 
 
-class Objective:
+class Objective(TrainingObjective):
     """Mean loss of ``model`` over ``(inputs, targets)`` plus an L2 term, as a function of one flat vector θ.
 
     Args:
@@ -94,7 +95,7 @@ class Objective:
         if len(inputs) != len(targets) or len(inputs) == 0:
             raise DataError(f"got {len(inputs)} inputs and {len(targets)} targets; pass one target per input")
         self.inputs = inputs.to(self.dtype) if inputs.is_floating_point() else inputs
-        self.targets = targets
+        self._targets = targets
         self.n = len(inputs)
         if self.inputs.is_floating_point():
             for rows in self.inputs.split(self.batch_size):
@@ -118,6 +119,11 @@ class Objective:
                 "(dropout or batch norm in training mode?); call model.eval() first"
             )
 
+    @property
+    def targets(self) -> Tensor:
+        """``(n,)`` targets."""
+        return self._targets
+
     def on(self, inputs: Tensor, targets: Tensor) -> Self:
         """The same model, loss and λ on other data, such as the test set (one example is enough)."""
         other = copy.copy(self)
@@ -127,8 +133,8 @@ class Objective:
     def subset(self, idx: Tensor | slice) -> Self:
         """The objective restricted to the examples ``idx``; its mean is over those."""
         other = copy.copy(self)  # the data were checked when this objective was made
-        take = idx if isinstance(idx, slice) else self._index(idx)
-        other.inputs, other.targets = self.inputs[take], self.targets[take]
+        take: Any = idx if isinstance(idx, slice) else self.index(idx)
+        other.inputs, other._targets = self.inputs[take], self.targets[take]
         other.n = len(other.inputs)
         if other.n == 0:
             raise DataError("the subset holds no example; pass at least one index")
@@ -173,19 +179,6 @@ class Objective:
             take = place if idx is None else idx[place]
             yield self.inputs[take], self.targets[take], place
 
-    def _index(self, idx: Tensor | None) -> Tensor | None:
-        if idx is None:
-            return None
-        idx = torch.as_tensor(idx, device=self.device)
-        if idx.dtype == torch.bool:
-            idx = idx.nonzero()[:, 0]
-        if idx.ndim != 1 or (len(idx) and not (-self.n <= int(idx.min()) and int(idx.max()) < self.n)):
-            raise DataError(f"an example index lies outside 0…{self.n - 1}; check idx")
-        return idx
-
-    def _count(self, idx: Tensor | None) -> int:
-        return self.n if idx is None else len(idx)
-
     def _vector(self, theta: Tensor) -> Tensor:
         if theta.shape != (self.p,):
             raise DataError(f"theta has shape {tuple(theta.shape)}; this objective has {self.p} parameters")
@@ -207,23 +200,18 @@ class Objective:
     @torch.no_grad()
     def outputs(self, theta: Tensor, idx: Tensor | None = None) -> Tensor:
         """f_θ(x_i): ``(m, c)``."""
-        theta, idx = self._vector(theta), self._index(idx)
+        theta, idx = self._vector(theta), self.index(idx)
         return torch.cat([self._forward(theta, x) for x, _, _ in self._batches(idx)])
 
     def example_losses(self, theta: Tensor, idx: Tensor | None = None) -> Tensor:
         """L(z_i, θ): ``(m,)``, in nats, without the L2 term."""
-        targets = self.targets if idx is None else self.targets[self._index(idx)]
+        targets = self.targets if idx is None else self.targets[self.index(idx)]
         return self.loss.values(self.outputs(theta, idx), targets)
 
     def example_losses_many(self, thetas: Tensor, idx: Tensor | None = None) -> Tensor:
         """L(z_i, θ_j) for each column of ``thetas (p, k)``: ``(m, k)``."""
         columns = self._block(thetas).T.contiguous()
         return torch.stack([self.example_losses(theta, idx) for theta in columns], dim=1)
-
-    def penalty(self, theta: Tensor) -> Tensor:
-        """(λ/2)‖m ⊙ θ‖² of one vector ``(p,)`` or of each column of ``(p, k)``."""
-        mask = self.l2_mask if theta.ndim == 1 else self.l2_mask[:, None]
-        return 0.5 * self.l2 * (mask * theta**2).sum(dim=0)
 
     def value(self, theta: Tensor) -> Tensor:
         """R(θ), a 0-d tensor."""
@@ -254,19 +242,19 @@ class Objective:
 
     def example_gradients(self, theta: Tensor, idx: Tensor | None = None) -> Tensor:
         """∇L(z_i, θ): ``(m, p)``, without the L2 term; the result itself takes m·p numbers."""
-        idx = self._index(idx)
+        idx = self.index(idx)
         targets = self.targets if idx is None else self.targets[idx]
         return self.pull(theta, self.loss.output_gradient(self.outputs(theta, idx), targets), idx)
 
     def pull(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor:
         """``J_iᵀ u_i`` with J the outputs' Jacobian: ``cotangents (m, c) -> (m, p)``."""
-        theta, idx = self._vector(theta), self._index(idx)
+        theta, idx = self._vector(theta), self.index(idx)
 
         def pulled(t: Tensor, x: Tensor, u: Tensor) -> Tensor:
             return (self._forward(t, x[None])[0] * u).sum()
 
         each = vmap(grad(pulled), in_dims=(None, 0, 0))
-        out = torch.empty(self._count(idx), self.p, dtype=self.dtype, device=self.device)
+        out = torch.empty(self.count(idx), self.p, dtype=self.dtype, device=self.device)
         for x, _, place in self._batches(idx):
             out[place] = each(theta, x, cotangents[place])
         return out
@@ -274,8 +262,8 @@ class Objective:
     @torch.no_grad()
     def directional(self, theta: Tensor, V: Tensor, idx: Tensor | None = None) -> Tensor:
         """∇L(z_i, θ)·v_j for ``V (p, k)``: ``(m, k)``, one forward-mode pass a column."""
-        theta, V, idx = self._vector(theta), self._block(V), self._index(idx)
-        out = torch.empty(self._count(idx), V.shape[1], dtype=self.dtype, device=self.device)
+        theta, V, idx = self._vector(theta), self._block(V), self.index(idx)
+        out = torch.empty(self.count(idx), V.shape[1], dtype=self.dtype, device=self.device)
         columns = V.T.contiguous()
         for x, y, place in self._batches(idx):
             for j, v in enumerate(columns):
@@ -319,14 +307,14 @@ class Objective:
     def _curvature_product(
         self, theta: Tensor, V: Tensor, idx: Tensor | None, weights: Tensor | None, *, full: bool
     ) -> Tensor:
-        theta, V, idx = self._vector(theta), self._block(V), self._index(idx)
+        theta, V, idx = self._vector(theta), self._block(V), self.index(idx)
         total = torch.zeros_like(V)
         columns = V.T.contiguous()
         for x, y, place in self._batches(idx):
             w = None if weights is None else weights[place].to(self.dtype)
             for j, v in enumerate(columns):
                 total[:, j] += self._reverse_over_forward(theta, v, x, y, w, full=full, wrt_inputs=False)
-        return total / self._count(idx) + self.l2 * self.l2_mask[:, None] * V
+        return total / self.count(idx) + self.l2 * self.l2_mask[:, None] * V
 
     def hessian_product(
         self, theta: Tensor, V: Tensor, idx: Tensor | None = None, weights: Tensor | None = None
@@ -337,16 +325,20 @@ class Objective:
         """
         return self._curvature_product(theta, V, idx, weights, full=True)
 
-    def gauss_newton_product(self, theta: Tensor, V: Tensor, idx: Tensor | None = None) -> Tensor:
-        """``(1/m) Σ J_iᵀ B_i J_i V + λ m ⊙ V`` with B the output Hessian: ``(p, k) -> (p, k)``."""
-        return self._curvature_product(theta, V, idx, None, full=False)
+    def hessian_at(self, theta: Tensor, idx: Tensor | None = None) -> Product:
+        """The map V ↦ :meth:`hessian_product` at one θ."""
+        return lambda V: self._curvature_product(theta, V, idx, None, full=True)
+
+    def gauss_newton_at(self, theta: Tensor, idx: Tensor | None = None) -> Product:
+        """The map V ↦ ``((1/m) Σ J_iᵀ B_i J_i + λ diag(m)) V`` with B the output Hessian, at one θ."""
+        return lambda V: self._curvature_product(theta, V, idx, None, full=False)
 
     def mixed(self, theta: Tensor, S: Tensor, idx: Tensor | None = None) -> Tensor:
         """``∇_x (s_j·∇_θ L(x_i, θ))``: ``S (p, k) -> (m, *input_shape, k)`` (for I_pert,loss)."""
-        theta, S, idx = self._vector(theta), self._block(S), self._index(idx)
+        theta, S, idx = self._vector(theta), self._block(S), self.index(idx)
         if not self.inputs.is_floating_point():
             raise DataError("derivatives in the inputs need floating inputs; embed them first")
-        shape = (self._count(idx), *self.inputs.shape[1:], S.shape[1])
+        shape = (self.count(idx), *self.inputs.shape[1:], S.shape[1])
         out = torch.empty(shape, dtype=self.dtype, device=self.device)
         columns = S.T.contiguous()
         for x, y, place in self._batches(idx):
@@ -358,7 +350,7 @@ class Objective:
 
     def mixed_direction(self, theta: Tensor, index: int, delta: Tensor) -> Tensor:
         """``[∇_x∇_θ L(z)] δ`` of one example, δ of its input's shape: ``(p,)`` (for I_pert,params)."""
-        theta, idx = self._vector(theta), self._index(torch.tensor([index]))
+        theta, idx = self._vector(theta), self.index(torch.tensor([index]))
         x, y = self.inputs[idx], self.targets[idx]
 
         def gradient(inputs: Tensor) -> Tensor:

@@ -11,14 +11,14 @@ Subclasses say where the parts come from: :mod:`.distributed` and :mod:`.streami
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from influence.errors import DataError
+from influence.objectives._base import Product, TrainingObjective
 from influence.objectives.structure import (
     KRONECKER_ROWS,
     Split,
@@ -28,7 +28,6 @@ from influence.objectives.structure import (
     linear_diagonal,
     make_split,
 )
-from influence.retraining.leave_one_out import paired_gradients
 
 # (part, rows within the part or None for all of them, their places in the result)
 Part = tuple[Any, Tensor | None, Any]
@@ -41,7 +40,7 @@ def unpenalised(objective: Any) -> Any:
     return part
 
 
-class PartitionedObjective(ABC):
+class PartitionedObjective(TrainingObjective):
     """The calls of :class:`~.module.Objective` over parts.
 
     Args:
@@ -73,21 +72,10 @@ class PartitionedObjective(ABC):
 
     # -- sums and rows ------------------------------------------------------------------------------------
 
-    def _index(self, idx: Any) -> Tensor | None:
-        if idx is None:
-            return None
-        idx = torch.as_tensor(idx, device=self.device)
-        if idx.dtype == torch.bool:
-            idx = idx.nonzero()[:, 0]
-        idx = idx.reshape(-1).long()
-        if len(idx) and not (-self.n <= int(idx.min()) and int(idx.max()) < self.n):
-            raise DataError(f"an example index lies outside 0…{self.n - 1}; check idx")
-        return torch.where(idx < 0, idx + self.n, idx)
-
     def _sum(self, compute: Callable[..., Tensor], like: Tensor, idx: Tensor | None = None) -> Tensor:
         """Sum of ``compute(part, rows, places)`` over all parts."""
         total = torch.zeros_like(like, memory_format=torch.contiguous_format)
-        for part in self._parts(self._index(idx)):
+        for part in self._parts(self.index(idx)):
             total += compute(*part)
         return self._reduce(total)
 
@@ -95,15 +83,12 @@ class PartitionedObjective(ABC):
         self, compute: Callable[..., Tensor], shape: tuple[int, ...], idx: Any = None, dtype: Any = None
     ) -> Tensor:
         """``(m, *shape)``: the rows of every part in their places."""
-        idx = self._index(idx)
+        idx = self.index(idx)
         m = self.n if idx is None else len(idx)
         out = torch.zeros(m, *shape, dtype=dtype or self.dtype, device=self.device)
         for part, rows, places in self._parts(idx):
             out[places] = compute(part, rows, places)
         return self._reduce(out)
-
-    def _count(self, idx: Any) -> int:
-        return self.n if idx is None else len(self._index(idx))
 
     @property
     def targets(self) -> Tensor:
@@ -126,11 +111,6 @@ class PartitionedObjective(ABC):
         other = self.template.on(inputs, targets)
         other.l2 = self.l2
         return other
-
-    def penalty(self, theta: Tensor) -> Tensor:
-        """(λ/2)‖m ⊙ θ‖² of ``(p,)`` or of each column of ``(p, k)``."""
-        mask = self.l2_mask if theta.ndim == 1 else self.l2_mask[:, None]
-        return 0.5 * self.l2 * (mask * theta**2).sum(dim=0)
 
     def outputs(self, theta: Tensor, idx: Any = None) -> Tensor:
         """f_θ(x_i): ``(m, c)``."""
@@ -174,7 +154,7 @@ class PartitionedObjective(ABC):
 
         def pairs(part: Any, rows: Tensor | None, places: Any) -> Tensor:
             rows = torch.arange(part.n, device=self.device) if rows is None else rows
-            return paired_gradients(part, thetas[:, places], rows).T
+            return part.paired_gradients(thetas[:, places], rows).T
 
         return self._rows(pairs, (self.p,), idx).T.contiguous()
 
@@ -230,14 +210,10 @@ class PartitionedObjective(ABC):
             w = weights[places]
             return part.hessian_product(theta, V, rows, weights=w) * len(w)
 
-        return self._sum(one, V, idx) / self._count(idx) + self.l2 * self.l2_mask[:, None] * V
-
-    def gauss_newton_product(self, theta: Tensor, V: Tensor, idx: Any = None) -> Tensor:
-        """``(1/m) Σ J_iᵀ B_i J_i V + λ m ⊙ V``."""
-        return self.gauss_newton_at(theta, idx)(V)
+        return self._sum(one, V, idx) / self.count(self.index(idx)) + self.l2 * self.l2_mask[:, None] * V
 
     def _product_at(self, kind: str, theta: Tensor, idx: Any) -> Callable[[Tensor], Tensor]:
-        idx, count = self._index(idx), self._count(idx)
+        idx, count = self.index(idx), self.count(self.index(idx))
 
         def prepared() -> Iterator[tuple[Callable[[Tensor], Tensor], int]]:
             for part, rows, _ in self._parts(idx):
@@ -254,19 +230,15 @@ class PartitionedObjective(ABC):
         return product
 
 
-def _prepare(part: Any, kind: str, theta: Tensor, rows: Tensor | None) -> Callable[[Tensor], Tensor]:
-    at = getattr(part, f"{kind}_at", None)
-    if at is not None:
-        return at(theta, rows)
-    product = getattr(part, f"{kind}_product")
-    return lambda V: product(theta, V, rows)
+def _prepare(part: TrainingObjective, kind: str, theta: Tensor, rows: Tensor | None) -> Product:
+    return (part.hessian_at if kind == "hessian" else part.gauss_newton_at)(theta, rows)
 
 
 class PartitionedLinear(PartitionedObjective):
     """The further calls of :class:`~.linear.LinearObjective`, so that its direct solver, its
     preconditioner and LiSSA work on parts: the small core is summed over parts and factored everywhere."""
 
-    weights: Tensor | None = None
+    linear_outputs = True
 
     @property
     def d(self) -> int:
@@ -297,7 +269,7 @@ class PartitionedLinear(PartitionedObjective):
 
         def core() -> Tensor:
             like = torch.empty(q, q, dtype=self.dtype, device=self.device)
-            return self._sum(one, like, idx) / self._count(idx)
+            return self._sum(one, like, idx) / self.count(self.index(idx))
 
         return make_split(self.n_outputs, self.d, basis, active, core, self.l2)
 
@@ -307,18 +279,18 @@ class PartitionedLinear(PartitionedObjective):
         def one(part: Any, rows: Tensor | None, _: Any) -> Tensor:
             return linear_diagonal(part, theta, rows) * (part.n if rows is None else len(rows))
 
-        return self._sum(one, theta, idx) / self._count(idx) + self.l2
+        return self._sum(one, theta, idx) / self.count(self.index(idx)) + self.l2
 
     def largest_example_curvature(self, theta: Tensor, idx: Any = None) -> float:
         """A bound of the largest eigenvalue of any single example's Hessian, λ included."""
         largest = torch.zeros(1, dtype=self.dtype, device=self.device)
-        for part, rows, _ in self._parts(self._index(idx)):
+        for part, rows, _ in self._parts(self.index(idx)):
             largest = largest.clamp(min=part.largest_example_curvature(theta, rows))
         return float(self._reduce(largest, largest=True)) + self.l2
 
     def kronecker_at(self, theta: Tensor, idx: Any, damping: float) -> Callable[[Tensor], Tensor]:
         """A Kronecker-factored approximation of ``(H + damping·I)⁻¹``, from the same rows as in memory."""
-        count = self._count(idx)
+        count = self.count(self.index(idx))
         step = max(1, count // KRONECKER_ROWS)
         c, d = self.n_outputs, self.d
         like = torch.empty(c * c + d * d + 1, dtype=self.dtype, device=self.device)

@@ -109,7 +109,7 @@ class SequentialObjective(Objective):
             yield group, self._weights(block[:, group])
 
     def _chunks(self, idx: Tensor | None) -> Iterator[tuple[Tensor, Tensor, slice]]:
-        m = self._count(idx)
+        m = self.count(idx)
         for start in range(0, m, self.chunk):
             place = slice(start, min(start + self.chunk, m))
             take = place if idx is None else idx[place]
@@ -184,13 +184,13 @@ class SequentialObjective(Objective):
     def outputs(self, theta: Tensor, idx: Tensor | None = None) -> Tensor:
         w = self._weights(self._vector(theta)[:, None])
         return torch.cat(
-            [self._propagate(w, self._start(x))[0][0] for x, _, _ in self._chunks(self._index(idx))]
+            [self._propagate(w, self._start(x))[0][0] for x, _, _ in self._chunks(self.index(idx))]
         )
 
     @torch.no_grad()
     def example_losses_many(self, thetas: Tensor, idx: Tensor | None = None) -> Tensor:
-        thetas, idx = self._block(thetas), self._index(idx)
-        out = torch.empty(self._count(idx), thetas.shape[1], dtype=self.dtype, device=self.device)
+        thetas, idx = self._block(thetas), self.index(idx)
+        out = torch.empty(self.count(idx), thetas.shape[1], dtype=self.dtype, device=self.device)
         groups = list(self._columns(thetas))
         for x, y, place in self._chunks(idx):
             begun = self._start(x)
@@ -226,9 +226,9 @@ class SequentialObjective(Objective):
 
     @torch.no_grad()
     def pull(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor:
-        theta, idx = self._vector(theta), self._index(idx)
+        theta, idx = self._vector(theta), self.index(idx)
         w = self._weights(theta[:, None])
-        out = torch.empty(self._count(idx), self.p, dtype=self.dtype, device=self.device)
+        out = torch.empty(self.count(idx), self.p, dtype=self.dtype, device=self.device)
         for x, _, place in self._chunks(idx):
             saved, g, rows = self._propagate(w, self._start(x))[1], cotangents[None, place], []
             for i in reversed(range(self._first, len(self.layers))):
@@ -242,9 +242,9 @@ class SequentialObjective(Objective):
 
     @torch.no_grad()
     def directional(self, theta: Tensor, V: Tensor, idx: Tensor | None = None) -> Tensor:
-        theta, V, idx = self._vector(theta), self._block(V), self._index(idx)
+        theta, V, idx = self._vector(theta), self._block(V), self.index(idx)
         w, groups = self._weights(theta[:, None]), list(self._columns(V))
-        out = torch.empty(self._count(idx), V.shape[1], dtype=self.dtype, device=self.device)
+        out = torch.empty(self.count(idx), V.shape[1], dtype=self.dtype, device=self.device)
         for x, y, place in self._chunks(idx):
             outputs, saved = self._propagate(w, self._start(x))
             g = self._output_gradient(outputs, y)
@@ -254,9 +254,9 @@ class SequentialObjective(Objective):
 
     @torch.no_grad()
     def mixed(self, theta: Tensor, S: Tensor, idx: Tensor | None = None) -> Tensor:
-        theta, S, idx = self._vector(theta), self._block(S), self._index(idx)
+        theta, S, idx = self._vector(theta), self._block(S), self.index(idx)
         w, groups = self._weights(theta[:, None]), list(self._columns(S))
-        shape = (self._count(idx), *self.inputs.shape[1:], S.shape[1])
+        shape = (self.count(idx), *self.inputs.shape[1:], S.shape[1])
         out = torch.empty(shape, dtype=self.dtype, device=self.device)
         for x, y, place in self._chunks(idx):
             kept = self._run(w, x, y, None)
@@ -284,7 +284,7 @@ class SequentialObjective(Objective):
     def _product_at(
         self, theta: Tensor, idx: Tensor | None, weights: Tensor | None, *, full: bool, budget: int
     ) -> Callable[[Tensor], Tensor]:
-        theta, idx, count = self._vector(theta), self._index(idx), self._count(self._index(idx))
+        theta, idx, count = self._vector(theta), self.index(idx), self.count(self.index(idx))
         weights = None if weights is None else weights.to(self.dtype)
         w = self._weights(theta[:, None])
         ready: dict[int, Pass] = {}

@@ -124,7 +124,7 @@ def stream(template: Any, source: Source, batch_size: int | None = None) -> Stre
     Raises:
         DataError: fewer than one example; later, from any call: NaN or infinite inputs, wrong targets.
     """
-    kind = StreamedLinear if hasattr(template, "split_at") else StreamedObjective
+    kind = StreamedLinear if template.linear_outputs else StreamedObjective
     return kind(template, source, batch_size or template.batch_size)
 
 
@@ -177,7 +177,7 @@ class StreamedObjective(PartitionedObjective):
 
     def subset(self, idx: Any) -> StreamedObjective:
         """Restricted to the examples ``idx``."""
-        chosen = ChosenSource(self.source, self._index(idx).cpu().numpy())
+        chosen = ChosenSource(self.source, self.index(idx).cpu().numpy())
         other = type(self)(self.template, chosen, self.batch_size)
         other.l2 = self.l2
         return other

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from influence.errors import ConvergenceError, DataError
+from influence.objectives._base import TrainingObjective
 
 
 class Journal(Protocol):
@@ -45,7 +46,7 @@ class Retrained:
 
 
 def leave_one_out(
-    objective: Any,
+    objective: TrainingObjective,
     theta: Tensor,
     idx: Tensor | list[int],
     preconditioner: Callable[[Tensor], Tensor],
@@ -100,7 +101,7 @@ def leave_one_out(
 
 
 def _block(
-    objective: Any,
+    objective: TrainingObjective,
     theta: Tensor,
     idx: Tensor,
     full_gradient: Tensor,
@@ -148,16 +149,7 @@ def _block(
     }
 
 
-def _without(objective: Any, thetas: Tensor, gradients: Tensor, idx: Tensor, n: int) -> Tensor:
+def _without(objective: TrainingObjective, thetas: Tensor, gradients: Tensor, idx: Tensor, n: int) -> Tensor:
     """Gradient of each column's leave-one-out objective, from the full objective's gradients there."""
     l2 = objective.l2 * objective.l2_mask[:, None] * thetas
-    return (n * (gradients - l2) - paired_gradients(objective, thetas, idx)) / (n - 1) + l2
-
-
-def paired_gradients(objective: Any, thetas: Tensor, idx: Tensor) -> Tensor:
-    """``∇ℓ_{i_j}(θ_j)``: each column's own example at its own parameters, ``(p, k), (k,) -> (p, k)``."""
-    own = getattr(objective, "paired_gradients", None)
-    if own is not None:
-        return own(thetas, idx)
-    columns = [objective.example_gradients(thetas[:, j], idx[j : j + 1])[0] for j in range(thetas.shape[1])]
-    return torch.stack(columns, dim=1)
+    return (n * (gradients - l2) - objective.paired_gradients(thetas, idx)) / (n - 1) + l2

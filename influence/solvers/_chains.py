@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from influence.curvature.operators import Operator, base_of
+from influence.curvature.operators import ExampleOperator, Operator, base_of
 from influence.errors import DataError
 
 _CHUNK = 1 << 21  # gathered numbers (rows × inputs) held at a time
@@ -51,13 +50,12 @@ class Chains(ABC):
 
     def __init__(self, operator: Operator, B: Tensor, repeats: int) -> None:
         base, self.damping = base_of(operator)
-        self.base, self.B, self.repeats = base, B, repeats
+        self.B, self.repeats = B, repeats
         self.p, self.k = B.shape
-        objective = getattr(base, "objective", None)
-        if objective is None:
+        if not isinstance(base, ExampleOperator):
             raise DataError("LiSSA samples training examples: give it a Hessian or GaussNewton operator")
-        self.objective: Any = objective
-        self.n = objective.n if base.idx is None else len(base.idx)
+        self.base, self.objective = base, base.objective
+        self.n = self.objective.count(base.idx)
 
     def norms(self) -> Tensor:
         """``(r, k)`` norms of the chains."""
@@ -78,8 +76,6 @@ class GenericChains(Chains):
     def __init__(self, operator: Operator, B: Tensor, repeats: int) -> None:
         super().__init__(operator, B, repeats)
         self.T = B[None].repeat(repeats, 1, 1)
-        product = "gauss_newton_product" if type(self.base).__name__ == "GaussNewton" else "hessian_product"
-        self.product = getattr(self.objective, product)
 
     def value(self) -> Tensor:
         return self.T
@@ -91,7 +87,7 @@ class GenericChains(Chains):
         for step in range(len(idx)):
             for r in range(self.repeats):
                 t = self.T[r]
-                ht = self.product(self.base.theta, t, idx[step, r])
+                ht = self.base.on_examples(idx[step, r]) @ t
                 self.T[r] = self.B + t - (ht + self.damping * t) / scale
             yield step
 
@@ -149,6 +145,5 @@ class LinearChains(Chains):
 def make_chains(operator: Operator, B: Tensor, repeats: int) -> Chains:
     """Chains in closed form for linear objectives, generic ones otherwise."""
     base, _ = base_of(operator)
-    objective = getattr(base, "objective", None)
-    linear = objective is not None and hasattr(objective, "split_at")
+    linear = isinstance(base, ExampleOperator) and base.objective.linear_outputs
     return (LinearChains if linear else GenericChains)(operator, B, repeats)

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from influence.curvature.operators import Operator, base_of
+from influence.curvature.operators import ExampleOperator, Operator, base_of
 from influence.curvature.spectrum import lanczos_extremes, power_iteration
 from influence.errors import DataError
 from influence.solvers._base import Solution, Solver, Status, relative_residual
@@ -105,9 +105,10 @@ class LiSSA(Solver):
 
     def _largest_sampled(self, operator: Operator, generator: torch.Generator) -> float:
         base, damping = base_of(operator)
-        largest_of_all = getattr(getattr(base, "objective", None), "largest_example_curvature", None)
-        if self.batch == 1 and largest_of_all is not None:
-            return largest_of_all(base.theta, base.idx) + damping
+        if self.batch == 1 and isinstance(base, ExampleOperator):
+            largest = base.objective.largest_example_curvature(base.theta, base.idx)
+            if largest is not None:
+                return largest + damping
         best = 0.0
         for _ in range(_PROBES):
             sampled = operator.sample(generator, self.batch, self.replace)

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from influence.curvature.operators import Operator, base_of
+from influence.curvature.operators import ExampleOperator, Operator, base_of
 from influence.errors import DataError
 
 Preconditioner = Callable[[Tensor], Tensor]
-OF_OBJECTIVE = {"kronecker": "kronecker_at", "subsample": "subsampled_at"}  # the objective's method for it
+OF_OBJECTIVE = ("kronecker", "subsample")
 
 
 def make_preconditioner(choice: str | Preconditioner | None, operator: Operator) -> Preconditioner | None:
@@ -31,12 +31,15 @@ def make_preconditioner(choice: str | Preconditioner | None, operator: Operator)
         return lambda block: block / diagonal[:, None]
     if choice in OF_OBJECTIVE:
         base, damping = base_of(operator)
-        make = getattr(getattr(base, "objective", None), OF_OBJECTIVE[choice], None)
-        if make is None:
+        made = None
+        if isinstance(base, ExampleOperator):
+            at = base.objective.kronecker_at if choice == "kronecker" else base.objective.subsampled_at
+            made = at(base.theta, base.idx, damping)
+        if made is None:
             raise DataError(
                 f"the preconditioner {choice!r} is for objectives that offer one (LinearObjective"
                 f"{', whole' if choice == 'subsample' else ''}); use 'none', 'jacobi' or a callable"
             )
-        return make(base.theta, base.idx, damping)
+        return made
     known = ", ".join(["none", "jacobi", *OF_OBJECTIVE])
     raise DataError(f"unknown preconditioner {choice!r}; known: {known}, or a callable")

@@ -15,7 +15,7 @@ from experiments.records.record import Record
 from experiments.verification import tables as listing
 from experiments.verification.claims import NOT_REPRODUCED, NOT_RUN, REPRODUCED, Bound, Claim, Spec, load
 from experiments.verify import chosen, settings, verify
-from tests.experiments import verifying
+from tests.experiments.verification import verifying
 from tests.helpers import ROOT, cli, one_sentence
 
 

@@ -26,7 +26,7 @@ from experiments.verification.claims import (
     lookup,
     value_of,
 )
-from tests.experiments import verifying
+from tests.experiments.verification import verifying
 from tests.helpers import ROOT
 
 CLAIMS = load()

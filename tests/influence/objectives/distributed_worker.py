@@ -22,13 +22,13 @@ from influence import (
     Hessian,
     LinearObjective,
     LiSSA,
-    distributed,
     fit,
     leave_one_out,
     self_influence,
     test_gradients,
     up_loss,
 )
+from influence.objectives import distributed
 from influence.objectives.sequential import network_objective
 from influence.objectives.streaming import ArraySource, stream, stream_scores
 

@@ -18,11 +18,11 @@ from influence import (
     fit,
     predicted_change,
     self_influence,
-    streaming,
     up_loss,
 )
+from influence.objectives import streaming
 from influence.objectives.streaming import ArraySource, ProducedSource, StreamedScores, stream, stream_scores
-from tests.helpers import ROOT, environment
+from tests.helpers import PATIENCE, ROOT, environment
 from tests.influence.objectives.distributed_worker import contract, linear, network
 
 
@@ -151,6 +151,7 @@ import sys
 import numpy as np, torch
 from influence import Hessian, LinearObjective
 from influence.objectives.sequential import network_objective
+from influence.objectives import streaming
 from influence.objectives.streaming import ArraySource, ProducedSource, stream, stream_scores
 kind, n, batch, folder = sys.argv[1], int(sys.argv[2]), 1000, sys.argv[3]
 torch.set_num_threads(1)
@@ -192,7 +193,7 @@ def peak(kind: str, n: int, folder: Path, data: str = "") -> tuple[int, int]:
     folder.mkdir()
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, kind, str(n), str(folder), data],
-        env=environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=120, check=False,
+        env=environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     before, highest = done.stdout.split()

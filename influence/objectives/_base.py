@@ -1,0 +1,232 @@
+"""The contract of every training objective: what operators, solvers, scores and retraining may ask of one.
+
+    R(θ) = (1/n) Σ_i w_i ℓ(f_θ(x_i), y_i) + (λ/2)‖m ⊙ θ‖²
+
+with weights ``w_i`` (1 unless given) and a 0/1 mask ``m`` that says which parameters λ touches (Koh & Liang
+2017, section 2). Shapes: n examples, p parameters, c outputs, k columns. A block of vectors is ``(p, k)``.
+
+Every call walks the data in batches of ``batch_size``, so memory is bounded by the batch and not by n·p.
+What only some objectives can do is a method that returns None here. Nothing is looked up by name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from influence.errors import DataError
+from influence.losses import Loss
+from influence.objectives.structure import GramFactor, Split
+
+Product = Callable[[Tensor], Tensor]
+Index = Tensor | slice | list[int] | None
+
+
+class TrainingObjective(ABC):
+    """What is minimised, as a function of one flat vector θ ``(p,)``.
+
+    Attributes:
+        n: number of training examples.
+        p: number of parameters.
+        n_outputs: c, outputs of the model for one example.
+        l2: λ ≥ 0 of the penalty.
+        l2_mask: m ``(p,)``, 0 or 1.
+        loss: the loss of one example as a function of its outputs.
+        weights: ``(n,)`` weights of the examples, or None where each is 1.
+        batch_size: examples that a pass holds at a time.
+        dtype, device: of θ and of every result.
+        linear_outputs: whether the outputs are linear in θ (Hessian and Gauss-Newton are then equal).
+
+    An index argument ``idx`` names examples: integers (negative ones count from the end), a boolean mask
+    ``(n,)``, or None for all of them. An index out of range raises DataError.
+    """
+
+    n: int
+    p: int
+    n_outputs: int
+    l2: float
+    l2_mask: Tensor
+    loss: Loss
+    batch_size: int
+    dtype: torch.dtype
+    device: torch.device
+    weights: Tensor | None = None
+    linear_outputs: bool = False
+
+    # -- required: values and first derivatives ------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def targets(self) -> Tensor:
+        """The targets ``(n, ...)`` as the loss takes them."""
+
+    @abstractmethod
+    def initial(self) -> Tensor:
+        """The parameters to start from: ``(p,)``."""
+
+    @abstractmethod
+    def outputs(self, theta: Tensor, idx: Tensor | None = None) -> Tensor:
+        """f_θ(x_i): ``(m, c)``."""
+
+    @abstractmethod
+    def example_losses(self, theta: Tensor, idx: Tensor | None = None) -> Tensor:
+        """ℓ_i without weight and without the L2 term: ``(m,)``, in nats."""
+
+    @abstractmethod
+    def example_losses_many(self, thetas: Tensor, idx: Tensor | None = None) -> Tensor:
+        """ℓ_i at every column of ``thetas (p, k)``: ``(m, k)``."""
+
+    @abstractmethod
+    def value(self, theta: Tensor) -> Tensor:
+        """R(θ), a 0-d tensor."""
+
+    @abstractmethod
+    def values(self, thetas: Tensor) -> Tensor:
+        """R at every column of ``thetas (p, k)``: ``(k,)``."""
+
+    @abstractmethod
+    def gradient(self, theta: Tensor) -> Tensor:
+        """∇R(θ): ``(p,)``."""
+
+    @abstractmethod
+    def gradients(self, thetas: Tensor) -> Tensor:
+        """∇R at every column: ``(p, k) -> (p, k)``."""
+
+    @abstractmethod
+    def example_gradients(self, theta: Tensor, idx: Tensor | None = None) -> Tensor:
+        """∇ℓ_i without weight and without the L2 term: ``(m, p)``. Ask for few examples at a time."""
+
+    @abstractmethod
+    def directional(self, theta: Tensor, V: Tensor, idx: Tensor | None = None) -> Tensor:
+        """∇ℓ_i · v_j without weight, without a per-example gradient: ``V (p, k) -> (m, k)``."""
+
+    # -- required: second derivatives ----------------------------------------------------------------------
+
+    @abstractmethod
+    def hessian_at(self, theta: Tensor, idx: Tensor | None = None) -> Product:
+        """The map V ↦ ∇²R(θ) V on blocks ``(p, k)``; over the examples ``idx`` the mean is theirs."""
+
+    @abstractmethod
+    def gauss_newton_at(self, theta: Tensor, idx: Tensor | None = None) -> Product:
+        """The map V ↦ ((1/n) Σ w_i J_iᵀ ∇²_o ℓ_i J_i + λ diag(m)) V on blocks ``(p, k)``."""
+
+    @abstractmethod
+    def mixed(self, theta: Tensor, S: Tensor, idx: Tensor | None = None) -> Tensor:
+        """∇_x (s_j · ∇_θ ℓ_i): ``S (p, k) -> (m, *input shape, k)`` (paper, eq. 5)."""
+
+    @abstractmethod
+    def mixed_direction(self, theta: Tensor, index: int, delta: Tensor) -> Tensor:
+        """[∇_x ∇_θ ℓ(z)] δ of one example: δ of its input's shape ``-> (p,)`` (paper, section 2.2)."""
+
+    # -- required: other data ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def on(self, inputs: Any, targets: Any) -> TrainingObjective:
+        """The same model, loss and λ on other data, such as the test set; without weights."""
+
+    @abstractmethod
+    def subset(self, idx: Any) -> Self:
+        """The objective of the examples ``idx`` alone; its mean is over those, their weights stay."""
+
+    # -- the same for all ----------------------------------------------------------------------------------
+
+    def index(self, idx: Any) -> Tensor | None:
+        """``idx`` as integers 0…n−1 on the device of the objective, or None for all examples.
+
+        Raises:
+            DataError: an index out of range, or a mask of the wrong length.
+        """
+        if idx is None:
+            return None
+        if isinstance(idx, slice):
+            return torch.arange(self.n, device=self.device)[idx]
+        chosen = torch.as_tensor(idx, device=self.device)
+        if chosen.dtype == torch.bool:
+            if chosen.shape != (self.n,):
+                raise DataError(f"a mask of examples must have shape ({self.n},), got {tuple(chosen.shape)}")
+            chosen = chosen.nonzero()[:, 0]
+        if chosen.is_floating_point():
+            raise DataError(f"example indices must be integers, got {chosen.dtype}; pass idx.long()")
+        chosen = chosen.reshape(-1).long()
+        outside = chosen[(chosen < -self.n) | (chosen >= self.n)]
+        if len(outside):
+            raise DataError(
+                f"example index {int(outside[0])} is out of range for {self.n} examples; use 0…{self.n - 1}"
+            )
+        return torch.where(chosen < 0, chosen + self.n, chosen)
+
+    def count(self, idx: Tensor | None) -> int:
+        """How many examples ``idx`` names."""
+        return self.n if idx is None else len(idx)
+
+    def example_weights(self, idx: Tensor | None = None) -> Tensor:
+        """w_i: ``(m,)``, ones where the objective has no weights."""
+        if self.weights is None:
+            return torch.ones(self.count(idx), dtype=self.dtype, device=self.device)
+        return self.weights if idx is None else self.weights[idx]
+
+    def penalty(self, theta: Tensor) -> Tensor:
+        """(λ/2)‖m ⊙ θ‖² of ``(p,)`` or of each column of ``(p, k)``."""
+        mask = self.l2_mask if theta.ndim == 1 else self.l2_mask[:, None]
+        return 0.5 * self.l2 * (mask * theta**2).sum(dim=0)
+
+    def penalty_gradient(self, theta: Tensor) -> Tensor:
+        """λ m ⊙ θ of ``(p,)`` or of each column of ``(p, k)``."""
+        mask = self.l2_mask if theta.ndim == 1 else self.l2_mask[:, None]
+        return self.l2 * mask * theta
+
+    def hessian_product(self, theta: Tensor, V: Tensor, idx: Tensor | None = None) -> Tensor:
+        """∇²R(θ) V: ``(p, k) -> (p, k)``."""
+        return self.hessian_at(theta, idx)(V)
+
+    def gauss_newton_product(self, theta: Tensor, V: Tensor, idx: Tensor | None = None) -> Tensor:
+        """The Gauss-Newton matrix times V: ``(p, k) -> (p, k)``."""
+        return self.gauss_newton_at(theta, idx)(V)
+
+    def paired_gradients(self, thetas: Tensor, idx: Tensor) -> Tensor:
+        """∇ℓ of example i_j at parameters θ_j, without weight: ``(p, k), (k,) -> (p, k)``."""
+        columns = [self.example_gradients(thetas[:, j], idx[j : j + 1])[0] for j in range(thetas.shape[1])]
+        return torch.stack(columns, dim=1)
+
+    def self_quadratics(
+        self, theta: Tensor, quadratic: Product, idx: Tensor | None = None, block: int = 512
+    ) -> Tensor:
+        """``q(∇ℓ_i)`` for a function q of columns, ``(p, k) -> (k,)``: ``(m,)``, ``block`` at a time."""
+        rows = torch.arange(self.n, device=self.device) if idx is None else idx
+        pieces = (self.example_gradients(theta, some).T.contiguous() for some in rows.split(block))
+        parts = [quadratic(piece) for piece in pieces]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=self.dtype, device=self.device)
+
+    # -- what only some can do: None unless overridden -----------------------------------------------------
+
+    def split_at(self, theta: Tensor, idx: Tensor | None = None) -> Split | None:
+        """The Hessian as ``E C Eᵀ + λI`` with a small dense core C, or None."""
+        return None
+
+    def gram_at(self, theta: Tensor, idx: Tensor | None = None) -> GramFactor | None:
+        """The Hessian as ``ZᵀZ/n + λI`` for p > n (Woodbury), or None."""
+        return None
+
+    def gram_quadratics(self, theta: Tensor, factor: Tensor, gram: GramFactor, idx: Tensor) -> Tensor | None:
+        """``∇ℓ_iᵀ H⁻¹ ∇ℓ_i`` from a Cholesky factor of ``ZZᵀ + nμI``: ``(m,)``, or None."""
+        return None
+
+    def diagonal_at(self, theta: Tensor, idx: Tensor | None = None) -> Tensor | None:
+        """The diagonal of the Hessian ``(p,)`` in closed form, or None."""
+        return None
+
+    def kronecker_at(self, theta: Tensor, idx: Tensor | None, damping: float) -> Product | None:
+        """A Kronecker-factored approximation of ``(H + damping·I)⁻¹``, or None."""
+        return None
+
+    def subsampled_at(self, theta: Tensor, idx: Tensor | None, damping: float) -> Product | None:
+        """An approximation of ``(H + damping·I)⁻¹`` from part of the examples, or None."""
+        return None
+
+    def largest_example_curvature(self, theta: Tensor, idx: Tensor | None = None) -> float | None:
+        """A bound of the largest eigenvalue of any single example's Hessian, λ included, or None."""
+        return None
