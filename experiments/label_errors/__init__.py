@@ -1,4 +1,4 @@
-"""Which labels of a table of one's own are wrong? ``python -m experiments.label_errors FILE [key=value ...]``.
+"""Which labels of a table of one's own are wrong? ``python -m experiments.label_errors FILE [key=value]``.
 
 The same as a function: ``find_label_errors(DataFrame or file, label="column").suspects``.
 """

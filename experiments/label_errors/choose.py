@@ -95,7 +95,6 @@ def models(
     classes: int,
     weights: np.ndarray | None,
     settings: Settings,
-    notes: list[str],
     step: Callable[[str], None],
 ) -> list[Model]:
     """The linear model, and a curved one where the table allows it."""

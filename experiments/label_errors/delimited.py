@@ -17,6 +17,8 @@ CANDIDATES = ("\t", ";", "|", ",")
 _SAMPLE = 100  # lines that separators and headers are judged by
 _CHUNK = 20_000  # rows turned into columns at a time: a list of Python texts takes ten times their memory
 _NUMBER = re.compile(r"\s*[-+]?(\d[\d., _]*|[.,]\d+)([eE][-+]?\d+)?\s*")
+_MOSTLY = 0.6  # share of a column's cells that must be numbers to tell the decimal sign
+_POINT = re.compile(r"\s*[-+]?\d*\.\d+([eE][-+]?\d+)?\s*")
 _COMMA = re.compile(r"\s*[-+]?\d*,\d+([eE][-+]?\d+)?\s*")
 
 
@@ -38,8 +40,8 @@ def parse(text: str, name: str, settings: Settings, notes: list[str]) -> tuple[A
     except _Quote as error:
         if separator != "\t" or not quoting:
             raise UserError(
-                f"{name}: line {error.line} has a quotation mark that does not close its cell ({error.cause}): "
-                'write it twice ("") inside a quoted cell, or set quote=none if quotes are ordinary characters.'
+                f"{name}: line {error.line} has a quotation mark that does not close its cell ({error.cause}); "
+                'write it twice ("") inside a quoted cell, or set quote=none to read it as it stands.'
             ) from None
         notes.append("Quotation marks are ordinary characters (they do not pair; the file has tabs).")
         return _table(text, name, separator, False, skipped, settings, notes)
@@ -52,7 +54,7 @@ class _Quote(Exception):
 
 
 def _without_preamble(text: str, notes: list[str]) -> tuple[str, int, str | None]:
-    """The text behind a spreadsheet's ``sep=;`` line and comment lines, how many lines went, the separator."""
+    """The text below a ``sep=;`` line and comments, how many lines went, the separator named."""
     skipped, told = 0, None
     while text:
         line, _, rest = text.partition("\n")
@@ -80,7 +82,7 @@ def _is_comment(line: str, rest: str) -> bool:
 
 
 def detected_separator(text: str, plain: bool = False) -> str:
-    """The sign that cuts most of the first lines into as many cells as the first one; a comma if none does."""
+    """The sign that cuts the first lines into equally many cells; a comma if none does."""
     sample = text[: 400 * _SAMPLE * 10]
     best, chosen = (0.0, 0), ","
     for sign in CANDIDATES:
@@ -118,15 +120,16 @@ def _table(
         if len(sample) > _SAMPLE:
             break
     names, body = _header(sample, settings, notes)
-    width = len(names)
+    width, trailing = len(names), False
     if all(len(row) == width + 1 for _, row in body) and body:
         if all(not row[-1].strip() for _, row in body):
+            trailing = True
             notes.append("Every row ends with a separator; the empty last cell is no column.")
         else:
             notes.append("Every row has one cell more than the header: the first holds row names.")
             names = ["row names", *names]
             width += 1
-    collected = _Columns(name, width, settings.bad_rows, notes)
+    collected = _Columns(name, width, settings.bad_rows, notes, trailing)
     for place, row in body:
         collected.add(place, row)
     for place, row in rows:
@@ -134,7 +137,7 @@ def _table(
     frame, lines = collected.table(distinct_names(names, notes), names)
     if width < 2:
         raise UserError(
-            f"{name} has one column only, {names[0][:40]!r}; set separator= if its cells are not separated by commas."
+            f"{name} has one column only, {names[0][:40]!r}; set separator= to the sign between its cells."
         )
     return frame, lines, _decimal(frame, separator, settings, notes)
 
@@ -162,7 +165,7 @@ def _header(
     if told == "auto" and _looks_like_data(first, [row for _, row in sample[1:]]):
         told = "false"
         notes.append(
-            "The first line looks like data, so the columns are column1, column2, ... (header=true: it names them)."
+            "The first line looks like data: the columns are column1, column2, ... (header=true: it has the names)."
         )
     if told == "false":
         return [f"column{i}" for i in range(1, len(first) + 1)], sample
@@ -183,8 +186,8 @@ def _looks_like_data(first: list[str], below: list[list[str]]) -> bool:
 class _Columns:
     """Rows gathered into columns, a chunk at a time; rows of another width are refused, skipped or filled."""
 
-    def __init__(self, name: str, width: int, bad: str, notes: list[str]) -> None:
-        self.name, self.width, self.bad, self.notes = name, width, bad, notes
+    def __init__(self, name: str, width: int, bad: str, notes: list[str], trailing: bool) -> None:
+        self.name, self.width, self.bad, self.notes, self.trailing = name, width, bad, notes, trailing
         self.rows: list[list[str]] = []
         self.lines: list[int] = []
         self.parts: list[Any] = []
@@ -205,7 +208,8 @@ class _Columns:
     def _mended(self, line: int, row: list[str]) -> list[str] | None:
         """A row of another width as it is to be read, None to leave it out."""
         if len(row) > self.width and not any(cell.strip() for cell in row[self.width :]):
-            self._note("trimmed", line)
+            if not (self.trailing and len(row) == self.width + 1):
+                self._note("trimmed", line)
             return row[: self.width]
         if self.bad == "skip" or (self.bad == "fill" and len(row) > self.width):
             self._note("skipped", line)
@@ -217,8 +221,8 @@ class _Columns:
         remedy = "quote cells that hold the separator" if more else "complete the row"
         also = "" if more else ", bad_rows=fill to read the missing ones as empty"
         raise UserError(
-            f"{self.name}: line {line} has {len(row)} cells and the table has {self.width} columns; {remedy}, or "
-            f"set bad_rows=skip to leave such rows out{also}."
+            f"{self.name}: line {line} has {len(row)} cells and the table has {self.width} columns; {remedy}, "
+            f"or set bad_rows=skip to leave such rows out{also}."
         )
 
     def _note(self, what: str, line: int) -> None:
@@ -241,12 +245,13 @@ class _Columns:
 
         self._flush()
         words = {
-            "trimmed": "end with empty cells that have no column",
-            "skipped": "have a wrong number of cells and are left out",
-            "filled": "have too few cells; the missing ones are empty",
+            "trimmed": "with empty cells that have no column: they are dropped",
+            "skipped": "left out: a wrong number of cells",
+            "filled": "with too few cells: the missing ones are empty",
         }
         for what, count in self.odd.items():
-            self.notes.append(f"{count} rows {words[what]} (the first on line {self.first_odd[what]}).")
+            rows = "1 row" if count == 1 else f"{count} rows"
+            self.notes.append(f"{rows} {words[what]} (the first on line {self.first_odd[what]}).")
         if not self.parts:
             return pd.DataFrame({name: pd.array([], dtype="str") for name in names}), np.zeros(
                 0, dtype=np.int64
@@ -271,12 +276,12 @@ def _decimal(frame: Any, separator: str, settings: Settings, notes: list[str]) -
     commas = points = 0
     for name in frame.columns:
         cells = [cell for cell in frame[name].iloc[:_SAMPLE] if cell.strip()]
-        if not cells or not all(_NUMBER.fullmatch(cell) for cell in cells):
+        if not cells or np.mean([bool(_NUMBER.fullmatch(cell)) for cell in cells]) < _MOSTLY:
             continue
         decimal = [cell for cell in cells if _COMMA.fullmatch(cell)]
         grouped = [cell for cell in decimal if re.fullmatch(r"\s*[-+]?[1-9]\d{0,2},\d{3}\s*", cell)]
         commas += len(decimal) > 0 and (len(grouped) < len(decimal) or separator == ";")
-        points += any("." in cell and "," not in cell for cell in cells)
+        points += any(_POINT.fullmatch(cell) for cell in cells)
     if commas and not points:
         notes.append("Numbers have decimal commas (found; decimal=point reads them otherwise).")
         return ","

@@ -130,7 +130,7 @@ def _leak(column: Column, labels: Labels) -> None:
         return
     codes, count = _codes(column)
     classes = len(labels.classes)
-    if count <= max(50, 2 * classes):
+    if count <= max(2 * classes, min(50, len(codes) // 10)):
         places = codes + (codes.min() < 0)
         table = np.zeros((places.max() + 1, classes))
         np.add.at(table, (places, labels.y), 1)
@@ -155,8 +155,8 @@ def _tell(column: Column, power: float, copy: bool, why: str) -> None:
         column.left_out("leak", why)
     elif power >= TELLS:
         column.words.append(
-            f"column {column.name!r} alone gives {100 * power:.1f} % of the labels: if it was made from the label, "
-            f"the list is worthless; leave it out by ignore=[{column.name}]"
+            f"column {column.name!r} alone gives {100 * power:.1f} % of the labels: if it was made from the "
+            f"label, the list is worthless; leave it out by ignore=[{column.name}]"
         )
 
 

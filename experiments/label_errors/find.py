@@ -118,7 +118,9 @@ def _special(
         cells = table.frame[name].iloc[labels.kept].astype("str").to_numpy(dtype=object, na_value="")
         names, groups = np.unique(cells.astype(str), return_inverse=True)
         if len(names) < 2:
-            raise UserError(f"group={name} has one group only; rows of other groups are needed to judge a row by.")
+            raise UserError(
+                f"group={name} has one group only; rows of other groups are needed to judge a row by."
+            )
     shown = label_of.column_called(table, chosen.id, "id") if chosen.id is not None else None
     return special, shown, groups
 
@@ -133,10 +135,10 @@ def _classes(
     say: Callable[[str], None],
 ) -> tuple[Any, ...]:
     y, names = labels.y, np.array(labels.classes, dtype=object)
-    found = classes_of.assess(features, y, len(names), weights, groups, chosen, notes, say)
+    found = classes_of.assess(features, y, len(names), weights, groups, chosen, say)
     if found.accuracy > FOUND_OUT and len(y) >= 50:
         notes.append(
-            f"The model gives {100 * found.accuracy:.1f} % of the labels without seeing them: some columns may "
+            f"{100 * found.accuracy:.1f} % of the labels follow from the other columns: some of these may "
             "have been made from the label; leave such columns out by ignore=."
         )
     order, held = found.order, found.held
@@ -165,6 +167,7 @@ def _classes(
         "expected_errors": found.expected[0],
         "expected_errors_interval_90": list(found.expected[1:]),
         "held_out_accuracy": found.accuracy,
+        "opinions": {opinion.name: opinion.share for opinion in found.opinions},
         "rank": chosen.rank,
         "models": [
             {
@@ -219,7 +222,12 @@ def _numbers(
         "explained_variance_held_out": found.explained,
         "rank": chosen.rank,
         "models": [
-            {"features": found.name, "form": "least squares", "l2": found.l2, "tried": [list(p) for p in found.tried]}
+            {
+                "features": found.name,
+                "form": "least squares",
+                "l2": found.l2,
+                "tried": [list(p) for p in found.tried],
+            }
         ],
         "explained_rows": int(count),
     }
@@ -235,9 +243,7 @@ def _duplicates(features: Features, labels: Labels, notes: list[str]) -> None:
     X = features.X
     if sp.issparse(X):
         keys = [
-            hashlib.blake2b(
-                X.indices[a:b].tobytes() + X.data[a:b].tobytes(), digest_size=16
-            ).digest()
+            hashlib.blake2b(X.indices[a:b].tobytes() + X.data[a:b].tobytes(), digest_size=16).digest()
             for a, b in zip(X.indptr[:-1], X.indptr[1:], strict=True)
         ]
     else:
@@ -251,7 +257,9 @@ def _duplicates(features: Features, labels: Labels, notes: list[str]) -> None:
         conflict = sum(len(values) > 1 for values in seen.values())
         text = f"{same} rows repeat the features of another row"
         notes.append(
-            f"{text}; in {conflict} such sets the labels differ." if conflict and not labels.regression else f"{text}."
+            f"{text}; in {conflict} such sets the labels differ."
+            if conflict and not labels.regression
+            else f"{text}."
         )
 
 

@@ -90,9 +90,7 @@ def classifier(
     return _softmax(design.X, y, classes, l2, weights, start, held)
 
 
-def objective_of(
-    X: Any, y: Any, loss: str, l2: float, weights: np.ndarray | None, c: int
-) -> LinearObjective:
+def objective_of(X: Any, y: Any, loss: str, l2: float, weights: np.ndarray | None, c: int) -> LinearObjective:
     """The library's objective of a model with c outputs; weights ``(n,)`` or None."""
     objective = LinearObjective(X, y, loss, l2, n_outputs=c, check=False)
     return objective if weights is None else objective.with_weights(torch.from_numpy(weights))
@@ -270,6 +268,6 @@ def _enough_memory(size: int, what: str) -> None:
     needed, free = 3 * 8 * size**2 / 2**30, available_gib()
     if needed > free:
         raise UserError(
-            f"{what} need a factor of {needed:.1f} GiB of memory and {free:.1f} are free: set words= lower to "
-            "have fewer words, leave columns out by ignore=, or rank fewer rows."
+            f"{what} need a factor of {needed:.1f} GiB of memory and {free:.1f} are free: set words= lower, "
+            "leave columns out by ignore=, or rank fewer rows."
         )

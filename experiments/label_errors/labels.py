@@ -54,7 +54,7 @@ def label_column(table: Table, settings: Settings) -> str:
             table.notes.append(f"The labels are in column {found[0]!r} (by its name; label= names another).")
             return found[0]
         few = [name for name in columns if 1 < table.frame[name].nunique() <= 20]
-        hint = f"; {', '.join(map(repr, few[:5]))} have few values" if few else ""
+        hint = f" (few values: {', '.join(map(repr, few[:5]))})" if few else ""
         raise UserError(
             f"{table.name} has no column called label: set label= to one of {_shown(columns)}{hint}."
         )
@@ -87,7 +87,8 @@ def read_labels(table: Table, name: str, settings: Settings) -> Labels:
     if blank.any():
         first = int(np.flatnonzero(blank)[0])
         notes.append(
-            f"{int(blank.sum())} rows have no label and are left out (the first on {table.place} {table.lines[first]})."
+            f"{int(blank.sum())} of {len(blank)} rows have no label and are left out (the first on {table.place} "
+            f"{table.lines[first]})."
         )
     if len(kept) < 4:
         raise UserError(f"{table.name} has {len(kept)} rows with a label in {name!r}; at least 4 are needed.")
@@ -99,15 +100,13 @@ def read_labels(table: Table, name: str, settings: Settings) -> Labels:
             raise UserError(
                 f"{table.name}: every label in {name!r} is {numbers[0]:g}; at least 2 values are needed."
             )
-        notes.append(
-            f"The labels are numbers: large residuals are sought (task=classes reads {name!r} as classes)."
-        )
+        notes.append(f"The labels in {name!r} are numbers: outlying ones are sought (or set task=classes).")
         return Labels(name, kept, numbers, (), given, notes)
     values = _classes(given[kept], settings.join, notes)
     words = sorted({value for value in values if value.lower() in settings.missing})
     for word in words:
         count = int((values == word).sum())
-        notes.append(f"{word!r} is read as a class ({count} rows); unlabelled=[{word}] reads it as no label.")
+        notes.append(f"{word!r} is a class here (rows: {count}); unlabelled=[{word}] reads it as no label.")
     classes = tuple(sorted(set(values), key=_order))
     if len(classes) < 2:
         raise UserError(
@@ -123,7 +122,7 @@ def read_labels(table: Table, name: str, settings: Settings) -> Labels:
     rare = [f"{value!r} ({count})" for value, count in sorted(Counter(values).items()) if count < RARE]
     if rare:
         more = ", ..." if len(rare) > 8 else ""
-        notes.append(f"{len(rare)} classes have fewer than {RARE} rows: {', '.join(rare[:8])}{more}.")
+        notes.append(f"Classes with fewer than {RARE} rows: {', '.join(rare[:8])}{more}.")
     return Labels(name, kept, y, classes, given, notes)
 
 
@@ -156,32 +155,23 @@ def _classes(given: np.ndarray, join: bool, notes: list[str]) -> np.ndarray:
     spellings: dict[str, Counter[str]] = {}
     for cell in given:
         spellings.setdefault(_key(cell), Counter())[cell] += 1
-    loose: dict[str, list[str]] = {}
-    for key in spellings:
-        loose.setdefault(" ".join(key.lower().split()), []).append(key)
-    twins = [keys for keys in loose.values() if len(keys) > 1]
-    chosen = {key: counts.most_common(1)[0][0].strip() if key != key.strip() or len(counts) > 1 else next(iter(counts))
-              for key, counts in spellings.items()}  # fmt: skip
-    merged = [counts for counts in spellings.values() if len(counts) > 1]
-    for counts in merged:
-        notes.append(f"{', '.join(map(repr, sorted(counts)))} are one class: they are the same value.")
-    for keys in twins:
-        sizes = {key: sum(spellings[key].values()) for key in keys}
-        names = ", ".join(f"{key!r} ({sizes[key]})" for key in sorted(keys))
-        if join:
-            best = max(keys, key=lambda key: (sizes[key], key))
-            for key in keys:
-                chosen[key] = chosen[best]
-            notes.append(f"The classes {names} are joined.")
-        else:
-            notes.append(f"The classes {names} differ by spaces or case only; join=true makes them one.")
-    if not join:
-        for key in spellings:
-            if len(loose[" ".join(key.lower().split())]) > 1:
-                chosen[key] = key  # told apart by their spaces
-            else:
-                chosen[key] = chosen[key].strip()
-    return np.array([chosen[_key(cell)] for cell in given], dtype=object)
+    alike: dict[str, list[str]] = {}
+    for key, counts in spellings.items():
+        alike.setdefault(" ".join(key.casefold().split()), []).append(key)
+        if len(counts) > 1:
+            notes.append(f"{', '.join(map(repr, sorted(counts)))} are one class: they are the same value.")
+    name = {key: counts.most_common(1)[0][0].strip() for key, counts in spellings.items()}
+    for keys in alike.values():
+        if len(keys) == 1:
+            continue
+        size = {key: sum(spellings[key].values()) for key in keys}
+        listed = ", ".join(f"{key!r} ({size[key]})" for key in sorted(keys))
+        largest = max(sorted(keys), key=lambda key: size[key])
+        for key in keys:
+            name[key] = name[largest] if join else key  # told apart by their spaces and letters
+        told = "are joined" if join else "differ by spaces or case only; join=true makes them one"
+        notes.append(f"The classes {listed} {told}.")
+    return np.array([name[_key(cell)] for cell in given], dtype=object)
 
 
 def _key(cell: str) -> str:

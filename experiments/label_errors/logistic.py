@@ -1,7 +1,7 @@
 """Weighted logistic regression on a fixed matrix, and ``xᵀ H⁻¹ x`` of every row from one factor.
 
 ``(1/n) Σ w_i log(1 + exp(−s_i θ·x_i)) + (λ/2)‖θ‖²``, signs s_i = ±1. With ``D = diag(w σ(1−σ))`` the Hessian is
-``H = XᵀDX/n + λI``. Where features are fewer than rows, ``q_i = xᵀ_i H⁻¹ x_i = ‖L⁻¹x_i‖²`` with ``H = LLᵀ``;
+``H = XᵀDX/n + λI``. With fewer features than rows, ``q_i = xᵀ_i H⁻¹ x_i = ‖L⁻¹x_i‖²`` with ``H = LLᵀ``;
 otherwise, with ``K = XXᵀ`` and ``A = nλI + D^½ K D^½ = CCᵀ`` (Woodbury),
 
     q_i = n (1 − nλ (A⁻¹)_ii) / D_ii,    or (K_ii − ‖C⁻¹ D^½ K e_i‖²)/λ where that cancels.

@@ -47,7 +47,8 @@ def report(found: Findings) -> dict[str, Any]:
         ],
         "notes": found.notes,
         "settings": {
-            key: list(value) if isinstance(value, tuple) else value for key, value in vars(found.settings).items()
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in vars(found.settings).items()
         },
     }
 
@@ -63,7 +64,9 @@ def csv_text(frame: Any) -> str:
             safe[name] = column
             continue
         texts = column.astype("str").fillna("")
-        harmless = texts.str.fullmatch(r"[A-Za-z0-9_.][^\x00-\x1f\x7f-\U0010ffff]*").to_numpy(dtype=bool, na_value=False)
+        harmless = texts.str.fullmatch(r"[A-Za-z0-9_.][^\x00-\x1f\x7f-\U0010ffff]*").to_numpy(
+            dtype=bool, na_value=False
+        )
         values = texts.to_numpy(dtype=object)
         for place in np.flatnonzero(~harmless):
             values[place] = safe_cell(values[place])
@@ -76,7 +79,9 @@ def csv_text(frame: Any) -> str:
 
 def safe_cell(text: str) -> str:
     """``export.cell``, also for signs that a spreadsheet skips before it looks for a formula."""
-    bare = text.lstrip("".join({sign for sign in text if sign.isspace() or unicodedata.category(sign) in ("Cf", "Cc", "Zs")}))
+    bare = text.lstrip(
+        "".join({sign for sign in text if sign.isspace() or unicodedata.category(sign) in ("Cf", "Cc", "Zs")})
+    )
     wide = unicodedata.normalize("NFKC", bare[:1])
     made = export.cell(text)
     if made == text and wide.startswith(export.FORMULA) and not _negative(text):
@@ -139,14 +144,17 @@ def wrapped(text: str, width: int, indent: str = "") -> list[str]:
 def columns(text: str) -> int:
     """Columns of a terminal that a text takes."""
     return sum(
-        0 if unicodedata.combining(sign) else 2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text
+        0 if unicodedata.combining(sign) else 2 if unicodedata.east_asian_width(sign) in "WF" else 1
+        for sign in text
     )
 
 
 def printable(value: Any) -> str:
     """A cell on one line, without control characters or marks that turn the direction of writing."""
     text = " ".join(str(value).split())
-    return "".join(sign if unicodedata.category(sign)[0] != "C" else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    return "".join(
+        sign if unicodedata.category(sign)[0] != "C" else "\N{REPLACEMENT CHARACTER}" for sign in text
+    )
 
 
 def clipped(text: str, width: int, mark: str = "\N{HORIZONTAL ELLIPSIS}") -> str:
@@ -196,6 +204,12 @@ def table_lines(found: Findings, width: int) -> list[str]:
 def as_json(value: Any) -> str:
     """JSON that may stand inside a script element."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for sign, code in (("&", "\\u0026"), ("<", "\\u003c"), (">", "\\u003e"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029")):
+    for sign, code in (
+        ("&", "\\u0026"),
+        ("<", "\\u003c"),
+        (">", "\\u003e"),
+        ("\u2028", "\\u2028"),
+        ("\u2029", "\\u2029"),
+    ):
         text = text.replace(sign, code)
     return text

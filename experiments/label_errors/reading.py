@@ -89,7 +89,7 @@ def of_frame(frame: Any, name: str = "the table") -> Table:
 
 
 def distinct_names(names: list[str], notes: list[str]) -> list[str]:
-    """Column names, each once: the second ``x`` becomes ``x (2)``, and a nameless third column ``column3``."""
+    """Column names, each once: a second ``x`` becomes ``x (2)``, a nameless third column ``column3``."""
     found: list[str] = []
     for place, raw in enumerate(names, start=1):
         name = raw.strip() or f"column{place}"
@@ -168,7 +168,7 @@ def decoded(content: bytes, file: Path, encoding: str, notes: list[str]) -> str:
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         notes.append(
-            f"{text.count(chr(0))} NUL characters, the first on line {line}, are read as "
+            f"NUL characters ({text.count(chr(0))}, the first on line {line}) are read as "
             "\N{REPLACEMENT CHARACTER}; the file may be damaged."
         )
         text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
@@ -193,7 +193,7 @@ def detected(content: bytes) -> tuple[str, str]:
 
 
 def _legacy(content: bytes) -> tuple[str, str]:
-    """An encoding older than Unicode: western where few letters are outside ASCII, else by their statistics."""
+    """An encoding older than Unicode: western if few letters are outside ASCII, else by statistics."""
     first = next(i for i, byte in enumerate(content) if byte > 127)
     sample = content[max(0, first - 1000) : first + _SAMPLE]
     high = sum(byte > 127 for byte in sample)

@@ -1,4 +1,4 @@
-"""The settings of ``python -m experiments.label_errors``: their defaults, their help, and how they are read."""
+"""The settings of ``python -m experiments.label_errors``: defaults, help, and how they are read."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Settings]:
             given[key] = value
     if len(files) != 1:
         raise ConfigError(
-            f"{len(files)} files are named; give one: python -m experiments.label_errors FILE [key=value ...]."
+            f"{len(files)} files are named; give one: python -m experiments.label_errors FILE [key=value]."
         )
     return files[0], settings(**given)
 

@@ -127,13 +127,17 @@ def _softmax(model: Model, y: np.ndarray, w: np.ndarray) -> Callable[[np.ndarray
     return influence
 
 
-def of_numbers(design: Design, residual: np.ndarray, w: np.ndarray, l2: float) -> Callable[[np.ndarray], np.ndarray]:
+def of_numbers(
+    design: Design, residual: np.ndarray, w: np.ndarray, l2: float
+) -> Callable[[np.ndarray], np.ndarray]:
     """The same for linear regression with residuals ``prediction − target``."""
     solve = _solver(design, w, l2)
     return lambda rows: -(residual * w)[:, None] * (design.X @ solve(rows)) * residual[rows] / design.n
 
 
-def _solver(design: Design, D: np.ndarray, l2: float, lazy: bool = False) -> Callable[[np.ndarray], np.ndarray]:
+def _solver(
+    design: Design, D: np.ndarray, l2: float, lazy: bool = False
+) -> Callable[[np.ndarray], np.ndarray]:
     """``rows -> H⁻¹ X_rowsᵀ (d, b)`` with ``H = XᵀDX/n + λI``."""
     X = design.X
     if design.d <= min(design.n, 6000):
