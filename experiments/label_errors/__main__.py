@@ -27,9 +27,8 @@ def main() -> None:
     from experiments.label_errors.output import PAGE, SUSPECTS, save, terminal, wrapped
     from experiments.label_errors.progress import said
 
-    given = {key: value for key, value in vars(chosen).items()}
     with said() as step:
-        found = find(file, step=step, **given)
+        found = find(file, step=step, **vars(chosen))
         step("writing the page")
         paths = save(found, Path(chosen.output) if chosen.output else folder_of(file))
     for note in found.notes:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from experiments.data.tables.features import Features
 from experiments.label_errors import neighbours
 from experiments.label_errors.choose import Model, models
-from experiments.label_errors.features import Features
 from experiments.label_errors.held_out import group_folds, held_by_folds
 from experiments.label_errors.settings import Settings
 

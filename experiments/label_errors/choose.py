@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from experiments.data.tables.features import INTERCEPT, Features
 from experiments.errors import UserError
-from experiments.label_errors.features import INTERCEPT, Features
 from experiments.label_errors.held_out import Fitted, classifier
 from experiments.label_errors.logistic import Design
 from experiments.label_errors.settings import Settings

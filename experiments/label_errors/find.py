@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from experiments.data.tables import labels as label_of
+from experiments.data.tables import reading
+from experiments.data.tables.features import Features, encode, read_columns
+from experiments.data.tables.kinds import Column
+from experiments.data.tables.labels import Labels
+from experiments.data.tables.reading import Table
 from experiments.errors import UserError
 from experiments.label_errors import assess as classes_of
-from experiments.label_errors import labels as label_of
-from experiments.label_errors import reading, regression, why
-from experiments.label_errors.features import Features, encode, read_columns
-from experiments.label_errors.kinds import Column
-from experiments.label_errors.labels import Labels
-from experiments.label_errors.reading import Table
+from experiments.label_errors import regression, why
 from experiments.label_errors.settings import Settings, settings
 
 FOUND_OUT = 0.995  # accuracy without the row from which a hidden copy of the label is suspected

@@ -1,6 +1,6 @@
 """Weighted logistic regression on a fixed matrix, and ``xᵀ H⁻¹ x`` of every row from one factor.
 
-``(1/n) Σ w_i log(1 + exp(−s_i θ·x_i)) + (λ/2)‖θ‖²``, signs s_i = ±1. With ``D = diag(w σ(1−σ))`` the Hessian is
+``(1/n) Σ w_i log(1 + exp(−s_i θ·x_i)) + (λ/2)‖θ‖²``, s_i = ±1. With ``D = diag(w σ(1−σ))`` the Hessian is
 ``H = XᵀDX/n + λI``. With fewer features than rows, ``q_i = xᵀ_i H⁻¹ x_i = ‖L⁻¹x_i‖²`` with ``H = LLᵀ``;
 otherwise, with ``K = XXᵀ`` and ``A = nλI + D^½ K D^½ = CCᵀ`` (Woodbury),
 
@@ -126,7 +126,7 @@ def quadratics(design: Design, theta: np.ndarray, l2: float, weights: np.ndarray
 
 
 def by_features(design: Design, D: np.ndarray, l2: float) -> np.ndarray:
-    """All q_i from the ``(d, d)`` factor; D ``(n,)`` the diagonal of the loss's curvature, weights included."""
+    """All q_i from the ``(d, d)`` factor; D ``(n,)`` the curvature of each loss, weights included."""
     factor, info = lapack.dpotrf(design.hessian(D, l2), lower=1, clean=1)
     if info != 0:
         raise _singular(l2)

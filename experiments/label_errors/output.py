@@ -69,32 +69,12 @@ def csv_text(frame: Any) -> str:
         )
         values = texts.to_numpy(dtype=object)
         for place in np.flatnonzero(~harmless):
-            values[place] = safe_cell(values[place])
+            values[place] = export.cell(values[place])
         safe[name] = values
     out = pd.DataFrame(safe)
-    out.columns = [safe_cell(str(name)) for name in frame.columns]
+    out.columns = [export.cell(str(name)) for name in frame.columns]
     # Lines end in CR LF (RFC 4180): with LF alone the writer leaves a carriage return in a cell bare.
     return out.to_csv(index=False, lineterminator="\r\n")
-
-
-def safe_cell(text: str) -> str:
-    """``export.cell``, also for signs that a spreadsheet skips before it looks for a formula."""
-    bare = text.lstrip(
-        "".join({sign for sign in text if sign.isspace() or unicodedata.category(sign) in ("Cf", "Cc", "Zs")})
-    )
-    wide = unicodedata.normalize("NFKC", bare[:1])
-    made = export.cell(text)
-    if made == text and wide.startswith(export.FORMULA) and not _negative(text):
-        return f"'{text}"
-    return made
-
-
-def _negative(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return text[:1] == "-"
 
 
 def terminal(found: Findings, width: int = _WIDTH) -> str:
@@ -178,7 +158,10 @@ def table_lines(found: Findings, width: int) -> list[str]:
     ours = names[: len(names) - len(found.own)]
     key = "deviations" if numbers else "probability_of_given"
     column = {name.rstrip("_"): name for name in ours}
-    own = [name for name in found.own if name != found.labels.name]
+    dull = {column.name for column in found.columns if column.kind in ("id", "constant", "copy")}
+    own = [
+        name for name in found.own if name != found.labels.name and (name not in dull or name == found.shown)
+    ]
     rows = []
     for at in range(min(SHOWN, len(frame))):
         row = frame.iloc[at]

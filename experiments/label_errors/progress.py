@@ -13,7 +13,7 @@ PATIENCE = 2.0  # seconds without a word
 
 @contextlib.contextmanager
 def said() -> Iterator[Callable[[str], None]]:
-    """Gives ``step(text)``. A step that is not over after two seconds is printed, and how long the run took."""
+    """Gives ``step(text)``. A step that lasts over two seconds is printed, with the time since the start."""
     began, state = time.monotonic(), {"text": "reading", "since": time.monotonic(), "said": ""}
     done = threading.Event()
 

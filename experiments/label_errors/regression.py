@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
+from experiments.data.tables.features import Features
 from experiments.label_errors import choose, logistic
-from experiments.label_errors.features import Features
 from experiments.label_errors.held_out import group_folds
 from experiments.label_errors.logistic import Design
 from experiments.label_errors.settings import Settings

@@ -16,8 +16,8 @@ import torch
 from scipy.linalg import cho_factor, cho_solve
 from scipy.special import expit
 
+from experiments.data.tables.features import Features
 from experiments.label_errors.choose import Model
-from experiments.label_errors.features import Features
 from experiments.label_errors.held_out import objective_of
 from experiments.label_errors.logistic import Design
 from influence import Exact, Hessian, up_loss
@@ -30,7 +30,7 @@ _CG = (200, 1e-4)  # steps and relative residual of a solve where features outnu
 
 @dataclass(frozen=True)
 class Reasons:
-    """For k suspects: ``rows (k,)``; ``against`` and ``support`` ``(k, 5)`` places of training rows, −1: none.
+    """For k suspects ``rows (k,)``: ``against`` and ``support (k, 5)`` places of training rows, −1: none.
 
     ``against_size`` and ``support_size`` ``(k, 5)``: the change of the suspect's loss in nats, absolute.
     """
@@ -181,8 +181,8 @@ def pulls(
 ) -> list[list[tuple[int, str, float]]]:
     """What pulls each suspect from its given to its proposed class: (column, feature or "", log-odds).
 
-    The linear part of the model: ``(W_proposed − W_given)_f (x_f − mean of x_f)``, summed over the features of
-    a column, and word by word for text. Largest first, positive ones only.
+    The linear part of the model: ``(W_proposed − W_given)_f (x_f − mean of x_f)``, summed over the
+    features of a column, and word by word for text. Largest first, positive ones only.
 
     Args:
         W: ``(c, ≥ d)``; for regression ``(1, d)`` times the sign of the pull.

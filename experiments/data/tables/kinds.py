@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.label_errors.settings import Settings
+from experiments.data.tables.options import Options
 
 MOSTLY = 0.9  # a column with this share of numbers (dates) is one of them with stray cells
 WORDS = 3.0  # mean words a cell from which a column of many values is text
@@ -58,7 +58,7 @@ class Column:
         self.kind, self.note, self.values = kind, note, None
 
 
-def missing_cells(series: Any, settings: Settings) -> np.ndarray:
+def missing_cells(series: Any, settings: Options) -> np.ndarray:
     """``(n,)`` True where a cell counts as missing."""
     found = series.isna().to_numpy(dtype=bool, na_value=True)
     if series.dtype.kind in "biufcmM":
@@ -67,7 +67,7 @@ def missing_cells(series: Any, settings: Settings) -> np.ndarray:
     return found | stripped.isin(list(settings.missing)).to_numpy(dtype=bool, na_value=True)
 
 
-def kind_of(series: Any, settings: Settings, decimal: str | None, where: Callable[[int], str]) -> Column:
+def kind_of(series: Any, settings: Options, decimal: str | None, where: Callable[[int], str]) -> Column:
     """Reads a column; ``where(i)`` says where row i stands (``line 12``)."""
     import pandas as pd
 
@@ -104,7 +104,7 @@ def _number_column(
     name: str,
     series: Any,
     missing: np.ndarray,
-    settings: Settings,
+    settings: Options,
     decimal: str | None,
     where: Callable[[int], str],
     forced: bool,
@@ -197,12 +197,11 @@ def _date_column(
     name: str,
     series: Any,
     missing: np.ndarray,
-    settings: Settings,
+    settings: Options,
     where: Callable[[int], str],
     forced: bool,
 ) -> Column | None:
     """The column as dates, None where too few cells are dates."""
-    import pandas as pd
 
     texts = series.astype("str").str.strip().mask(missing)
     present = texts[~missing]
@@ -242,7 +241,7 @@ def _date_column(
     return column
 
 
-def _forms(sample: Any, settings: Settings) -> list[str]:
+def _forms(sample: Any, settings: Options) -> list[str]:
     """The formats worth trying, the preferred order of day and month first."""
     first = "%d" if settings.day_first == "true" else "%m"
     forms = ["ISO8601"]

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from experiments.data.tables.kinds import Column, kind_of, looks_like_id
+from experiments.data.tables.labels import Labels
+from experiments.data.tables.options import Options
+from experiments.data.tables.reading import Table
 from experiments.errors import UserError
-from experiments.label_errors.kinds import Column, kind_of, looks_like_id
-from experiments.label_errors.labels import Labels
-from experiments.label_errors.reading import Table
-from experiments.label_errors.settings import Settings
 
 INTERCEPT = 10.0  # value of the intercept's feature: its weight is then hardly regularised
 TEXT_SCALE = 5.0  # length of a text's word vector: about that of 25 standardised numbers
@@ -40,8 +40,8 @@ class Features:
     columns: list[Column]
 
 
-def read_columns(table: Table, labels: Labels, settings: Settings, special: dict[str, str]) -> list[Column]:
-    """How every column but the label is read. ``special``: columns that are no features, and what they are."""
+def read_columns(table: Table, labels: Labels, settings: Options, special: dict[str, str]) -> list[Column]:
+    """How every column but the label is read. ``special``: columns with another role, and which."""
     frame = table.frame.iloc[labels.kept] if len(labels.kept) < len(table.frame) else table.frame
     lines = table.lines[labels.kept]
     for option in ("ignore", "text", "numbers", "categories", "dates", "keep"):
@@ -72,7 +72,7 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
-def _useless(column: Column, seen: dict[bytes, str], labels: Labels, settings: Settings, rows: int) -> None:
+def _useless(column: Column, seen: dict[bytes, str], labels: Labels, settings: Options, rows: int) -> None:
     """Marks constants, ids, copies of other columns and copies of the label."""
     forced = column.name in (
         *settings.keep, *settings.text, *settings.numbers, *settings.categories, *settings.dates
@@ -150,7 +150,7 @@ def _leak(column: Column, labels: Labels) -> None:
 def _tell(column: Column, power: float, copy: bool, why: str) -> None:
     if copy:
         column.words.append(
-            f"column {column.name!r} gives the label away ({why}) and is left out; keep=[{column.name}] keeps it"
+            f"column {column.name!r} gives the label away ({why}): left out; keep=[{column.name}] keeps it"
         )
         column.left_out("leak", why)
     elif power >= TELLS:
@@ -160,12 +160,19 @@ def _tell(column: Column, power: float, copy: bool, why: str) -> None:
         )
 
 
-def encode(columns: list[Column], settings: Settings, rows: int, describe: Callable[[str], None]) -> Features:
-    """The feature matrix. Statistics and vocabularies are those of the labelled rows.
+def encode(
+    columns: list[Column],
+    settings: Options,
+    rows: int,
+    describe: Callable[[str], None],
+    known: np.ndarray | None = None,
+) -> Features:
+    """The feature matrix. Means, categories and vocabularies are those of the rows ``known`` (default: all).
 
     Raises:
         UserError: no column is left.
     """
+    known = np.arange(rows) if known is None else known
     blocks: list[Any] = []
     names: list[str] = []
     owner: list[int] = []
@@ -173,7 +180,7 @@ def encode(columns: list[Column], settings: Settings, rows: int, describe: Calla
         if not column.used:
             continue
         describe(column.name)
-        block, found = _BLOCKS[column.kind](column, settings)
+        block, found = _BLOCKS[column.kind](column, settings, known)
         if block is None or block.shape[1] == 0:
             column.left_out(
                 "constant", "no word occurs in two rows" if column.kind == "text" else "no variation"
@@ -213,26 +220,27 @@ def _missing(column: Column) -> np.ndarray:
     return gone.astype(np.float64)[:, None]
 
 
-def standardised(values: np.ndarray) -> np.ndarray:
-    """Mean 0, standard deviation 1; safe for numbers near the largest float."""
-    largest = np.abs(values).max()
+def standardised(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Mean 0 and standard deviation 1 on the rows ``known``; safe for numbers near the largest float."""
+    largest = np.abs(values[known]).max()
     values = values / largest if largest > 0 else values
-    values = values - values.mean()
-    deviation = values.std()
-    return values / deviation if deviation > 0 else values
+    values = values - values[known].mean()
+    deviation = values[known].std()
+    return np.clip(values / deviation, -1e6, 1e6) if deviation > 0 else np.zeros_like(values)
 
 
-def _filled(values: np.ndarray) -> np.ndarray:
-    gone = np.isnan(values)
-    return np.where(gone, np.median(values[~gone]), values) if gone.any() else values
+def _filled(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    gone, seen = np.isnan(values), values[known]
+    seen = seen[~np.isnan(seen)]
+    return np.where(gone, np.median(seen) if len(seen) else 0.0, values) if gone.any() else values
 
 
-def _number(column: Column, settings: Settings) -> tuple[Any, list[str]]:
+def _number(column: Column, settings: Options, known: np.ndarray) -> tuple[Any, list[str]]:
     column.encoded = "a standardised number" + (", median where missing" if column.missing else "")
-    return standardised(_filled(column.values))[:, None], [column.name]
+    return standardised(_filled(column.values, known), known)[:, None], [column.name]
 
 
-def _date(column: Column, settings: Settings) -> tuple[Any, list[str]]:
+def _date(column: Column, settings: Options, known: np.ndarray) -> tuple[Any, list[str]]:
     """Time as a number, month, weekday and (where there is one) hour on circles."""
     values = column.values
     gone = np.isnat(values)
@@ -241,7 +249,7 @@ def _date(column: Column, settings: Settings) -> tuple[Any, list[str]]:
     month = days.astype("datetime64[M]").astype(np.int64) % 12 / 12
     weekday = (days.astype(np.int64) + 3) % 7 / 7
     hour = (values - days).astype("timedelta64[s]").astype(np.float64) / 86400
-    parts: dict[str, np.ndarray] = {"time": standardised(values.astype(np.int64).astype(np.float64))}
+    parts: dict[str, np.ndarray] = {"time": standardised(values.astype(np.int64).astype(np.float64), known)}
     for name, turn in (("month", month), ("weekday", weekday), ("hour", hour)):
         if np.ptp(turn) > 0:
             parts[f"{name} (sin)"], parts[f"{name} (cos)"] = (
@@ -250,34 +258,36 @@ def _date(column: Column, settings: Settings) -> tuple[Any, list[str]]:
             )
     column.encoded = "time, " + ", ".join(sorted({name.split(" ")[0] for name in parts} - {"time"}))
     column.encoded = column.encoded.rstrip(", ") + (", middle date where missing" if column.missing else "")
-    return np.stack(list(parts.values()), axis=1), [f"{column.name}: {name}" for name in parts]
+    return np.stack(list(parts.values()), axis=1), [f"{column.name}:{name}" for name in parts]
 
 
-def _category(column: Column, settings: Settings) -> tuple[Any, list[str]]:
+def _category(column: Column, settings: Options, known: np.ndarray) -> tuple[Any, list[str]]:
     """An indicator a category; the rarest of very many share one."""
     import pandas as pd
 
     codes, values = pd.factorize(column.values, sort=False)
     gone = codes < 0
-    counts = np.bincount(codes[~gone], minlength=len(values))
+    seen = codes[known]
+    counts = np.bincount(seen[seen >= 0], minlength=len(values))
     order = np.argsort(-counts, kind="stable")
     codes = np.where(gone, order[0], codes)  # the most frequent one
-    own = order[: settings.levels] if len(values) > settings.levels else order
-    names = [f"{column.name} = {values[level]}" for level in own]
+    own = order[: settings.levels][counts[order[: settings.levels]] > 0]
+    own = own[np.argsort([str(values[level]) for level in own], kind="stable")]
+    names = [f"{column.name}={values[level]}" for level in own]
     place = np.full(len(values), len(own))
     place[own] = np.arange(len(own))
     column.encoded = f"{len(own)} categories"
-    if len(own) < len(values):
-        names.append(f"{column.name} = another")
-        column.encoded += f", {len(values) - len(own)} rarer ones as one"
+    if len(own) < (counts > 0).sum():
+        names.append(f"{column.name}=another")
+        column.encoded += f", {(counts > 0).sum() - len(own)} rarer ones as one"
     column.encoded += ", the most frequent where missing" if column.missing else ""
-    X = sp.csr_matrix(
-        (np.ones(len(codes)), (np.arange(len(codes)), place[codes])), shape=(len(codes), len(names))
-    )
+    kept = place[codes] < len(names)  # a category of other rows alone has no feature: nothing is known of it
+    where = np.arange(len(codes))[kept]
+    X = sp.csr_matrix((np.ones(len(where)), (where, place[codes][kept])), shape=(len(codes), len(names)))
     return (X.toarray() if len(names) <= _DENSE // 5 else X), names
 
 
-def _text(column: Column, settings: Settings) -> tuple[Any, list[str]]:
+def _text(column: Column, settings: Options, known: np.ndarray) -> tuple[Any, list[str]]:
     """Words weighted by tf-idf, each text of the same length; signs where a script has no spaces."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -290,13 +300,14 @@ def _text(column: Column, settings: Settings) -> tuple[Any, list[str]]:
         {"analyzer": "char", "ngram_range": (1, 2)} if spaceless else {"token_pattern": _WORD}
     )
     vectorizer = TfidfVectorizer(
-        min_df=2, max_features=settings.words, sublinear_tf=True, dtype=np.float64, **how
+        min_df=settings.min_df, max_features=settings.words, sublinear_tf=True, dtype=np.float64, **how
     )
     try:
-        X = vectorizer.fit_transform(texts).tocsr() * TEXT_SCALE
+        vectorizer.fit([texts[row] for row in known])
     except ValueError:  # no word twice
         return None, []
-    found = [f"{column.name}: {word}" for word in vectorizer.get_feature_names_out()]
+    X = vectorizer.transform(texts).tocsr() * TEXT_SCALE
+    found = [f"{column.name}:{word}" for word in vectorizer.get_feature_names_out()]
     unit = "signs and pairs of signs" if spaceless else "words"
     column.encoded = f"{len(found)} {unit}, tf-idf"
     if len(found) == settings.words:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments.data.tables.kinds import missing_cells, numbers_of
+from experiments.data.tables.options import Options
+from experiments.data.tables.reading import Table
 from experiments.errors import UserError
-from experiments.label_errors.kinds import missing_cells, numbers_of
-from experiments.label_errors.reading import Table
-from experiments.label_errors.settings import Settings
 
 NAMES = ("label", "labels", "class", "target", "y", "category", "outcome", "species", "diagnosis", "v1")
 RARE = 5  # rows of a class below which little can be said of it
@@ -44,7 +44,7 @@ class Labels:
         return not self.classes
 
 
-def label_column(table: Table, settings: Settings) -> str:
+def label_column(table: Table, settings: Options) -> str:
     """The name of the label column; UserError lists the columns."""
     columns = [str(name) for name in table.frame.columns]
     if settings.label is None:
@@ -62,7 +62,7 @@ def label_column(table: Table, settings: Settings) -> str:
 
 
 def column_called(table: Table, name: str, option: str) -> str:
-    """The column ``name``, or that of the place ``name`` from 1 (-1: the last); UserError lists the columns."""
+    """The column ``name``, or that of the place ``name`` from 1 (-1: the last); else UserError."""
     columns = [str(column) for column in table.frame.columns]
     if name in columns:
         return name
@@ -76,7 +76,7 @@ def _shown(columns: list[str]) -> str:
     return ", ".join(map(repr, columns[:20])) + (", ..." if len(columns) > 20 else "")
 
 
-def read_labels(table: Table, name: str, settings: Settings) -> Labels:
+def read_labels(table: Table, name: str, settings: Options) -> Labels:
     """Classes or numbers; UserError where there is nothing to learn."""
     series, notes = table.frame[name], []
     given = series.astype("str").to_numpy(dtype=object, na_value="")
@@ -87,7 +87,7 @@ def read_labels(table: Table, name: str, settings: Settings) -> Labels:
     if blank.any():
         first = int(np.flatnonzero(blank)[0])
         notes.append(
-            f"{int(blank.sum())} of {len(blank)} rows have no label and are left out (the first on {table.place} "
+            f"{int(blank.sum())} of {len(blank)} rows have no label: they are left out (first: {table.place} "
             f"{table.lines[first]})."
         )
     if len(kept) < 4:
@@ -114,7 +114,7 @@ def read_labels(table: Table, name: str, settings: Settings) -> Labels:
         )
     if len(classes) > max(2, len(kept) // 2):
         raise UserError(
-            f"{table.name}: column {name!r} holds {len(classes)} different values in {len(kept)} rows; is it the "
+            f"{table.name}: column {name!r} holds {len(classes)} values in {len(kept)} rows; is it the "
             "label? Set label=."
         )
     place = {value: number for number, value in enumerate(classes)}
@@ -126,7 +126,7 @@ def read_labels(table: Table, name: str, settings: Settings) -> Labels:
     return Labels(name, kept, y, classes, given, notes)
 
 
-def _as_numbers(series: Any, settings: Settings, decimal: str | None) -> np.ndarray | None:
+def _as_numbers(series: Any, settings: Options, decimal: str | None) -> np.ndarray | None:
     """Floats where every label is a finite number, else None."""
     if series.dtype.kind == "b":
         return None
@@ -186,7 +186,7 @@ def _key(cell: str) -> str:
     return f"{number:.17g}" if np.isfinite(number) else cell
 
 
-def weights_of(table: Table, name: str | None, kept: np.ndarray, settings: Settings) -> np.ndarray | None:
+def weights_of(table: Table, name: str | None, kept: np.ndarray, settings: Options) -> np.ndarray | None:
     """``(m,)`` weights with mean 1; UserError names the first bad row."""
     if name is None:
         return None
@@ -197,8 +197,8 @@ def weights_of(table: Table, name: str | None, kept: np.ndarray, settings: Setti
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         raise UserError(
-            f"{table.name}: {table.place} {table.lines[kept[row]]} has the weight {str(series.iloc[row])!r}; a "
-            "weight is a finite number, 0 or more."
+            f"{table.name}: {table.place} {table.lines[kept[row]]} has the weight {str(series.iloc[row])!r}; "
+            "a weight is a finite number, 0 or more."
         )
     if not numbers.sum() > 0:
         raise UserError(f"{table.name}: every weight in {name!r} is 0; some must be above 0.")

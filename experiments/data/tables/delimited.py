@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.data.tables.options import SEPARATORS, Options, separator_of
 from experiments.errors import UserError
-from experiments.label_errors.settings import SEPARATORS, Settings, separator_of
 
 CANDIDATES = ("\t", ";", "|", ",")
 _SAMPLE = 100  # lines that separators and headers are judged by
@@ -22,7 +22,7 @@ _POINT = re.compile(r"\s*[-+]?\d*\.\d+([eE][-+]?\d+)?\s*")
 _COMMA = re.compile(r"\s*[-+]?\d*,\d+([eE][-+]?\d+)?\s*")
 
 
-def parse(text: str, name: str, settings: Settings, notes: list[str]) -> tuple[Any, np.ndarray, str | None]:
+def parse(text: str, name: str, settings: Options, notes: list[str]) -> tuple[Any, np.ndarray, str | None]:
     """The table ``(DataFrame of str, lines (n,), decimal sign or None)``; UserError names the line."""
     csv.field_size_limit(2**31 - 1)
     text, skipped, told = _without_preamble(text, notes)
@@ -40,7 +40,7 @@ def parse(text: str, name: str, settings: Settings, notes: list[str]) -> tuple[A
     except _Quote as error:
         if separator != "\t" or not quoting:
             raise UserError(
-                f"{name}: line {error.line} has a quotation mark that does not close its cell ({error.cause}); "
+                f"{name}: line {error.line} has a quotation mark that closes no cell ({error.cause}); "
                 'write it twice ("") inside a quoted cell, or set quote=none to read it as it stands.'
             ) from None
         notes.append("Quotation marks are ordinary characters (they do not pair; the file has tabs).")
@@ -106,9 +106,9 @@ def detected_separator(text: str, plain: bool = False) -> str:
 
 
 def _table(
-    text: str, name: str, separator: str, quoting: bool, skipped: int, settings: Settings, notes: list[str]
+    text: str, name: str, separator: str, quoting: bool, skipped: int, settings: Options, notes: list[str]
 ) -> tuple[Any, np.ndarray, str | None]:
-    from experiments.label_errors.reading import distinct_names
+    from experiments.data.tables.reading import distinct_names
 
     rows = _rows(text, separator, quoting, skipped)
     first = next(rows, None)
@@ -157,7 +157,7 @@ def _rows(text: str, separator: str, quoting: bool, skipped: int) -> Any:
 
 
 def _header(
-    sample: list[tuple[int, list[str]]], settings: Settings, notes: list[str]
+    sample: list[tuple[int, list[str]]], settings: Options, notes: list[str]
 ) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The names, and the rows of the sample that are data."""
     first = sample[0][1]
@@ -165,7 +165,7 @@ def _header(
     if told == "auto" and _looks_like_data(first, [row for _, row in sample[1:]]):
         told = "false"
         notes.append(
-            "The first line looks like data: the columns are column1, column2, ... (header=true: it has the names)."
+            "The first line looks like data: the columns are column1, column2, ... (or set header=true)."
         )
     if told == "false":
         return [f"column{i}" for i in range(1, len(first) + 1)], sample
@@ -221,7 +221,7 @@ class _Columns:
         remedy = "quote cells that hold the separator" if more else "complete the row"
         also = "" if more else ", bad_rows=fill to read the missing ones as empty"
         raise UserError(
-            f"{self.name}: line {line} has {len(row)} cells and the table has {self.width} columns; {remedy}, "
+            f"{self.name}: line {line} has {len(row)} cells, the table has {self.width} columns; {remedy}, "
             f"or set bad_rows=skip to leave such rows out{also}."
         )
 
@@ -269,7 +269,7 @@ class _Columns:
         return frame, np.asarray(self.lines, dtype=np.int64)
 
 
-def _decimal(frame: Any, separator: str, settings: Settings, notes: list[str]) -> str | None:
+def _decimal(frame: Any, separator: str, settings: Options, notes: list[str]) -> str | None:
     """The decimal sign of the file, None where nothing tells."""
     if settings.decimal != "auto":
         return {"point": ".", "comma": ","}[settings.decimal]

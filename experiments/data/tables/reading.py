@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.data.tables.delimited import parse
+from experiments.data.tables.options import Options
 from experiments.errors import UserError
-from experiments.label_errors.delimited import parse
-from experiments.label_errors.settings import Settings
 
 BOMS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -51,7 +51,7 @@ class Table:
     sha256: str = ""
 
 
-def read(path: str | Path, settings: Settings) -> Table:
+def read(path: str | Path, settings: Options) -> Table:
     """The table in a file; UserError in one sentence where it cannot be read."""
     file = Path(path).expanduser()
     if not file.is_file():
@@ -110,12 +110,12 @@ def _unzipped(content: bytes, file: Path) -> bytes:
         raise UserError(f"{file} is a damaged gzip file ({error}); compress or download it again.") from error
 
 
-def _typed(file: Path, content: bytes, kind: str, settings: Settings, notes: list[str]) -> Table:
+def _typed(file: Path, content: bytes, kind: str, settings: Options, notes: list[str]) -> Table:
     """Parquet and Excel by pandas."""
     import pandas as pd
 
     for key in ("encoding", "separator", "quote", "bad_rows"):
-        if vars(settings)[key] != Settings.__dataclass_fields__[key].default:
+        if vars(settings)[key] != Options.__dataclass_fields__[key].default:
             raise UserError(f"{key}= is for text files and {file} is {kind}; leave it out.")
     if kind == "Parquet" and (settings.sheet is not None or settings.header == "false"):
         raise UserError(f"sheet= and header=false do not fit {file}, which is Parquet; leave them out.")
