@@ -11,14 +11,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from experiments.attacks.memory import keep_freed
 from experiments.attacks.steps import Targets
 from experiments.data import Dataset
-from experiments.errors import ConfigError
 from experiments.models import backbones, build
 from experiments.models.backbones import Backbone
 from experiments.models.features import features
 from experiments.suite.context import Run, Timing
+from experiments.suite.parallel.memory import keep_freed
 from influence.objectives.linear import LinearObjective
 from influence.retraining.perturbed import Refits
 from influence.retraining.relabelled import LogisticRefits
@@ -63,11 +62,9 @@ class Clean:
 
 def clean_model(cfg: DictConfig, run: Run) -> Clean:
     """Features of all images, the fit of the top layer, and its factor; all noted in the run."""
-    settings, data = cfg.experiment, run.data()
-    if cfg.model.loss != "logistic":
-        raise ConfigError(
-            f"model.loss={cfg.model.loss}: the attacked top layer is logistic; use model=logistic."
-        )
+    settings = cfg.experiment
+    build.only_logistic(cfg.model, "the attacked top layer")
+    data = run.data()
     if cfg.device == "cpu":
         keep_freed()
     backbone = backbones.load(**cfg.backbone, device=cfg.device)
@@ -82,6 +79,7 @@ def clean_model(cfg: DictConfig, run: Run) -> Clean:
         refits = Refits(objective, theta, settings.tolerance)
     test_features = torch.as_tensor(X_test, device=cfg.device)
     notes(run, backbone, data)
+    zeros, ones = (torch.as_tensor(X[data.train.y == label]) for label in (0, 1))
     means = [X[data.train.y == label].mean(0) for label in (0, 1)]
     return Clean(
         data,
@@ -92,7 +90,7 @@ def clean_model(cfg: DictConfig, run: Run) -> Clean:
         y_test,
         (y_test * (test_features @ theta)).cpu().numpy(),
         float(np.linalg.norm(means[0] - means[1])),
-        float(torch.cdist(*(torch.as_tensor(X[data.train.y == label]) for label in (0, 1))).median()),
+        float(torch.cdist(zeros, ones).median()),
         work,
     )
 
@@ -128,12 +126,17 @@ def both_features(
 
 def notes(run: Run, backbone: Backbone, data: Dataset) -> None:
     """What differs from the paper's setting."""
-    if backbone.name != "inception_v3":
+    if backbone.name == "inception_v3_7a":
+        run.note(
+            f"The network is {backbone.label} ({backbone.n_features:,} features, {backbone.origin}): the "
+            "paper's network less its last two blocks."
+        )
+    elif backbone.name != "inception_v3":
         run.note(
             f"The network is {backbone.label} at {backbone.size} x {backbone.size} pixels "
             f"({backbone.origin}), not Inception v3 at 299 x 299."
         )
-    if data.name == "dogfish":
+    if data.name in ("dogfish", "one_dog"):
         run.note("The classes are English springer and tench, not the paper's broad dog and fish synsets.")
     height, width = data.train.X.shape[1:3]
     if (height, width) != (backbone.size, backbone.size):

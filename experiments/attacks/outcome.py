@@ -28,8 +28,7 @@ class Stage:
         self.iterations = np.zeros(self.total, dtype=np.int64)
         self.margin = np.full(self.total, np.nan)
         self.loss = np.full(self.total, np.nan)
-        for name in ("movement", "linf", "l2"):
-            setattr(self, name, np.full((self.total, self.m), np.nan))
+        self.movement, self.linf, self.l2 = (np.full((self.total, self.m), np.nan) for _ in range(3))
 
     def add(self, key: str, places: np.ndarray, part: dict[str, np.ndarray]) -> None:
         """Takes in the attempts on the test images at ``places`` (k,).

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from experiments.ranges import COUNT, POSITION, POSITIVE, TOLERANCE, at_least, ranged
 from experiments.schema import Experiment, register
 
 
+@ranged(alpha=POSITIVE, iterations=COUNT, screened=COUNT, tolerance=TOLERANCE, training_tolerance=TOLERANCE)
 @dataclass
 class Attack(Experiment):
     """What both attacks share. Pixels and steps are in 8-bit units."""
@@ -17,6 +19,16 @@ class Attack(Experiment):
 
 
 @register("experiment", "attack_single")
+@ranged(
+    test_images=COUNT,
+    singles=COUNT,
+    together=at_least(2),
+    side_by_side=COUNT,
+    workers=COUNT,
+    exact_rankings=POSITION,
+    full_length=POSITION,
+    shown=POSITION,
+)
 @dataclass
 class AttackSingle(Attack):
     """One test image at a time: how few imperceptibly changed training images flip it?"""
@@ -33,6 +45,15 @@ class AttackSingle(Attack):
 
 
 @register("experiment", "attack_group")
+@ranged(
+    target_class=POSITION,
+    test_images=COUNT,
+    row=POSITION,
+    radii=POSITIVE,
+    checkpoint=COUNT,
+    compared=POSITION,
+    refactor=COUNT,
+)
 @dataclass
 class AttackGroup(Attack):
     """One training image against many test images of one class."""
@@ -42,5 +63,9 @@ class AttackGroup(Attack):
     iterations: int = 2000
     target_class: int | None = None  # of the test images; null: the class of the least certain training image
     test_images: int = 30  # correctly classified ones of that class, chosen by seed
-    row: int | None = None  # training image attacked; null: the best ranked one
+    attacked: str = "best_ranked"  # training image: best_ranked, or least_certain as in the paper
+    row: int | None = None  # its position instead
+    radii: list[float] = field(default_factory=lambda: [1.0, 2.0, 4.0, 8.0])  # features moved freely so far
     checkpoint: int = 250  # iterations between two entries of the journal
+    compared: int = 5  # iterations timed with the top layer as it was and as it is; 0: none
+    refactor: int = 50  # iterations between two new factors of the top layer's Hessian

@@ -21,7 +21,7 @@ from experiments.errors import UserError
 from experiments.records import atomic
 from experiments.records.journal import Journal
 from experiments.records.machine import cores
-from experiments.records.provenance import ROOT
+from experiments.records.places import ROOT
 from experiments.records.record import Record
 from experiments.suite.context import Run
 
@@ -58,7 +58,7 @@ class Bench:
         """The dense float64 answer, kept beside the problem."""
         path = self.folder / problem / "reference.npy"
         points = self.settings["test_points"] if problem == "linear" else 1
-        measurement = {"dtype": "float64", "repeats": 1, "options": {}} | REFERENCES[problem]
+        measurement: dict[str, Any] = {"dtype": "float64", "repeats": 1, "options": {}, **REFERENCES[problem]}
         measurement["options"] = measurement["options"] | {"test_points": points}
         if not path.is_file():
             outcome, answer = self.start(problem, measurement, timed=False)

@@ -20,7 +20,7 @@ from influence.objectives.linear import LinearObjective
 from influence.training import fit
 
 ADAM_STEPS = {"tanh_cnn": 3000, "tanh_cnn_small": 1000}
-LBFGS_STEPS = 20  # of 20 each, on all examples: near a minimum H + damping I is positive definite
+LBFGS_STEPS = 400  # on all examples: near a minimum H + damping I is positive definite
 
 
 def write(folder: Path, facts: dict[str, Any], **arrays: np.ndarray) -> None:

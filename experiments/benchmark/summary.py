@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,7 +84,7 @@ def task(settings: Mapping[str, Any], outcomes: Mapping[str, dict[str, Any]]) ->
     return found
 
 
-def slope(sizes: list[float], values: list[float]) -> float:
+def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
     """Exponent b of the least-squares fit log value = a + b log size; NaN for fewer than two sizes."""
     if len(sizes) < 2 or min(values) <= 0:
         return float("nan")

@@ -101,9 +101,9 @@ def variants(
         for name, direction in (("no_train_loss", s_test), ("neither", gradient))
     }
     return {
-        "full": -up_loss(train, theta, s_test)[:, 0].numpy(),
+        "full": -up_loss(train, theta, s_test, "loss")[:, 0].numpy(),
         "no_train_loss": bare["no_train_loss"],
-        "no_hessian": -up_loss(train, theta, gradient)[:, 0].numpy(),
+        "no_hessian": -up_loss(train, theta, gradient, "loss")[:, 0].numpy(),
         "neither": bare["neither"],
     }
 

@@ -46,7 +46,7 @@ SOURCE = Source(
 def parse_csv(content: bytes, n_rows: int | None = N_ROWS) -> dict[str, np.ndarray]:
     """{"counts": (n, 8) int16, "indicators": (n, 119) uint8, "readmitted": (n,) position in READMITTED}.
 
-    "None" and "?" are levels like any other, never missing values (paper.md, section 5.3). BadData for a
+    "None" and "?" are levels like any other, never missing values (section 5.3). BadData for a
     missing column, an unknown category, a count that is no number, or a number of rows other than `n_rows`.
     """
     import pandas as pd
@@ -140,7 +140,7 @@ def load(*, mirror: Any, cache: Any, seed: int = 2) -> Dataset:
     X = np.hstack([columns["counts"].astype(np.float64), columns["indicators"].astype(np.float64)])
     positive = columns["readmitted"] == READMITTED.index("<30")
     train, test = authors_split(positive, N_PER_CLASS, seed)
-    splits = [
+    first, second = (
         Split(X[rows], positive[rows].astype(np.int64), rows.astype(np.int64)) for rows in (train, test)
-    ]
-    return Dataset("readmission", *splits, None, CLASSES, feature_names(), manifest)
+    )
+    return Dataset("readmission", first, second, None, CLASSES, feature_names(), manifest)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import export
 from experiments.label_errors.page import html
 from experiments.records import atomic
+from experiments.records.csv import cell
 
 if TYPE_CHECKING:
     from experiments.label_errors.find import Findings
@@ -69,10 +69,10 @@ def csv_text(frame: Any) -> str:
         )
         values = texts.to_numpy(dtype=object)
         for place in np.flatnonzero(~harmless):
-            values[place] = export.cell(values[place])
+            values[place] = cell(values[place])
         safe[name] = values
     out = pd.DataFrame(safe)
-    out.columns = [export.cell(str(name)) for name in frame.columns]
+    out.columns = [cell(str(name)) for name in frame.columns]
     # Lines end in CR LF (RFC 4180): with LF alone the writer leaves a carriage return in a cell bare.
     return out.to_csv(index=False, lineterminator="\r\n")
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import Field, dataclass, fields
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
@@ -29,56 +28,6 @@ class Settings(Options):
     rows: int = option(10_000, "suspects on the page; suspects.csv has every row")
     seed: int = option(0, "of the rows that λ is chosen on and of the curved features")
     output: str | None = option(None, "folder of the results; by default the file's name and -label-errors")
-    debug: bool = option(False, "true: an error shows its traceback")
-
-
-def help_text() -> str:
-    """What ``--help`` prints."""
-    lines = [
-        "python -m experiments.label_errors FILE [key=value ...]",
-        "",
-        "Which labels of your table are wrong? FILE is CSV, TSV, Parquet or Excel, also as .gz.",
-        "Writes suspects.csv, report.html (open it in a browser) and report.json, and prints ten rows.",
-        "",
-    ]
-    width = max(len(item.name) for item in fields(Settings)) + 1
-    for item in fields(Settings):
-        choices = item.metadata["choices"]
-        tail = f" ({', '.join(choices)}; default {item.default})" if choices else _default(item)
-        lines.append(f"  {item.name + '=':<{width}} {item.metadata['help']}{tail}")
-    lines += ["", "A list is [a,b]. Exit codes: 0 done, 1 the table cannot be used, 2 a wrong setting."]
-    return "\n".join(lines)
-
-
-def _default(item: Field[Any]) -> str:
-    if item.name == "missing":
-        return ""
-    value = item.default
-    return f" (default {value})" if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
-
-
-def parse(arguments: Sequence[str]) -> tuple[str, Settings]:
-    """The file and the settings of a command line.
-
-    Raises:
-        ConfigError: no file or two, an unknown key, a value that the key cannot take.
-    """
-    files = [argument for argument in arguments if not _is_setting(argument)]
-    given: dict[str, Any] = {}
-    for argument in arguments:
-        if _is_setting(argument):
-            key, _, value = argument.partition("=")
-            given[key] = value
-    if len(files) != 1:
-        raise ConfigError(
-            f"{len(files)} files are named; give one: python -m experiments.label_errors FILE [key=value]."
-        )
-    return files[0], settings(**given)
-
-
-def _is_setting(argument: str) -> bool:
-    key, sign, _ = argument.partition("=")
-    return bool(sign) and key.replace("_", "").isalnum()
 
 
 def settings(**given: Any) -> Settings:

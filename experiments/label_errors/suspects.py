@@ -14,10 +14,10 @@ import numpy as np
 from omegaconf import DictConfig
 
 from experiments.data import Dataset
-from experiments.export import line
 from experiments.label_errors.held_out import TOLERANCE, classifier, probabilities
 from experiments.label_errors.logistic import Design
 from experiments.records import atomic
+from experiments.records.csv import line
 from experiments.records.record import Record
 from experiments.suite.context import Run
 from influence.errors import DataError

@@ -240,9 +240,10 @@ def retrain(
             journal.put(f"block-{number}", part)
             parts[number] = part
             advance(len(blocks) - len(missing) + missing.index(number) + 1)
+    done = [part for part in (parts[number] for number in blocks) if part is not None]
     return (
-        np.concatenate([parts[number]["change"] for number in blocks], axis=1),
-        np.concatenate([parts[number]["gradient_norm"] for number in blocks]),
+        np.concatenate([part["change"] for part in done], axis=1),
+        np.concatenate([part["gradient_norm"] for part in done]),
     )
 
 
@@ -266,7 +267,7 @@ def against_autograd(
                 made, base = "none", AutogradHessian(plain, theta)
             operator = build.damped(base, cfg.solver.damping)
             solution = CG(tolerance, preconditioner=made, raise_on_failure=False).solve(operator, gradient)
-            values[name] = up_loss(objective, theta, solution.value)[:, 0]
+            values[name] = up_loss(objective, theta, solution.value, "loss")[:, 0]
         found[name.replace(" ", "_")] = solution.summary()
     difference = (values["ours"] - values["plain autograd"]).norm() / values["ours"].norm()
     return found | {"tolerance": tolerance, "scores_relative_difference": float(difference)}

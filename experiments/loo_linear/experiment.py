@@ -75,7 +75,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
     solvers = {cfg.solver.name: cfg.solver, **others}  # the run's own solver keeps its own damping
     scores: dict[str, dict[str, np.ndarray]] = {}
     solved: dict[str, Any] = {}
-    state = None
+    state: Any = None  # the prepared exact solver of the undamped Hessian
     for name, options in solvers.items():
         operator, solver = build.damped(hessian, options.damping), build.solver(options)
         with run.timer(f"{name}: prepare") as timing:
@@ -158,7 +158,7 @@ def predictions(train: Any, theta: torch.Tensor, s_test: torch.Tensor) -> dict[s
     """Predicted change (n,) of the test loss under each convention; one pass over the training set serves
     both.
     """
-    plain = up_loss(train, theta, s_test)[:, 0]
+    plain = up_loss(train, theta, s_test, "loss")[:, 0]
     shift = float((train.l2 * train.l2_mask * theta) @ s_test[:, 0])
     upweighted = {"loss": plain, "objective": plain - shift}
     return {name: predicted_change(upweighted[name], train.n, name).numpy() for name in CONVENTIONS}

@@ -104,8 +104,12 @@ def recorded(folder: str | Path, run: Run, problem: dict[str, Any], test_loss: f
             "record of the same data, model and test point, or null to retrain."
         )
     certificate = next(each for each in record.certificates if each.get("fit") == "without one point each")
+    index, actual, norms, iterations = (record.arrays[name] for name in needed)
     return GroundTruth(
-        *(record.arrays[name] for name in needed),
+        index,
+        actual,
+        norms,
+        iterations,
         certificate=certificate | {"from": "an earlier record (experiment.retrained)"},
         exact=record.arrays.get("scores_exact"),
     )

@@ -31,7 +31,9 @@ SHOWN_SIDE = 112  # pixels of an image in the record: what the figure can show
 
 def run(cfg: DictConfig, run: Run) -> Record:
     """Both fits, the test image, both score vectors, and the figure's findings as numbers."""
-    settings, data = cfg.experiment, run.data()
+    settings = cfg.experiment
+    build.only_logistic(cfg.model, "the network's top layer")
+    data = run.data()
     y, y_test = (build.targets_of(split.y, True) for split in (data.train, data.test))
     n = len(data.train)
 
@@ -41,7 +43,12 @@ def run(cfg: DictConfig, run: Run) -> Record:
         X_test = features(
             backbone, data.test.X, cache=cfg.data.data_dir, progress=lambda done: advance(n + done)
         )
-    if backbone.name != "inception_v3":
+    if backbone.name == "inception_v3_7a":
+        run.note(
+            f"The network is {backbone.label} ({backbone.n_features:,} features, {backbone.origin}): the "
+            "paper's network less its last two blocks."
+        )
+    elif backbone.name != "inception_v3":
         run.note(f"The network is {backbone.label}, not Inception v3 ({backbone.origin}).")
     if data.name == "dogfish":
         run.note("The classes are English springer and tench, not the paper's broad dog and fish synsets.")
@@ -78,7 +85,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
         with run.timer(f"{model}: s_test and {n} scores"):
             operator = build.damped(Hessian(objective, theta), cfg.solver.damping)
             solution = solver.solve(operator, test_gradients(tests[model], theta, [position]))
-            scores = up_loss(objective, theta, solution.value)[:, 0]
+            scores = up_loss(objective, theta, solution.value, "loss")[:, 0]
             predicted = predicted_change(scores, n, "loss").numpy()
         run.status(model, solution)
         helpful = np.argsort(-predicted, kind="stable")
@@ -88,13 +95,16 @@ def run(cfg: DictConfig, run: Run) -> Record:
             f"images_{model}": thumbnails(np.asarray(data.train.X[helpful[: settings.shown]])),
         }
         metrics[model] = findings(predicted, distance, same, helpful, settings.extremes)
-        metrics[model] |= other_class(predicted, distance, same, settings.extremes) | {
+        metrics[model] |= other_class(predicted, distance, same, settings.extremes)
+        metrics[model] |= sides(predicted, distance, same) | {
             "train_accuracy": float((objective.outputs(theta)[:, 0] * y > 0).double().mean()),
             "test_accuracy": float(right[model].mean()),
             "test_loss": float(tests[model].example_losses(theta).mean()),
             "train_loss": float(objective.example_losses(theta).mean()),
             "theta_norm": float(theta.norm()),
             "test_image_right": bool(right[model][position]),
+            "loss_of_test_image": float(tests[model].example_losses(theta)[position]),
+            "largest_change": float(np.abs(predicted).max()),
         }
     arrays["image_test"] = thumbnails(np.asarray(data.test.X[position : position + 1]))[0]
     return Record(
@@ -115,7 +125,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
         captions={
             "rbf_vs_inception": f"Predicted change of the loss of test image {position} when a training "
             f"image is left out, against the distance of their pixels: RBF SVM and {backbone.label} "
-            f"({data.name}, n = {n}); below, the most helpful training images of each."
+            f"({data.name}, n = {n}); below, the most helpful training images of each. {sizes(metrics)}"
         },
         certificates=[
             {"fit": "svm", "method": "LinearSVC on the kernel's factor", "relative_duality_gap": gap},
@@ -158,6 +168,44 @@ def findings(
         "harmful_share_of_other_class": float((predicted[~same] < 0).mean()),
         "harmful_share_of_same_class": float((predicted[same] < 0).mean()),
     }
+
+
+def sizes(metrics: dict[str, Any]) -> str:
+    """How small the effects are: the largest change of each model beside the loss that it changes."""
+    svm, network = metrics["svm"], metrics["network"]
+    return (
+        f"One image left out changes the loss by at most {svm['largest_change']:.2g} of "
+        f"{svm['loss_of_test_image']:.2g} (SVM) and {network['largest_change']:.2g} of "
+        f"{network['loss_of_test_image']:.2g} nats (network): the two vertical scales differ."
+    )
+
+
+def sides(predicted: np.ndarray, distance: np.ndarray, same: np.ndarray) -> dict[str, Any]:
+    """On which side of zero each class lies: by count and by share of influence, near and influential.
+
+    ``other_*``: share of the other class that is harmful, ``same_*``: of the same class that is helpful.
+    ``all``: of all images of the class; ``nearest_K``: of its K nearest ones; ``influential``: of those with
+    at least a fifth of the largest influence of any image. ``count`` counts images, ``weight`` weighs them;
+    ``of_class``: the part's share of all influence of the class.
+    """
+    found: dict[str, Any] = {}
+    strong = np.abs(predicted) >= 0.2 * np.abs(predicted).max()
+    for name, members, sign in (("other", ~same, -1.0), ("same", same, 1.0)):
+        rows = np.flatnonzero(members)
+        by_distance = rows[np.argsort(distance[rows], kind="stable")]
+        whole = float(np.abs(predicted[rows]).sum())
+        parts = {"all": rows, "influential": np.flatnonzero(members & strong)}
+        parts |= {f"nearest_{k}": by_distance[:k] for k in (20, 50, 90)}
+        for part, chosen in parts.items():
+            values = sign * predicted[chosen]
+            weight = float(np.abs(values).sum())
+            found[f"{name}_{part}"] = {
+                "images": len(chosen),
+                "count": float((values > 0).mean()) if len(chosen) else float("nan"),
+                "weight": float(values[values > 0].sum()) / weight if weight else float("nan"),
+                "of_class": weight / whole if whole else float("nan"),
+            }
+    return found
 
 
 def other_class(predicted: np.ndarray, distance: np.ndarray, same: np.ndarray, near: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ loss).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from experiments.records.agreement import agreement, largest
 from experiments.records.record import Record
 from experiments.suite.context import Run
 from influence.curvature.operators import Hessian
-from influence.losses import get_loss
+from influence.losses import MarginLoss, get_loss
 from influence.objectives.linear import LinearObjective
 from influence.scores import predicted_change, test_gradients, up_loss
 from influence.solvers import Exact
@@ -59,7 +59,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
                 keep = np.arange(n) != point
                 v, own = fit_hinge(X[keep], y[keep], l2, settings.tolerance, settings.largest_gap)
                 change = hinge(Z[position] @ v * labels[position]) - before
-                part = {"actual": np.float64(change), "gap": np.float64(own)}
+                part = {"actual": np.array(change), "gap": np.array(own)}
                 journal.put(int(point), part)
             actual[done], gaps[done] = part["actual"].item(), part["gap"].item()
             advance(done + 1)
@@ -160,7 +160,8 @@ def hinge(margin: float) -> float:
 
 def smooth(margins: np.ndarray, t: float) -> np.ndarray:
     """SmoothHinge(margins, t); the hinge at 0."""
-    return get_loss("smooth_hinge", temperature=t).of_margin(torch.from_numpy(margins)).numpy()
+    loss = cast(MarginLoss, get_loss("smooth_hinge", temperature=t))
+    return loss.of_margin(torch.from_numpy(margins)).numpy()
 
 
 def label(t: float) -> str:

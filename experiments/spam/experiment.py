@@ -172,8 +172,9 @@ def repeats(run: Run, work: LabelFixing, settings: DictConfig) -> dict[Any, dict
     """Every unit's arrays, from the journal or from the workers; what they took goes to the timings."""
     units: list[Any] = [CLEAN, *((k, r) for k in settings.flips for r in range(settings.repeats))]
     journal = run.journal("repeats")
-    found = {unit: journal.get(unit) for unit in units}
-    missing = [unit for unit in units if found[unit] is None]
+    kept = {unit: journal.get(unit) for unit in units}
+    found = {unit: arrays for unit, arrays in kept.items() if arrays is not None}
+    missing = [unit for unit in units if unit not in found]
     count = machine.workers(settings.workers, "processes", least=0)
     with (
         run.timer(f"{len(units) - 1} repeats, all workers") as whole,
@@ -182,7 +183,7 @@ def repeats(run: Run, work: LabelFixing, settings: DictConfig) -> dict[Any, dict
         for unit, arrays in workers.spread(work, missing, count):
             journal.put(unit, arrays)
             found[unit] = arrays
-            advance(len(units) - sum(value is None for value in found.values()))
+            advance(len(found))
     peak = max(arrays["peak_mib"].item() for arrays in found.values())  # of one worker
     run.add_workers(whole, min(count, len(missing)), peak)
     spent = {
@@ -203,7 +204,7 @@ def repeats(run: Run, work: LabelFixing, settings: DictConfig) -> dict[Any, dict
     together = ", seconds of all workers together"
     every = [part(labels[name] + together, slice(1, None), column) for column, name in enumerate(PARTS)]
     run.timings.extend([once, *every])
-    return found
+    return {unit: found[unit] for unit in units}
 
 
 def captions(

@@ -79,7 +79,7 @@ class Run:
         if self._dataset is None:
             from experiments.data import load
 
-            settings: dict[str, Any] = dict(OmegaConf.to_container(self.cfg.data, resolve=True))
+            settings: Any = OmegaConf.to_container(self.cfg.data, resolve=True)
             with self.timer("data"):
                 self._dataset = load(settings.pop("name"), **settings)
         return self._dataset

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from experiments.errors import UserError
 from experiments.records import atomic
 from experiments.records.record import Record
+from experiments.records.table import paper_and_ours
 from experiments.suite import folders, inputs
-from experiments.suite.cli import JobFailed, sentence, stamp
+from experiments.suite.cli import in_a_sweep, stamp
 from experiments.suite.context import Run
+from experiments.suite.ending import JobFailed, sentence
 from experiments.suite.folders import FAILED, FREE, without
 from experiments.suite.parallel import ranks
-from experiments.table import paper_and_ours
 
 
 def folder_of(cfg: DictConfig) -> Path:
@@ -35,14 +35,9 @@ def folder_of(cfg: DictConfig) -> Path:
     return Path(cfg.output) if cfg.output else Path("outputs") / cfg.experiment.name / stamp()
 
 
-def in_a_sweep() -> bool:
-    """Whether Hydra runs this job as one of a sweep."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
     """The resolved settings that decide the numbers."""
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
     return without(settings, FREE)
 
 
@@ -136,7 +131,8 @@ def compute(experiment: Any, cfg: DictConfig, folder: Path, identity: str) -> No
         return
     record.deviations = [*record.deviations, *(note for note in run.notes if note not in record.deviations)]
     if record.paper is None:
-        record.paper = OmegaConf.to_container(cfg.experiment.paper, resolve=True)
+        paper: Any = OmegaConf.to_container(cfg.experiment.paper, resolve=True)
+        record.paper = paper
     record.data, record.tier = record.data or cfg.data.name, cfg.tier.name
     (folder / "record.json").unlink(missing_ok=True)
     from experiments.suite.figures import draw

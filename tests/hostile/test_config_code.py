@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiments.errors import ConfigError
-from experiments.suite import guard
+from experiments.suite import no_code
 from tests.experiments.test_configs import composed
 from tests.helpers import cli, one_sentence
 
@@ -104,7 +104,7 @@ def test_a_primary_config_of_ones_own_imports_nothing(tmp_path: Path) -> None:
 )
 def test_the_same_on_the_command_line_is_refused(override: str) -> None:
     with pytest.raises(SystemExit) as stopped:
-        guard.refuse_arguments([override])
+        no_code.refuse_arguments([override])
     assert stopped.value.code == 2
 
 
@@ -121,7 +121,7 @@ def test_the_same_on_the_command_line_is_refused(override: str) -> None:
 def test_everything_that_logging_would_call_or_import_is_refused(logging: dict) -> None:
     config = OmegaConf.create({"word": "ext://antigravity.x", "hydra": {"job_logging": logging}})
     with pytest.raises(ConfigError, match="must not name code"):
-        guard.check(config)
+        no_code.check(config)
 
 
 def test_plain_logging_and_the_launchers_of_hydra_are_accepted() -> None:
@@ -130,12 +130,12 @@ def test_plain_logging_and_the_launchers_of_hydra_are_accepted() -> None:
         "handlers": {"h": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}},
     }
     launcher = {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"}
-    guard.check(OmegaConf.create({"hydra": {"job_logging": plain, "launcher": launcher}}))
+    no_code.check(OmegaConf.create({"hydra": {"job_logging": plain, "launcher": launcher}}))
     assert composed("experiment=loo_linear").seed == 0
 
 
 def test_a_launchers_commands_may_be_typed_but_not_read_from_a_file() -> None:
     config = OmegaConf.create({"hydra": {"launcher": {"setup": ["module load x"]}}})
-    guard.check(config, ["hydra.launcher.setup=[module load x]"])
+    no_code.check(config, ["hydra.launcher.setup=[module load x]"])
     with pytest.raises(ConfigError, match="command line"):
-        guard.check(config)
+        no_code.check(config)

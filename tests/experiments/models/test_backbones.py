@@ -20,7 +20,7 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> backbones.Backbone:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "inception.pth"
     torch.save(backbones.unloaded("inception_v3")[0].state_dict(), path)
-    return backbones.load("inception_v3", weights=str(path), size=299)
+    return backbones.load("inception_v3", weights=str(path), size=299, count_padding=True)
 
 
 def test_inception_has_2048_features_and_gradients_reach_the_pixels(inception: backbones.Backbone) -> None:
