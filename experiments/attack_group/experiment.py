@@ -25,7 +25,7 @@ from experiments.attacks.steps import FIT, SignSteps, Targets, test_gradients
 from experiments.data.dataset import permutation
 from experiments.errors import ConfigError, UserError
 from experiments.records.record import Record
-from experiments.suite.context import Run, Timing
+from experiments.suite.context import Context, Timing
 from experiments.suite.parallel.threads import Count
 from influence.retraining.perturbed import Worst
 from influence.training import fit
@@ -34,17 +34,20 @@ GROWS = "experiment.iterations"  # a run with more of them goes on in the same f
 STATE = ("images", "thetas", "previous", "s_tests")  # what the next step depends on
 
 
-def run(cfg: DictConfig, run: Run) -> Record:
+def run(cfg: DictConfig, context: Context) -> Record:
     """Clean fit, the image to attack, 2,000 steps, verification."""
     settings = cfg.experiment
     for name in ("alpha", "iterations", "checkpoint", "refactor"):
         if settings[name] <= 0:
             raise ConfigError(f"experiment.{name}={settings[name]}: give more than 0.")
-    clean = clean_model(cfg, run)
+    clean = clean_model(cfg, context)
     certainty = certainties(clean)
     chosen = group(clean, settings, certainty, cfg.seed)
     targets = Targets(clean.test_features[chosen][None], clean.test_y[chosen][None])
-    with run.timer("ranking"), run.progress(settings.screened or clean.n, "ranking, gradients") as advance:
+    with (
+        context.timer("ranking"),
+        context.progress(settings.screened or clean.n, "ranking, gradients") as advance,
+    ):
         thetas = clean.refits.theta[:, None]
         s = (clean.refits.inverse @ test_gradients(clean.refits, thetas, targets))[:, 0]
         order, norms = rank(
@@ -71,17 +74,19 @@ def run(cfg: DictConfig, run: Run) -> Record:
         settings.alpha,
         settings.refactor,
     )
-    with run.timer("features moved freely"):
+    with context.timer("features moved freely"):
         free = moved_freely(clean.refits, row, targets, list(settings.radii))
-    beside = compared(cfg, run, clean, row, targets, settings.compared) if settings.compared else None
-    curve, worst = walk(run, clean, steps, settings)
+    former = compared(cfg, context, clean, row, targets, settings.compared) if settings.compared else None
+    curve, worst = walk(context, clean, steps, settings)
     delta = (steps.images - steps.originals)[0].cpu().numpy()
-    with run.timer("verification from the saved image"):
+    with context.timer("verification from the saved image"):
         check = verified(setting, rows, pixels, delta, targets)
     if clean.data.name == "one_dog":
-        run.note(f"The {len(chosen)} photographs of one dog are not the authors', which were not released.")
+        context.note(
+            f"The {len(chosen)} photographs of one dog are not the authors', which were not released."
+        )
     else:
-        run.note(
+        context.note(
             f"The {len(chosen)} test images are different images of one class, not photographs of one animal."
         )
     names, y = clean.data.classes, clean.data.train.y
@@ -114,7 +119,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
         "movement_over_class_distance": float(curve["movement"][-1] / clean.distance),
         "largest_movement": float(curve["movement"].max()),
         "features_moved_freely": free,
-        "side_by_side": beside,
+        "side_by_side": former,
         "subspace": principal(clean, row, steps.features[0, 0]),
         "verified": {
             "flipped": int((check["margin"] < 0).sum()),
@@ -219,17 +224,17 @@ def group(clean: Clean, settings: DictConfig, certainty: np.ndarray, seed: int) 
 
 
 def walk(
-    run: Run, clean: Clean, steps: SignSteps, settings: DictConfig
+    context: Context, clean: Clean, steps: SignSteps, settings: DictConfig
 ) -> tuple[dict[str, np.ndarray], Worst]:
     """All iterations: ``margins (iterations + 1, t)``, ``losses`` and ``movement`` of each, and the refits.
 
     Every ``checkpoint`` iterations the state goes to the journal, and a killed run takes it up from there.
     """
-    journal = run.journal("steps")
+    journal = context.journal("steps")
     clean_features = clean.objective.X.dense(steps.rows[0])
     parts: list[dict[str, np.ndarray]] = []
     always = torch.ones(1, dtype=torch.bool, device=steps.rows.device)
-    with run.progress(settings.iterations, "steps") as advance:
+    with context.progress(settings.iterations, "steps") as advance:
         for start in range(0, settings.iterations + 1, settings.checkpoint):
             stop = min(start + settings.checkpoint, settings.iterations + 1)
             part = journal.get(f"{start}-{stop}")  # the last part of a shorter run took one step less
@@ -258,7 +263,7 @@ def walk(
     for part in parts:
         worst.add(Worst.of(part["worst"]))
     looks = settings.iterations + 1
-    run.timings.append(
+    context.timings.append(
         Timing(
             f"{looks} image iterations",
             clean.work[1] * looks + clean.refits.flops(worst.products),

@@ -28,7 +28,9 @@ def examples(
             if not new or len(found) >= count:
                 continue
             saved = journal.get(key)
-            for i in new if saved is not None else []:
+            if saved is None:
+                continue
+            for i in new:
                 place = int(places[won[i]])
                 row = int(rows[name][place, 0])
                 if row not in found and len(found) < count:

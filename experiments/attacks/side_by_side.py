@@ -22,7 +22,7 @@ from experiments.attacks.steps import Targets, test_gradients
 from experiments.data.fetch import mirror_folder
 from experiments.models import backbones
 from experiments.models.backbones import MIRRORED
-from experiments.suite.context import Run, Timing
+from experiments.suite.context import Context, Timing
 from influence.retraining.perturbed import Changed, Correction, Refits
 
 FORMER = ("mobilenet_v2", 448)  # the network and size of the attacks before November 2026
@@ -55,7 +55,7 @@ class TopLayer:
 
 
 def compared(
-    cfg: DictConfig, run: Run, clean: Clean, row: int, targets: Targets, iterations: int
+    cfg: DictConfig, context: Context, clean: Clean, row: int, targets: Targets, iterations: int
 ) -> dict[str, Any]:
     """``iterations`` of one attack with both top layers: how far their pixel gradients differ, and the work.
 
@@ -80,11 +80,15 @@ def compared(
         images = step(images, originals, gradient, cfg.experiment.alpha)
     names = ("conjugate gradients from the clean inverse", "a low-rank update an iteration")
     for name, layer in zip(names, layers, strict=True):
-        noted(run, f"{iterations} top layers: {name}", layer.seconds, None, backbone)
+        noted(context, f"{iterations} top layers: {name}", layer.seconds, None, backbone)
     noted(
-        run, f"{iterations} passes of {backbone.label}", clock.seconds, clean.work[1] * iterations, backbone
+        context,
+        f"{iterations} passes of {backbone.label}",
+        clock.seconds,
+        clean.work[1] * iterations,
+        backbone,
     )
-    former_passes(cfg, run, iterations)
+    former_passes(cfg, context, iterations)
     counts = [layer.refits.worst.products / max(1, iterations) for layer in layers]
     return {
         "iterations": iterations,
@@ -94,7 +98,7 @@ def compared(
     }
 
 
-def former_passes(cfg: DictConfig, run: Run, iterations: int) -> None:
+def former_passes(cfg: DictConfig, context: Context, iterations: int) -> None:
     """Times the passes of the former network too, where a mirror has its weights."""
     folder = mirror_folder(cfg.backbone.mirror)
     name, size = FORMER
@@ -105,9 +109,9 @@ def former_passes(cfg: DictConfig, run: Run, iterations: int) -> None:
     x = former.images(torch.zeros(1, size, size, 3, dtype=torch.uint8).numpy())
     for _ in range(iterations):
         with clock.running():
-            former.pull_back(x, x.new_ones(1, former.n_features))
+            former.vjp(x, x.new_ones(1, former.n_features))
     noted(
-        run,
+        context,
         f"{iterations} passes of {former.label} at {size} pixels",
         clock.seconds,
         work * iterations,
@@ -115,11 +119,13 @@ def former_passes(cfg: DictConfig, run: Run, iterations: int) -> None:
     )
 
 
-def noted(run: Run, part: str, seconds: float, flops: float | None, backbone: backbones.Backbone) -> None:
+def noted(
+    context: Context, part: str, seconds: float, flops: float | None, backbone: backbones.Backbone
+) -> None:
     """A timing of processor seconds."""
     timing = Timing(f"side by side, {part}", flops, seconds, dtype=backbone.precision)
     timing.processor = seconds
-    run.timings.append(timing)
+    context.timings.append(timing)
 
 
 class Clock:

@@ -116,9 +116,9 @@ class SignSteps:
         )
         cotangent = torch.zeros_like(self.features)
         cotangent[models] = self.refits.cotangents(thetas, self.s_tests, changed)
-        return self._pull_back(cotangent, models)[models]
+        return self._feature_gradients(cotangent, models)[models]
 
-    def _pull_back(self, cotangent: Tensor, models: Tensor) -> Tensor:
+    def _feature_gradients(self, cotangent: Tensor, models: Tensor) -> Tensor:
         """∇_x of every image, from the graphs of the last ``look``; zero where an attack is over."""
         wanted = models.repeat_interleave(self.rows.shape[1]).split(self.backbone.batch)
         chunks = cotangent.flatten(0, 1).split(self.backbone.batch)

@@ -39,7 +39,7 @@ def fitted(X: np.ndarray, y: np.ndarray, classes: int, l2: float) -> np.ndarray:
 
 def test_block(data: Dataset, first: int, count: int) -> np.ndarray:
     """Positions in the test split: ``first``, then 0, 1, ... without it."""
-    build.test_position(first, len(data.test))
+    build.checked_test_index(first, len(data.test))
     others = [index for index in range(len(data.test)) if index != first]
     return np.array([first, *others])[:count]
 

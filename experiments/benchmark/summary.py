@@ -142,8 +142,8 @@ def gains(tasks: Mapping[str, dict[str, Any]]) -> dict[str, float | None]:
 
     found: dict[str, float | None] = {}
     for dtype in ("float64", "float32"):
-        mine, bare = best("A", dtype), seconds("A", f"bare_cg_{dtype}")
-        found[f"a_over_bare_cg_{dtype}"] = mine / bare if mine and bare else None
+        mine, by_hand = best("A", dtype), seconds("A", f"bare_cg_{dtype}")
+        found[f"a_over_bare_cg_{dtype}"] = mine / by_hand if mine and by_hand else None
     single, block = seconds("C", "one_by_one"), best("C")
     found["block_gain"] = single / block if single and block else None
     return found

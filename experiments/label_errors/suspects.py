@@ -19,20 +19,20 @@ from experiments.label_errors.logistic import Design
 from experiments.records import atomic
 from experiments.records.csv import line
 from experiments.records.record import Record
-from experiments.suite.context import Run
+from experiments.suite.context import Context
 from influence.errors import DataError
 
 FILE = "suspects.csv"
 
 
-def ranked(cfg: DictConfig, run: Run) -> Record:
+def ranked(cfg: DictConfig, context: Context) -> Record:
     """Fit, losses without each row, self-influence, suspects.csv, record."""
-    settings, data, l2 = cfg.experiment, run.data(), cfg.model.l2
+    settings, data, l2 = cfg.experiment, context.data(), cfg.model.l2
     if not 0 < l2 < float("inf"):
         raise DataError(f"l2 must be finite and > 0 here, got {l2}")
     y, classes = data.train.y, len(data.classes)
     n, d = data.train.X.shape
-    with run.timer(f"fit, and all {n} rows without themselves"):
+    with context.timer(f"fit, and all {n} rows without themselves"):
         fitted = classifier(Design(data.train.X), y, classes, l2)
     order = np.argsort(-fitted.held_loss, kind="stable")
     rows = np.arange(n)
@@ -51,7 +51,7 @@ def ranked(cfg: DictConfig, run: Run) -> Record:
         "self_influence": fitted.self_influence[order],
         "self_influence_rank": place_of(-fitted.self_influence)[order],
     }
-    atomic.write_text(run.output / FILE, listed(columns, data, order))
+    atomic.write_text(context.output / FILE, listed(columns, data, order))
     disagree = fitted.held.argmax(1) != y
     first = order[: settings.shown]
     metrics: dict[str, Any] = {

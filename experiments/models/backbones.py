@@ -106,7 +106,7 @@ class Backbone:
         deviation = x.new_tensor(self.deviation).view(1, 3, 1, 1)
         return self.network((x / 255 - mean) / deviation)
 
-    def pull_back(self, x: Tensor, cotangent: Tensor) -> Tensor:
+    def vjp(self, x: Tensor, cotangent: Tensor) -> Tensor:
         """∇_x of Σ cotangent·features(x), one vector-Jacobian product: (b, 3, size, size)."""
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():

@@ -61,7 +61,7 @@ def linear_objective(split: Split, model: DictConfig, n_classes: int) -> LinearO
     )
 
 
-def test_position(index: int, n: int) -> int:
+def checked_test_index(index: int, n: int) -> int:
     """``index``, if it is a position in a test split of ``n`` examples."""
     if not 0 <= index < n:
         raise UserError(f"experiment.test_index={index} is out of range: the test split has 0..{n - 1}.")

@@ -52,10 +52,10 @@ def flatten(message: str) -> str:
         if not re.match(r"(full_key|object_type|reference_type|Config search path|provider=)", line)
     ]
     text = lines[0] if lines else message
-    listing = next((i for i, line in enumerate(lines) if line.startswith("Available options")), None)
-    if listing is not None:
-        head = lines[listing].rstrip(":")
-        text = f"{' '.join(lines[:listing]).rstrip('.')}. {head}: {', '.join(lines[listing + 1 :])}."
+    start = next((i for i, line in enumerate(lines) if line.startswith("Available options")), None)
+    if start is not None:
+        head = lines[start].rstrip(":")
+        text = f"{' '.join(lines[:start]).rstrip('.')}. {head}: {', '.join(lines[start + 1 :])}."
     return text
 
 

@@ -21,7 +21,7 @@ from experiments.records.record import Record
 from experiments.records.table import paper_and_ours
 from experiments.suite import folders, inputs
 from experiments.suite.cli import in_a_sweep, stamp
-from experiments.suite.context import Run
+from experiments.suite.context import Context
 from experiments.suite.ending import JobFailed, sentence
 from experiments.suite.folders import FAILED, FREE, without
 from experiments.suite.parallel import ranks
@@ -125,11 +125,14 @@ def say(folder: Path) -> None:
 
 def compute(experiment: Any, cfg: DictConfig, folder: Path, identity: str) -> None:
     """Runs the module ``experiment``, then writes its record, figures and W&B run."""
-    run = Run(cfg, folder, identity)
-    record: Record = experiment.run(cfg, run)
+    context = Context(cfg, folder, identity)
+    record: Record = experiment.run(cfg, context)
     if ranks.follower():
         return
-    record.deviations = [*record.deviations, *(note for note in run.notes if note not in record.deviations)]
+    record.deviations = [
+        *record.deviations,
+        *(note for note in context.notes if note not in record.deviations),
+    ]
     if record.paper is None:
         paper: Any = OmegaConf.to_container(cfg.experiment.paper, resolve=True)
         record.paper = paper
@@ -140,7 +143,7 @@ def compute(experiment: Any, cfg: DictConfig, folder: Path, identity: str) -> No
     record.save(folder)  # first: a full disk then leaves nothing that looks like a result
     atomic.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     draw(Record.load(folder), folder)  # as any later redrawing sees it
-    details = run.provenance() | {"config_sha256": atomic.key_hash(settings_of(cfg))}
+    details = context.provenance() | {"config_sha256": atomic.key_hash(settings_of(cfg))}
     details["command"] = ["python", "-m", "experiments", *sys.argv[1:]]
     details["inputs"] = inputs.of_data(details["data"]) | inputs.of_files(cfg)
     from experiments.suite.tracking import track
