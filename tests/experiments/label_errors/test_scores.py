@@ -146,6 +146,7 @@ def test_the_reasons_are_changes_of_the_loss_when_a_row_weighs_less(
     classes: int, core: int, weighted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("experiments.label_errors.held_out.CORE", core)
+    monkeypatch.setattr("experiments.label_errors.held_out.TOLERANCE", 1e-12)
     found, y, _ = blobs(n=100, classes=classes)
     l2, h = 0.02, 1e-4
     w = np.random.default_rng(1).uniform(0.5, 1.5, 100) if weighted else np.ones(100)
