@@ -20,7 +20,7 @@ from experiments.data.tables.features import Features
 from experiments.label_errors.choose import Model
 from experiments.label_errors.held_out import objective_of
 from experiments.label_errors.logistic import Design
-from influence import Exact, Hessian, up_loss
+from influence import Exact, Hessian
 
 COUNT = 5  # training rows, and features, named on each side
 WORK = 6e10  # floating-point operations spent on this in all
@@ -121,7 +121,7 @@ def _softmax(model: Model, y: np.ndarray, w: np.ndarray) -> Callable[[np.ndarray
 
     def influence(rows: np.ndarray) -> np.ndarray:
         gradients = objective.example_gradients(theta, torch.from_numpy(rows)).T.contiguous()
-        scores = up_loss(objective, theta, state.inverse(gradients)).numpy()
+        scores = -objective.directional(theta, state.inverse(gradients)).numpy()
         return scores * w[:, None] / model.design.n
 
     return influence
