@@ -21,13 +21,18 @@ def affordable(X: Any) -> bool:
 
 
 def probabilities(
-    X: Any, y: np.ndarray, classes: int, weights: np.ndarray | None, groups: np.ndarray | None
+    X: Any,
+    y: np.ndarray,
+    classes: int,
+    weights: np.ndarray | None,
+    groups: np.ndarray | None,
+    counts: tuple[int, ...] = COUNTS,
 ) -> tuple[np.ndarray, int]:
     """``(m, c)`` shares of the classes among each row's nearest rows, and how many rows were asked.
 
     Args:
         X: ``(m, d)`` with the intercept last; entries of a dense X are cut at ±4.
-        weights: of a row's vote. groups: rows of a row's own group are not asked.
+        weights: of a row's vote. groups: rows of a row's own group are not asked. counts: of rows to try, ≤ 20.
     """
     near = _nearest(X, groups)
     w = np.ones(len(y)) if weights is None else weights
@@ -37,7 +42,7 @@ def probabilities(
     for k in range(near.shape[1]):
         other = near[:, k]
         votes[rows, y[other]] += w[other] * (other >= 0)
-        if k + 1 in COUNTS:
+        if k + 1 in counts:
             total = votes.sum(1, keepdims=True)
             shares = (votes + PRIOR * prior) / (total + PRIOR)
             loss = float((-w * np.log(np.maximum(shares[rows, y], 1e-12))).mean())
