@@ -16,10 +16,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
+from experiments import ranges
 from experiments.errors import UserError
 from experiments.records import atomic
 from experiments.records.record import Record
-from experiments.suite import folders, inputs
+from experiments.suite import folders, inputs, used
 from experiments.suite.cli import JobFailed, sentence, stamp
 from experiments.suite.context import Run
 from experiments.suite.folders import FAILED, FREE, without
@@ -51,6 +52,8 @@ def execute(cfg: DictConfig) -> Path:
     folder = folder_of(cfg)
     try:
         with ranks.joined(cfg.device, folder) as mine:
+            ranges.check(cfg)
+            used.check(cfg)
             folders.require_run_folder(mine)  # before the lock: nothing of ours goes into a foreign folder
             with atomic.locked(mine):
                 (mine / FAILED).unlink(missing_ok=True)
