@@ -7,10 +7,10 @@ the record beside numbers that it had no part in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.errors import ConfigError
 
@@ -58,12 +58,37 @@ def check(cfg: DictConfig) -> None:
         return
     _model(name, use, cfg.model)
     _choice(name, "solver", use.solvers, cfg.solver)
-    if use.backbone and cfg.backbone is None:
-        raise ConfigError(f"experiment={name} needs a backbone: choose one, such as backbone=mobilenet_v2.")
-    if not use.backbone and cfg.backbone is not None:
-        raise ConfigError(f"experiment={name} uses no backbone: leave backbone out.")
+    if cfg.solver is not None:
+        _own_name("solver", cfg.solver)
+    _backbone(name, use, cfg.backbone)
     if str(cfg.device) != "cpu" and not use.cuda:
         raise ConfigError(f"experiment={name} computes on the processor alone: use device=cpu.")
+
+
+def _own_name(group: str, chosen: Any) -> None:
+    """A choice is made by its group: another name alone would leave the settings of the first."""
+    kind = OmegaConf.get_type(chosen)
+    name = kind().name if isinstance(kind, type) and is_dataclass(kind) else chosen.name
+    if chosen.name != name:
+        raise ConfigError(
+            f"{group}.name={chosen.name} beside the settings of {name}: choose {group}={chosen.name}."
+        )
+
+
+def _backbone(name: str, use: Use, backbone: Any) -> None:
+    if use.backbone and backbone is None:
+        raise ConfigError(f"experiment={name} needs a backbone: choose one, such as backbone=mobilenet_v2.")
+    if not use.backbone and backbone is not None:
+        raise ConfigError(f"experiment={name} uses no backbone: leave backbone out.")
+    if backbone is None:
+        return
+    drawn = backbone.name == "random_conv"
+    if drawn and backbone.weights is not None:
+        raise ConfigError(
+            "backbone.weights: random_conv draws its weights; leave it null, or set backbone.seed."
+        )
+    if not drawn and backbone.seed != 0:
+        raise ConfigError(f"backbone.seed={backbone.seed}: {backbone.name} draws nothing; leave it at 0.")
 
 
 def _model(name: str, use: Use, model: Any) -> None:
