@@ -1,15 +1,5 @@
-"""``python -m experiments.sweep OUT x=SETTING y=METRIC [sweep=NAME] [log=x|y|xy] [time=PART]``: what
-became of a sweep.
-
-OUT is the output of any ``--multirun``. Lists its jobs in the order in which Hydra numbers them: done, failed
-(its folder holds no record; with the reason, unless it was killed) or missing (never started). Draws
-OUT/sweep_NAME.svg and .png and writes OUT/sweep.json and OUT/sweep.csv. Jobs that differ in seeds alone are
-averaged: mean, 95 % interval and number stand in the table, the CSV and the figure. Once every job is done,
-OUT also is a record like that of a single run, for python -m experiments.publish.
-Exit code 1 unless every job is done. METRIC is a dotted path into the record's metrics, where ``*`` is the
-last entry and ``{solver}`` the run's solver; SETTING may be such a path too, for one metric against another.
-With time=PART the figure also shows the metric against the seconds of each job's parts whose names begin with
-PART. NAME is that of conf/sweep, else ``multirun``.
+"""``python -m experiments.sweep OUT x=SETTING y=METRIC [sweep=NAME] [log=x|y|xy] [time=PART]``: collects a
+sweep.
 """
 
 from __future__ import annotations
@@ -21,11 +11,45 @@ from typing import Any
 
 from experiments.errors import UserError
 from experiments.records import atomic
-from experiments.suite.cli import JobFailed, guarded
+from experiments.suite.commands import Command, Given, Option, Words
+from experiments.suite.ending import JobFailed
 from experiments.suite.folders import SWEEP_MARKER
 from experiments.suite.sweeps import Point, collect, name_of, points_of, record_of, save, table_of
 
-USAGE = "usage: python -m experiments.sweep OUT x=SETTING y=METRIC [sweep=NAME] [log=x|y|xy] [time=PART]."
+COMMAND = Command(
+    "sweep",
+    "Collects the jobs of a sweep. OUT is the output of any --multirun. Lists its jobs as Hydra numbers "
+    "them: done, failed (with the reason) or missing (never started). Draws OUT/sweep_NAME.svg and .png and "
+    "writes OUT/sweep.json and OUT/sweep.csv. Jobs that differ in seeds alone are averaged: the table, the "
+    "CSV and the figure give mean, 95 % interval and number. Once every job is done, OUT is also a record "
+    "like that of a single run, ready for the command publish.",
+    words=Words("OUT", help="output folder of the sweep"),
+    options=(
+        Option("sweep", None, "name of a file in conf/sweep/; default the one that was run", shown="NAME"),
+        Option("x", None, "the swept setting, or a metric of the records", shown="SETTING", required=True),
+        Option(
+            "y",
+            None,
+            "dotted path into the metrics of each record; * is the last entry, {solver} the run's solver",
+            shown="METRIC",
+            required=True,
+        ),
+        Option("log", None, "logarithmic axes", choices=("x", "y", "xy"), shown="x"),
+        Option(
+            "time",
+            None,
+            "also draw the metric against the seconds of each job's parts whose names begin so",
+            shown="PART",
+        ),
+    ),
+    examples=(
+        (
+            "OUT sweep=damping x=solver.damping y=pearson log=x time={solver}",
+            "after python -m experiments --multirun experiment=loo_linear sweep=damping output=OUT",
+        ),
+    ),
+    exit_codes="0 every job is done, 1 a job failed or is missing, 2 a setting is wrong",
+)
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -50,15 +74,16 @@ def show_means(points: list[Point], y: str) -> None:
         print(f"{point.mean:<12.6g} {interval:<26} {len(point.y):>3}  {settings}")
 
 
-def main() -> None:
-    """Collects the sweep named on the command line."""
-    options = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
-    folders = [Path(argument) for argument in sys.argv[1:] if "=" not in argument]
-    if len(folders) != 1 or not {"x", "y"} <= set(options) <= {"sweep", "x", "y", "log", "time", "debug"}:
-        raise UserError(USAGE)
-    folder, x, y = folders[0], options["x"], options["y"]
+def main(given: Given) -> None:
+    """Collects the sweep: prints its jobs, draws its figure, and makes its folder a record once all are done.
+
+    Raises:
+        JobFailed: a job failed or is missing (exit code 1).
+        UserError: there is no such sweep, setting or metric.
+    """
+    folder, x, y = Path(given.words[0]), given["x"], given["y"]
     listed = (folder / SWEEP_MARKER).is_file()
-    name = options.get("sweep") or (name_of(folder) if listed else None)
+    name = given["sweep"] or (name_of(folder) if listed else None)
     rows = collect(folder, name, y)
     if x not in rows[0]["overrides"]:
         try:
@@ -72,8 +97,8 @@ def main() -> None:
     atomic.write_json(folder / "sweep.json", {"x": x, "y": y, "jobs": rows})
     done = sum(row["status"] == "done" for row in rows)
     if done:
-        part = options.get("time", "")
-        record = record_of(str(name), rows, folder, x, y, options.get("log", ""), part)
+        part = given["time"] or ""
+        record = record_of(str(name), rows, folder, x, y, given["log"] or "", part)
         points = points_of(rows, folder, x, part)
         show_means(points, y)
         atomic.write_text(folder / "sweep.csv", table_of(points, x, y))
@@ -87,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    COMMAND.run(main)

@@ -14,8 +14,8 @@ from typing import Any
 from experiments.errors import UserError
 from experiments.records.atomic import sha256
 from experiments.records.machine import cores
+from experiments.records.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "hydra-core", "omegaconf", "wandb")
 
 

@@ -20,12 +20,13 @@ from experiments import ranges
 from experiments.errors import UserError
 from experiments.records import atomic
 from experiments.records.record import Record
+from experiments.records.table import paper_and_ours
 from experiments.suite import folders, inputs, used
-from experiments.suite.cli import JobFailed, sentence, stamp
+from experiments.suite.cli import stamp
 from experiments.suite.context import Run
+from experiments.suite.ending import JobFailed, sentence
 from experiments.suite.folders import FAILED, FREE, without
 from experiments.suite.parallel import ranks
-from experiments.table import paper_and_ours
 
 
 def folder_of(cfg: DictConfig) -> Path:

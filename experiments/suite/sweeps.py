@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from experiments.errors import UserError
-from experiments.export import line as csv_line
 from experiments.records import atomic, provenance
+from experiments.records.csv import line as csv_line
+from experiments.records.places import CONF
 from experiments.records.record import Record
-from experiments.suite.cli import CONF
+from experiments.records.table import one_line
 from experiments.suite.folders import FAILED, FREE, SWEEP_MARKER, sweep_overrides
-from experiments.table import one_line
 
 LEVEL = 0.95  # of the interval of a mean over seeds
 

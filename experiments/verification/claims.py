@@ -19,10 +19,11 @@ import numpy as np
 import yaml
 
 from experiments.errors import ConfigError
+from experiments.records.places import CONF
 from experiments.records.record import Record
-from experiments.table import shown
+from experiments.records.table import shown
 
-PATH = Path(__file__).resolve().parents[2] / "conf" / "claims"
+PATH = CONF / "claims"
 TIERS = ("smoke", "paper", "gpu")
 TOLERANCES = ("deterministic", "stochastic")  # stochastic: another seed gives another number
 REPRODUCED, PARTLY, NOT_REPRODUCED, NOT_RUN = "reproduced", "partly", "not reproduced", "not run"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.records.atomic import write_text
-from experiments.table import rows_of, shown
+from experiments.records.table import rows_of, shown
 from experiments.verification.claims import (
     METHOD_WORDS,
     NOT_REPRODUCED,
@@ -23,7 +23,7 @@ from experiments.verification.claims import (
 from experiments.verification.tables import cost, footnote, history, shown_bound, shown_ours, shown_paper
 
 if TYPE_CHECKING:
-    from experiments.verify import Outcome, Verification
+    from experiments.verification.outcome import Outcome, Verification
 
 TEMPLATES = Path(__file__).resolve().parent
 LIMIT = 8_000_000  # bytes of the whole page

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from experiments.errors import UserError
 from experiments.records.atomic import jsonable, write_bytes, write_text
-from experiments.table import shown
+from experiments.records.table import shown
 from experiments.verification.claims import (
     MARK,
     METHOD_WORDS,

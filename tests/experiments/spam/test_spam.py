@@ -23,7 +23,7 @@ from experiments.records.record import Record
 from experiments.spam import figure
 from experiments.spam import label_fixing as labelfix
 from experiments.spam.label_fixing import CLEAN, RANKINGS, LabelFixing
-from experiments.suite.cli import JobFailed
+from experiments.suite.ending import JobFailed
 from experiments.suite.job import execute
 from experiments.suite.parallel import processes as workers
 from tests.experiments.suite.units import Odd

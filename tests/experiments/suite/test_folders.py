@@ -14,7 +14,7 @@ import pytest
 from experiments.errors import UserError
 from experiments.publish import publish
 from experiments.records.record import Record
-from experiments.suite.cli import JobFailed
+from experiments.suite.ending import JobFailed
 from experiments.suite.folders import require_sweep_folder
 from experiments.suite.job import execute
 from tests.experiments.test_configs import composed

@@ -17,7 +17,7 @@ import experiments.data
 from experiments.records.record import Record
 from experiments.suite.job import execute
 from experiments.verification.claims import NOT_REPRODUCED, REPRODUCED, Claim, Spec, judge, load
-from experiments.verify import verify
+from experiments.verification.outcome import verify
 from tests.experiments.test_configs import composed
 from tests.experiments.verification import verifying
 
