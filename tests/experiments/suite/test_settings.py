@@ -55,9 +55,23 @@ SMALL: dict[str, list[str]] = {
         "data.classes=[1,7]",
     ],
     "benchmark": [
-        *("experiment.growth_rows=[]", "data.classes=[1,7]", "experiment.test_points=2"),
-        "experiment.tasks.A.measurements={ours:{by:ours,method:cg,repeats:1,options:{tolerance:1.0e-5}}}",
-        "experiment.tasks.E.measurements={}",
+        *("experiment.growth_rows=[100]", "experiment.growth_features=[9]", "data.classes=[1,7]"),
+        *(
+            "experiment.test_points=2",
+            "experiment.components=5",
+            "experiment.subset=50",
+            "experiment.images=30",
+        ),
+        *(
+            f"experiment.tasks.{task}.measurements={{ours:{{by:ours,method:cg,repeats:1,options:{{{options}}}}}}}"
+            for task, options in {
+                "A": "tolerance:1.0e-5",
+                "D": "",
+                "E": "",
+                "F": "",
+                "G": "removed:3",
+            }.items()
+        ),
     ],
 }
 # Where a generic change says nothing: a value at which the setting must matter.
@@ -89,11 +103,13 @@ CHANGED: dict[str, Any] = {
     "experiment.flips": [1, 3],
     "experiment.multiple": 100,
     "experiment.dtype": "float32",
+    "experiment.network": "nonsense",
     "experiment.retraining_dtype": "float32",
     "experiment.rates": [[0, 0.01]],
     "experiment.together": [3],
     "experiment.screened": 2,
     "experiment.exact_rankings": 0,
+    "experiment.eigenvalues": 0,
     "experiment.target_class": 1,
     "experiment.stopped_after": 5,
     "experiment.autograd_tolerance": 1e-3,
@@ -128,7 +144,10 @@ MAY_NOT_MATTER: dict[str, dict[str, str]] = {
         "seed": DRAWS_NOTHING,
         "experiment.largest_gap": "it only refuses: a fit whose certificate is worse ends the run",
     },
-    "attack_single": {"experiment.side_by_side": ROUNDING},
+    "attack_single": {
+        "experiment.side_by_side": ROUNDING,
+        "experiment.shown": "how many flips are pictured: a run as small as this has none (test_attacks has)",
+    },
     "attack_group": {
         "experiment.checkpoint": "how often the journal keeps the state: resumed bytes are equal"
     },
