@@ -26,13 +26,15 @@ ANY = ("exact", "cg", "lissa")
 @dataclass(frozen=True)
 class Use:
     """models: the names that it fits. losses: those of them that it takes; None: all. solvers: the names that
-    it solves by; empty: it has a solver of its own. backbone: whether it computes features. cuda: whether it
+    it solves by; empty: it has a solver of its own. preconditioners: those of conjugate gradients; None: any
+    that the library has. backbone: whether it computes features. cuda: whether it
     can compute on a GPU.
     """
 
     models: tuple[str, ...]
     losses: tuple[str, ...] | None = None
     solvers: tuple[str, ...] = ()
+    preconditioners: tuple[str, ...] | None = None
     backbone: bool = False
     cuda: bool = False
 
@@ -40,7 +42,9 @@ class Use:
 USES = {
     "components": Use(("logistic",), solvers=ANY),
     "loo_linear": Use(("softmax", "logistic", "svm"), ("cross_entropy", "logistic", "smooth_hinge"), ANY),
-    "loo_cnn": Use(tuple(NETWORKS), solvers=("cg", "exact"), cuda=True),
+    "loo_cnn": Use(
+        tuple(NETWORKS), solvers=("cg", "exact"), preconditioners=("none", "gauss_newton"), cuda=True
+    ),
     "smooth_hinge": Use(("svm",), ("hinge",)),
     "rbf_vs_inception": Use(("logistic",), solvers=ANY, backbone=True),
     "readmission": Use(("logistic",), solvers=ANY),
@@ -60,6 +64,7 @@ def check(cfg: DictConfig) -> None:
     _choice(name, "solver", use.solvers, cfg.solver)
     if cfg.solver is not None:
         _own_name("solver", cfg.solver)
+        _preconditioner(name, use, cfg.solver)
     _backbone(name, use, cfg.backbone)
     if str(cfg.device) != "cpu" and not use.cuda:
         raise ConfigError(f"experiment={name} computes on the processor alone: use device=cpu.")
@@ -117,3 +122,11 @@ def _choice(name: str, group: str, known: tuple[str, ...], chosen: Any) -> None:
         raise ConfigError(f"experiment={name} uses no {group} of yours: leave {group}={chosen.name} out.")
     elif chosen.name not in known:
         raise ConfigError(f"experiment={name} cannot use {group}={chosen.name}: choose {' or '.join(known)}.")
+
+
+def _preconditioner(name: str, use: Use, solver: Any) -> None:
+    chosen = solver.get("preconditioner")
+    if chosen is not None and use.preconditioners is not None and chosen not in use.preconditioners:
+        raise ConfigError(
+            f"solver.preconditioner={chosen}: experiment={name} takes {' or '.join(use.preconditioners)}."
+        )
