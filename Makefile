@@ -21,6 +21,8 @@ test-slow: .venv/installed-dev
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
@@ -34,7 +36,7 @@ table: .venv/installed
 
 # The stamps make a second `make` install nothing while pyproject.toml and constraints.txt stand as they are.
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[experiments]'
 	touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
@@ -50,4 +52,4 @@ peers: .peers/installed
 	touch $@
 
 clean:
-	rm -rf .venv .peers outputs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .peers outputs build .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

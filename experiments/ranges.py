@@ -93,7 +93,7 @@ def numbers(node: Any, path: str = "") -> Iterator[tuple[str, float, Range]]:
         for key in node:
             if OmegaConf.is_missing(node, key):
                 continue
-            inside, value = f"{path}.{key}".lstrip("."), node[key]
+            inside, value = f"{path}.{key!s}".lstrip("."), node[key]
             items = list(value) if isinstance(value, ListConfig) and str(key) in ranges else [value]
             for item in items:
                 if isinstance(item, (int, float)) and not isinstance(item, bool):

@@ -20,6 +20,7 @@ from influence.scores import (
     pert_loss,
     pert_params,
     predicted_change,
+    removal_change,
     s_test,
     self_influence,
     test_gradients,
@@ -28,6 +29,8 @@ from influence.scores import (
 )
 from influence.solvers import CG, Exact, LiSSA, Solution, Solver, Status
 from influence.training import Certificate, Fit, fit
+
+__version__ = "0.1.0"
 
 __all__ = [
     "CG",
@@ -65,6 +68,7 @@ __all__ = [
     "pert_loss",
     "pert_params",
     "predicted_change",
+    "removal_change",
     "s_test",
     "self_influence",
     "test_gradients",

@@ -7,32 +7,43 @@ With ``H`` the (damped) Hessian of the trained objective and ``s_test = H⁻¹ �
 - ``I_pert,loss(z, z_test) = −∇_x (s_test · ∇L(z))``                   paper, eq. 5
 
 Removing z is ε = −1/n, so the predicted change of the test loss is ``−I_up,loss / n``: **positive = the point
-was helpful**. The test gradient and test loss never carry the L2 term. The training gradient may, see
-:class:`TrainingGradient`.
+was helpful**. The test gradient and test loss carry neither the L2 term nor a weight.
+
+**The convention of removal.** The objective is ``(1/n) Σ w_j ℓ_j + (λ/2)‖m⊙θ‖²``. Two retrainings without
+point i are possible, and they differ in what happens to λ:
+
+- ``"objective"``: ``(1/(n−1)) Σ_{j≠i} w_j ℓ_j + (λ/2)‖m⊙θ‖²``. λ stays relative to the mean loss.
+- ``"loss"``: ``(1/n) Σ_{j≠i} w_j ℓ_j + (λ/2)‖m⊙θ‖²``. λ stays relative to the sum of the losses.
+
+``"objective"`` is the default of every call here and in :mod:`influence.retraining`. To use the other one,
+name it in the prediction and in the retraining. :func:`removal_change` makes the prediction in one call. A
+removed point takes its weight ``w_i`` with it, in every prediction and in every retraining.
 """
 
 from __future__ import annotations
 
 import enum
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from influence.curvature.operators import Operator
-from influence.errors import DataError
+from influence.errors import DataError, NotConvergedWarning
 from influence.objectives._base import TrainingObjective
 from influence.solvers import Exact, Solution, Solver
+from influence.solvers.factors import ExactState
 
 
 class TrainingGradient(enum.StrEnum):
     """Which gradient of the removed point enters, that is, which retraining is predicted.
 
-    LOSS: ``∇L(z)``. Removal leaves ``(1/n) Σ_{j≠i} L_j + (λ/2)‖θ‖²``; the first-order change is
-        ``H⁻¹∇L(z)/n``. The paper's formula.
-    OBJECTIVE: ``∇L(z) + λθ̂``. Removal leaves ``(1/(n−1)) Σ_{j≠i} L_j + (λ/2)‖θ‖²``, λ relative to the mean
-        loss; the first-order change is ``H⁻¹(∇L(z) + λθ̂)/(n−1)``. The authors' released code, and the
-        protocol of the retrainings here.
+    LOSS: ``w∇L(z)``. Removal leaves ``(1/n) Σ_{j≠i} w_j L_j + (λ/2)‖θ‖²``; the first-order change of θ is
+        ``H⁻¹ w∇L(z)/n``. The paper's formula.
+    OBJECTIVE: ``w∇L(z) + λθ̂``. Removal leaves ``(1/(n−1)) Σ_{j≠i} w_j L_j + (λ/2)‖θ‖²``, λ relative to the
+        mean loss; the first-order change of θ is ``H⁻¹(w∇L(z) + λθ̂)/(n−1)``. The authors' released code,
+        the protocol of ``leave_one_out``, and the default of every call.
     """
 
     LOSS = "loss"
@@ -59,16 +70,20 @@ def up_params(
     operator: Operator,
     solver: Solver,
     idx: Tensor | list[int],
-    training_gradient: TrainingGradient | str = TrainingGradient.LOSS,
+    training_gradient: TrainingGradient | str = TrainingGradient.OBJECTIVE,
 ) -> Tensor:
-    """``I_up,params(z_i) = −(H + δI)⁻¹ ∇L(z_i)`` for the training points ``idx``: ``(p, k)``.
+    """``I_up,params(z_i) = −(H + δI)⁻¹ (w_i ∇L(z_i) [+ λθ])`` for the training points ``idx``: ``(p, k)``.
 
     Raises:
+        DataError: an unknown ``training_gradient``.
         SolverError: the solve failed.
     """
+    kind = removal_kind(training_gradient)
     idx = torch.as_tensor(idx, device=theta.device).reshape(-1)
     block = objective.example_gradients(theta, idx).T
-    if TrainingGradient(training_gradient) is TrainingGradient.OBJECTIVE:
+    if objective.weights is not None:
+        block = block * objective.example_weights(idx)
+    if kind is TrainingGradient.OBJECTIVE:
         block = block + (objective.l2 * objective.l2_mask * theta)[:, None]
     return -solver.solve(operator, block.contiguous()).value
 
@@ -77,10 +92,10 @@ def up_loss(
     objective: TrainingObjective,
     theta: Tensor,
     s_tests: Tensor,
-    training_gradient: TrainingGradient | str = TrainingGradient.LOSS,
+    training_gradient: TrainingGradient | str = TrainingGradient.OBJECTIVE,
     idx: Tensor | None = None,
 ) -> Tensor:
-    """``I_up,loss(z_i, z_test_j) = −s_test_j · ∇L(z_i)`` for all n training points in one pass.
+    """``I_up,loss(z_i, z_test_j) = −s_test_j · (w_i ∇L(z_i) [+ λθ])`` for all n training points in one pass.
 
     Args:
         s_tests: ``(p, k)``, or ``(p,)`` for one test point.
@@ -88,48 +103,113 @@ def up_loss(
 
     Returns:
         ``(n, k)``, or ``(n,)``: nats per unit of upweighting.
+
+    Raises:
+        DataError: an unknown ``training_gradient``.
     """
+    kind = removal_kind(training_gradient)
     block = s_tests[:, None] if s_tests.ndim == 1 else s_tests
     scores = -objective.directional(theta, block, idx)
-    if TrainingGradient(training_gradient) is TrainingGradient.OBJECTIVE:
+    if objective.weights is not None:
+        scores *= objective.example_weights(objective.index(idx))[:, None]
+    if kind is TrainingGradient.OBJECTIVE:
         scores -= (objective.l2 * objective.l2_mask * theta) @ block
     return scores[:, 0] if s_tests.ndim == 1 else scores
 
 
 def predicted_change(
-    scores: Tensor, n: int, training_gradient: TrainingGradient | str = TrainingGradient.LOSS
+    scores: Tensor, n: int, training_gradient: TrainingGradient | str = TrainingGradient.OBJECTIVE
 ) -> Tensor:
     """Predicted change of the test loss when a point is removed, from ``I_up,loss``, in nats.
 
-    ``−I/n`` for ``LOSS`` and ``−I/(n−1)`` for ``OBJECTIVE``. Positive = helpful.
+    ``−I/n`` for ``LOSS`` and ``−I/(n−1)`` for ``OBJECTIVE``. Positive = helpful. ``training_gradient`` must
+    be that of :func:`up_loss`; :func:`removal_change` makes both calls with one.
+
+    Raises:
+        DataError: n < 2, or an unknown ``training_gradient``.
     """
-    objective = TrainingGradient(training_gradient) is TrainingGradient.OBJECTIVE
+    objective = removal_kind(training_gradient) is TrainingGradient.OBJECTIVE
     if n < 2:
         raise DataError(f"removing a point needs n >= 2, got {n}")
     return -scores / (n - 1 if objective else n)
 
 
+def removal_change(
+    objective: TrainingObjective,
+    theta: Tensor,
+    s_tests: Tensor,
+    idx: Tensor | None = None,
+    *,
+    removal: TrainingGradient | str = TrainingGradient.OBJECTIVE,
+) -> Tensor:
+    """Predicted change of the test loss when each training point is removed, in nats: positive = helpful.
+
+    :func:`up_loss` and :func:`predicted_change` in one call that knows n, the weights and the convention.
+    It warns when θ is not stationary, because retraining then moves θ whatever is removed.
+
+    Args:
+        s_tests: ``H⁻¹ ∇L(z_test)``, ``(p, k)``, or ``(p,)`` for one test point.
+        idx: training points; all by default.
+        removal: the convention, as in :func:`~influence.retraining.leave_one_out.leave_one_out`.
+
+    Returns:
+        ``(m, k)``, or ``(m,)``.
+
+    Raises:
+        DataError: n < 2, an index out of range, or an unknown convention.
+    """
+    kind = removal_kind(removal)
+    warn_unless_stationary(objective, theta)
+    return predicted_change(up_loss(objective, theta, s_tests, kind, idx), objective.n, kind)
+
+
+def warn_unless_stationary(objective: TrainingObjective, theta: Tensor, stacklevel: int = 3) -> float:
+    """‖∇R(θ)‖; warns when it is more than a tenth of what removing a typical example adds to it.
+
+    A typical example is the root mean square of ``w_i∇ℓ_i / n`` over at most eight of them.
+    """
+    few = torch.arange(0, objective.n, max(1, -(-objective.n // 8)), device=objective.device)
+    gradients = objective.example_gradients(theta, few) * objective.example_weights(few)[:, None]
+    typical = float(gradients.norm()) / len(few) ** 0.5 / objective.n
+    norm = float(objective.gradient(theta).norm())
+    if not norm <= 0.1 * typical:
+        warnings.warn(
+            f"theta is not stationary: its gradient norm is {norm:.3g}, while removing one example changes "
+            f"the gradient by about {typical:.3g}, so retraining moves theta for other reasons too; fit to a "
+            "smaller gradient norm, or read the scores as those of the damped quadratic model at theta",
+            NotConvergedWarning,
+            stacklevel=stacklevel,
+        )
+    return norm
+
+
 def pert_loss(
     objective: TrainingObjective, theta: Tensor, s_tests: Tensor, idx: Tensor | None = None
 ) -> Tensor:
-    """``I_pert,loss(z_i, z_test_j) = −∇_x (s_test_j · ∇L(z_i))``: ``(m, *input shape, k)``.
+    """``I_pert,loss(z_i, z_test_j) = −w_i ∇_x (s_test_j · ∇L(z_i))``: ``(m, *input shape, k)``.
 
     A small change δ of x_i moves the test loss by about ``I_pert,loss · δ / n``. One test point ``(p,)``
     drops the last axis.
     """
     block = s_tests[:, None] if s_tests.ndim == 1 else s_tests
     out = -objective.mixed(theta, block, idx)
+    if objective.weights is not None:
+        weights = objective.example_weights(objective.index(idx))
+        out *= weights.reshape(-1, *[1] * (out.ndim - 1))
     return out[..., 0] if s_tests.ndim == 1 else out
 
 
 def pert_params(
     objective: TrainingObjective, theta: Tensor, operator: Operator, solver: Solver, index: int, delta: Tensor
 ) -> Tensor:
-    """``dθ/dε = −(H + δI)⁻¹ [∇_x∇_θ L(z)] δ`` when x of one training point moves along ``delta``: ``(p,)``.
+    """``dθ/dε = −(H + δI)⁻¹ w [∇_x∇_θ L(z)] δ`` when x of one training point moves along ``delta``: ``(p,)``.
 
     Paper, section 2.2. Moving x by δ changes θ by about this over n.
     """
-    return -solver.solve(operator, objective.mixed_direction(theta, index, delta)).value
+    direction = objective.mixed_direction(theta, index, delta)
+    if objective.weights is not None:
+        direction = direction * objective.example_weights(objective.index([index]))
+    return -solver.solve(operator, direction).value
 
 
 def self_influence(
@@ -141,29 +221,55 @@ def self_influence(
     block: int = 512,
     state: Any = None,
 ) -> Tensor:
-    """``∇L(z_i)ᵀ (H + δI)⁻¹ ∇L(z_i)`` for the training points ``idx`` (all by default): ``(m,)``, ≥ 0.
+    """``w_i ∇L(z_i)ᵀ (H + δI)⁻¹ ∇L(z_i)`` for the training points ``idx`` (all by default): ``(m,)``.
 
-    This is ``−I_up,loss(z_i, z_i)``, the quantity that ranks suspects in Fig. 6. Without a solver, or with
-    ``Exact``, it costs half a triangular solve a point from one factor; otherwise one block solve for
+    This is ``−I_up,loss(z_i, z_i)`` with the point's own loss as the test loss and without the L2 term, the
+    quantity that ranks suspects in Fig. 6. It is ≥ 0 unless a weight is negative. Without a solver, or with
+    ``Exact``, it costs half a triangular solve per point from one factor; otherwise one block solve for
     ``block`` points at a time.
 
     Args:
-        state: a prepared ``Exact`` state, to reuse its factor.
+        solver: ``Exact()`` by default.
+        block: points worked on at once.
+        state: what ``solver.prepare(operator)`` returned, to reuse its factor.
+
+    Raises:
+        DataError: a block below 1, an index out of range, or a state that is not of this solver.
+        SolverError: the solve failed.
     """
-    rows = torch.arange(objective.n, device=theta.device) if idx is None else torch.as_tensor(idx)
-    out = torch.empty(len(rows), dtype=objective.dtype, device=theta.device)
-    exact = solver is None or isinstance(solver, Exact) or state is not None
-    if exact and state is None:
-        state = (solver or Exact()).prepare(operator)
-    if exact and state.form == "gram":
-        closed = objective.gram_quadratics(theta, state.factor, state.gram, rows)
-        if closed is not None:
-            return closed
-    if exact:
-        return objective.self_quadratics(theta, state.quadratic, rows, block)
-    if not exact:
-        state = solver.prepare(operator)
-    for start in range(0, len(rows), block):
-        gradients = objective.example_gradients(theta, rows[start : start + block]).T.contiguous()
-        out[start : start + block] = (gradients * solver.apply(state, gradients).value).sum(0)
-    return out
+    if not block >= 1:
+        raise DataError(f"block must be at least 1, got {block}")
+    chosen = objective.index(idx)
+    rows = torch.arange(objective.n, device=objective.device) if chosen is None else chosen
+    solver = Exact() if solver is None else solver
+    exact = isinstance(solver, Exact)
+    if state is not None and exact is not isinstance(state, ExactState):
+        raise DataError(
+            f"state is not what {type(solver).__name__}().prepare(operator) returns: pass the solver that "
+            "prepared it, or leave state out"
+        )
+    state = solver.prepare(operator) if state is None else state
+    found = _quadratics(objective, theta, solver, state, rows, int(block))
+    return found if objective.weights is None else found * objective.example_weights(chosen)
+
+
+def _quadratics(
+    objective: TrainingObjective, theta: Tensor, solver: Solver, state: Any, rows: Tensor, block: int
+) -> Tensor:
+    """``∇L(z_i)ᵀ (H + δI)⁻¹ ∇L(z_i)``: ``(m,)``."""
+    if isinstance(state, ExactState):
+        return state.self_quadratics(objective, theta, rows, block)
+    return objective.self_quadratics(theta, lambda B: (B * solver.apply(state, B).value).sum(0), rows, block)
+
+
+def removal_kind(training_gradient: TrainingGradient | str) -> TrainingGradient:
+    """The convention of that name.
+
+    Raises:
+        DataError: an unknown name.
+    """
+    try:
+        return TrainingGradient(training_gradient)
+    except ValueError:
+        known = " or ".join(repr(kind.value) for kind in TrainingGradient)
+        raise DataError(f"the convention of removal must be {known}, got {training_gradient!r}") from None

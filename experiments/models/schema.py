@@ -68,3 +68,4 @@ class PretrainedBackbone(Backbone):
     batch: int = 4  # images a forward pass; on a CPU small batches stay near the cache
     mirror: str | None = II("data.mirror")  # folder with weight files: that of the data
     seed: int = 0  # of random_conv's weights
+    count_padding: bool | None = None  # of Inception's average poolings; null: as the weights need

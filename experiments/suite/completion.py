@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from experiments.errors import ConfigError
 from experiments.records.places import CONF
-from experiments.suite.commands import Command
+from experiments.suite.commands import COMMANDS, Command, command
 from experiments.suite.ending import guarded
 
 NAME = "influence-experiments"
@@ -69,8 +69,6 @@ def script(arguments: Sequence[str]) -> str:
 
 def candidates(word: str, earlier: Sequence[str]) -> list[str]:
     """What may stand in place of ``word`` after the words ``earlier``."""
-    from experiments.suite.console import COMMANDS, command
-
     if earlier and earlier[0] in COMMANDS:
         found = of_command(command(earlier[0]))
     else:

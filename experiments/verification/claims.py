@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import yaml
@@ -255,8 +255,8 @@ def _claim(given: Mapping[str, Any], spec: Spec) -> Claim:
     return _build(Claim, values, where)
 
 
-def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    known = {field.name: field for field in fields(cls)}
+def _build(cls: Callable[..., T], values: Mapping[str, Any], where: str) -> T:
+    known = {field.name: field for field in fields(cast(Any, cls))}
     unknown = set(values) - set(known)
     missing = [name for name, field in known.items() if field.default is MISSING and name not in values]
     if unknown or missing:

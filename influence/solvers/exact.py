@@ -6,7 +6,7 @@ matrix when there are more parameters than examples (Woodbury), or the dense p �
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,54 +14,8 @@ from torch import Tensor
 
 from influence.curvature.operators import Operator
 from influence.errors import NotPositiveDefiniteError
-from influence.objectives.structure import GramFactor, Split
 from influence.solvers._base import Solution, Solver, Status, relative_residual
-
-
-@dataclass(frozen=True)
-class ExactState:
-    """A factored operator. ``form`` is ``"core"``, ``"gram"`` or ``"dense"``."""
-
-    operator: Operator
-    form: str
-    factor: Tensor
-    split: Split | None = None
-    gram: GramFactor | None = None
-    stats: dict[str, Any] = field(default_factory=dict)
-
-    def inverse(self, B: Tensor) -> Tensor:
-        """H⁻¹ B, ``(p, k) -> (p, k)``, unverified."""
-        B = B.to(self.factor.dtype)
-        if self.form == "gram":
-            g = self.gram
-            inner = torch.cholesky_solve(g.forward(B), self.factor)
-            return (B - g.backward(inner)) / g.shift
-        if self.form == "dense":
-            return torch.cholesky_solve(B, self.factor)
-        s = self.split
-        inside = s.project(B)
-        solved = s.lift(torch.cholesky_solve(inside, self.factor))
-        if s.q == s.p:
-            return solved
-        outside = B - s.lift(inside)
-        return solved + outside / s.shift if s.shift > 0 else solved
-
-    def quadratic(self, B: Tensor) -> Tensor:
-        """``b_jᵀ H⁻¹ b_j`` a column, ``(p, k) -> (k,)``: half a solve each."""
-        if self.form == "gram":
-            g = self.gram
-            half = torch.linalg.solve_triangular(self.factor, g.forward(B), upper=False)
-            return ((B * B).sum(0) - (half * half).sum(0)) / g.shift
-        if self.form == "dense":
-            half = torch.linalg.solve_triangular(self.factor, B, upper=False)
-            return (half * half).sum(0)
-        s = self.split
-        inside = s.project(B)
-        half = torch.linalg.solve_triangular(self.factor, inside, upper=False)
-        value = (half * half).sum(0)
-        if s.shift > 0 and s.q < s.p:
-            value += ((B * B).sum(0) - (inside * inside).sum(0)).clamp(min=0) / s.shift
-        return value
+from influence.solvers.factors import CoreFactor, DenseFactor, ExactState, GramForm
 
 
 @dataclass(frozen=True)
@@ -90,7 +44,7 @@ class Exact(Solver):
         if gram is not None and gram.shift > 0 and (self.form == "gram" or split is None or gram.m < split.q):
             matrix = gram.gram()
             matrix.diagonal().add_(gram.n * gram.shift)
-            return ExactState(operator, "gram", self._factor(matrix, operator), gram=gram)
+            return GramForm(operator, self._factor(matrix, operator), gram)
         if split is not None:
             if split.shift <= 0 and split.q < split.p:
                 raise NotPositiveDefiniteError(
@@ -99,8 +53,8 @@ class Exact(Solver):
                 )
             core = split.core()
             core.diagonal().add_(split.shift)
-            return ExactState(operator, "core", self._factor(core, operator), split=split)
-        return ExactState(operator, "dense", self._factor(operator.dense(), operator))
+            return CoreFactor(operator, self._factor(core, operator), split)
+        return DenseFactor(operator, self._factor(operator.dense(), operator))
 
     def _factor(self, matrix: Tensor, operator: Operator) -> Tensor:
         if matrix.numel() == 0:  # every feature is zero everywhere: H = μI has no core

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from experiments.errors import ConfigError
-from experiments.suite.commands import Command, Option, Words, flag, names
+from experiments.suite.commands import COMMANDS, Command, Option, Words, command, flag, names
 from experiments.suite.completion import candidates
-from experiments.suite.console import COMMANDS, command
 from experiments.suite.teaching import comments, of_experiment, options, overview
 from tests.helpers import ROOT, cli, environment, one_sentence
 

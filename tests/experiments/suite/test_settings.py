@@ -22,7 +22,7 @@ from experiments.errors import ConfigError, UserError
 from experiments.records.atomic import jsonable, key_hash, sha256
 from experiments.records.record import Record, without_times
 from experiments.suite import used
-from experiments.suite.context import Run
+from experiments.suite.context import Context
 from experiments.suite.folders import FREE
 from influence.errors import InfluenceError
 from tests.experiments.test_configs import composed
@@ -63,7 +63,7 @@ SMALL: dict[str, list[str]] = {
             "experiment.images=30",
         ),
         *(
-            f"experiment.tasks.{task}.measurements={{ours:{{by:ours,method:cg,repeats:1,options:{{{options}}}}}}}"
+            f"++experiment.tasks.{task}.measurements.ours={{by:ours,method:cg,repeats:1,options:{{{options}}}}}"
             for task, options in {
                 "A": "tolerance:1.0e-5",
                 "D": "",
@@ -165,7 +165,7 @@ def outcome(name: str, cfg: DictConfig, folder: Path) -> tuple[Record | None, st
         ranges.check(cfg)
         used.check(cfg)
         module = importlib.import_module(f"experiments.{name}.experiment")
-        return module.run(cfg, Run(cfg, folder, "x")), ""
+        return module.run(cfg, Context(cfg, folder, "x")), ""
     except ERRORS as error:
         return None, str(error)
 
