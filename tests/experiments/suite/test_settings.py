@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ValidationError
 
 from experiments import ranges, schema
+from experiments.benchmark.schema import Measurement
 from experiments.errors import ConfigError, UserError
 from experiments.records.atomic import jsonable, key_hash, sha256
 from experiments.records.record import Record, without_times
@@ -61,16 +62,6 @@ SMALL: dict[str, list[str]] = {
             "experiment.components=5",
             "experiment.subset=50",
             "experiment.images=30",
-        ),
-        *(
-            f"++experiment.tasks.{task}.measurements.ours={{by:ours,method:cg,repeats:1,options:{{{options}}}}}"
-            for task, options in {
-                "A": "tolerance:1.0e-5",
-                "D": "",
-                "E": "",
-                "F": "",
-                "G": "removed:3",
-            }.items()
         ),
     ],
 }
@@ -157,6 +148,18 @@ MAY_NOT_MATTER: dict[str, dict[str, str]] = {
     },
 }
 ERRORS = (UserError, InfluenceError)
+TASKS: dict[str, dict[str, Any]] = {"A": {"tolerance": 1e-5}, "D": {}, "E": {}, "F": {}, "G": {"removed": 3}}
+
+
+def made(name: str) -> DictConfig:
+    """The small config of an experiment."""
+    cfg = composed(f"experiment={name}", "tracking=none", "threads=1", *SMALL[name])
+    if name == "benchmark":
+        with open_dict(cfg):
+            for task, options in TASKS.items():
+                mine = Measurement(by="ours", method="cg", repeats=1, options=options)
+                cfg.experiment.tasks[task].measurements = {"ours": mine}
+    return cfg
 
 
 def outcome(name: str, cfg: DictConfig, folder: Path) -> tuple[Record | None, str]:
@@ -214,11 +217,14 @@ def changed(path: str, value: Any) -> Any:
 
 
 def settings_of(name: str) -> list[str]:
-    cfg = composed(f"experiment={name}", "tracking=none", *SMALL[name])
+    cfg = made(name)
     found = [
         path for path in leaves(cfg) if not any(path == free or path.startswith(f"{free}.") for free in FREE)
     ]
     return [path for path in found if path != "experiment.name"]
+
+
+RATES = {"gflops_float64": 1.0, "gflops_float32": 1.0, "bandwidth_gbytes": 1.0}
 
 
 def measured(problem: Path, measurement: Any, *, threads: int, **_: Any) -> tuple[dict[str, Any], np.ndarray]:
@@ -228,9 +234,9 @@ def measured(problem: Path, measurement: Any, *, threads: int, **_: Any) -> tupl
     number = int(known[:8], 16)
     measures = {"seconds": [1.0], "processor_seconds": [1.0], "load_average": 0.0, "setup_seconds": 0.0}
     sizes = {"peak_mib": 2.0, "setup_peak_mib": 2.0, "import_mib": 1.0}
-    facts = {"iterations": number, "repeats": measurement["repeats"]}
-    outcome = {"status": "measured", "facts": facts, "machine": {}, **measures, **sizes}
-    return outcome, np.random.default_rng(number).standard_normal((5, 1))
+    facts = {"iterations": number, "repeats": measurement["repeats"], "bytes": 1.0 + number, "flops": 1.0}
+    outcome = {"status": "measured", "facts": facts, "machine": RATES, **measures, **sizes}
+    return outcome, np.random.default_rng(number).standard_normal((60, 1))
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -240,8 +246,7 @@ def test_every_setting_changes_the_record_or_is_refused(
     monkeypatch.setattr("experiments.benchmark.runner.run", measured)
     monkeypatch.setattr("experiments.benchmark.problems.ADAM_STEPS", {"tanh_cnn": 3, "tanh_cnn_small": 3})
     monkeypatch.setattr("experiments.benchmark.problems.LBFGS_STEPS", 1)
-    arguments = [f"experiment={name}", "tracking=none", "threads=1", *SMALL[name]]
-    base, why = outcome(name, composed(*arguments), tmp_path / "base")
+    base, why = outcome(name, made(name), tmp_path / "base")
     assert base is not None, why
     silent = []
     for number, path in enumerate(settings_of(name)):
@@ -249,7 +254,7 @@ def test_every_setting_changes_the_record_or_is_refused(
         if path in reasons:
             assert len(reasons[path]) > 10
             continue
-        cfg = composed(*arguments)
+        cfg = made(name)
         old = OmegaConf.select(cfg, path)
         new = changed(path, old)
         try:
