@@ -9,45 +9,24 @@ With ``H`` the (damped) Hessian of the trained objective and ``s_test = H⁻¹ �
 Removing z is ε = −1/n, so the predicted change of the test loss is ``−I_up,loss / n``: **positive = the point
 was helpful**. The test gradient and test loss carry neither the L2 term nor a weight.
 
-**The convention of removal.** The objective is ``(1/n) Σ w_j ℓ_j + (λ/2)‖m⊙θ‖²``. Two retrainings without
-point i are possible, and they differ in what happens to λ:
-
-- ``"objective"``: ``(1/(n−1)) Σ_{j≠i} w_j ℓ_j + (λ/2)‖m⊙θ‖²``. λ stays relative to the mean loss.
-- ``"loss"``: ``(1/n) Σ_{j≠i} w_j ℓ_j + (λ/2)‖m⊙θ‖²``. λ stays relative to the sum of the losses.
-
-``"objective"`` is the default of every call here and in :mod:`influence.retraining`. To use the other one,
-name it in the prediction and in the retraining. :func:`removal_change` makes the prediction in one call. A
-removed point takes its weight ``w_i`` with it, in every prediction and in every retraining.
+The convention of removal, ``"objective"`` or ``"loss"``, is stated in :mod:`influence.removal`.
 """
 
 from __future__ import annotations
 
-import enum
 import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from influence.curvature.operators import Operator
+from influence.curvature.operators import Hessian, Operator
 from influence.errors import DataError, NotConvergedWarning
+from influence.leverage import check_correction, corrected_change, corrected_self_influence
 from influence.objectives._base import TrainingObjective
+from influence.removal import TrainingGradient, removal_kind
 from influence.solvers import Exact, Solution, Solver
 from influence.solvers.factors import ExactState
-
-
-class TrainingGradient(enum.StrEnum):
-    """Which gradient of the removed point enters, that is, which retraining is predicted.
-
-    LOSS: ``w∇L(z)``. Removal leaves ``(1/n) Σ_{j≠i} w_j L_j + (λ/2)‖θ‖²``; the first-order change of θ is
-        ``H⁻¹ w∇L(z)/n``. The paper's formula.
-    OBJECTIVE: ``w∇L(z) + λθ̂``. Removal leaves ``(1/(n−1)) Σ_{j≠i} w_j L_j + (λ/2)‖θ‖²``, λ relative to the
-        mean loss; the first-order change of θ is ``H⁻¹(w∇L(z) + λθ̂)/(n−1)``. The authors' released code,
-        the protocol of ``leave_one_out``, and the default of every call.
-    """
-
-    LOSS = "loss"
-    OBJECTIVE = "objective"
 
 
 def test_gradients(test_objective: TrainingObjective, theta: Tensor, idx: Tensor | list[int]) -> Tensor:
@@ -141,6 +120,9 @@ def removal_change(
     idx: Tensor | None = None,
     *,
     removal: TrainingGradient | str = TrainingGradient.OBJECTIVE,
+    correction: str = "first_order",
+    operator: Operator | None = None,
+    solver: Solver | None = None,
 ) -> Tensor:
     """Predicted change of the test loss when each training point is removed, in nats: positive = helpful.
 
@@ -151,16 +133,30 @@ def removal_change(
         s_tests: ``H⁻¹ ∇L(z_test)``, ``(p, k)``, or ``(p,)`` for one test point.
         idx: training points; all by default.
         removal: the convention, as in :func:`~influence.retraining.leave_one_out.leave_one_out`.
+        correction: ``"first_order"``, one product with the data; or ``"leverage"``, one Newton step without
+            each point (:mod:`influence.leverage`). The second costs a factor of the curvature and about as
+            much per point as self-influence. It is as good for ranking and much better for sizes when λ is
+            small: on 1,400 digits the slope against retraining is 0.96, 0.79 and 0.51 at λ = 1e-2, 1e-3 and
+            1e-4 to first order, and 1.00, 0.98 and 1.02 with the correction.
+        operator: what ``s_tests`` were solved with, for the correction; the undamped Hessian by default.
+        solver: makes the correction's solves; by default one factor in closed form.
 
     Returns:
         ``(m, k)``, or ``(m,)``.
 
     Raises:
-        DataError: n < 2, an index out of range, or an unknown convention.
+        DataError: n < 2, an index out of range, or an unknown convention or correction.
+        NotPositiveDefiniteError: the correction's curvature is not positive definite.
     """
     kind = removal_kind(removal)
+    check_correction(correction)
     warn_unless_stationary(objective, theta)
-    return predicted_change(up_loss(objective, theta, s_tests, kind, idx), objective.n, kind)
+    if correction == "first_order":
+        return predicted_change(up_loss(objective, theta, s_tests, kind, idx), objective.n, kind)
+    operator = Hessian(objective, theta) if operator is None else operator
+    gradients = operator @ (s_tests[:, None] if s_tests.ndim == 1 else s_tests)
+    change = corrected_change(objective, theta, gradients, idx, kind, operator, solver)
+    return change[:, 0] if s_tests.ndim == 1 else change
 
 
 def warn_unless_stationary(objective: TrainingObjective, theta: Tensor, stacklevel: int = 3) -> float:
@@ -220,6 +216,8 @@ def self_influence(
     idx: Tensor | None = None,
     block: int = 512,
     state: Any = None,
+    *,
+    correction: str = "first_order",
 ) -> Tensor:
     """``w_i ∇L(z_i)ᵀ (H + δI)⁻¹ ∇L(z_i)`` for the training points ``idx`` (all by default): ``(m,)``.
 
@@ -232,6 +230,8 @@ def self_influence(
         solver: ``Exact()`` by default.
         block: points worked on at once.
         state: what ``solver.prepare(operator)`` returned, to reuse its factor.
+        correction: ``"leverage"`` gives n times the change of the point's own loss by one Newton step without
+            it (removal ``"loss"``). It makes its own factor, so it takes no ``state``.
 
     Raises:
         DataError: a block below 1, an index out of range, or a state that is not of this solver.
@@ -239,6 +239,11 @@ def self_influence(
     """
     if not block >= 1:
         raise DataError(f"block must be at least 1, got {block}")
+    check_correction(correction)
+    if correction == "leverage":
+        if state is not None:
+            raise DataError("correction='leverage' makes its own factor; leave state out")
+        return corrected_self_influence(objective, theta, idx, operator, solver)
     chosen = objective.index(idx)
     rows = torch.arange(objective.n, device=objective.device) if chosen is None else chosen
     solver = Exact() if solver is None else solver
@@ -260,16 +265,3 @@ def _quadratics(
     if isinstance(state, ExactState):
         return state.self_quadratics(objective, theta, rows, block)
     return objective.self_quadratics(theta, lambda B: (B * solver.apply(state, B).value).sum(0), rows, block)
-
-
-def removal_kind(training_gradient: TrainingGradient | str) -> TrainingGradient:
-    """The convention of that name.
-
-    Raises:
-        DataError: an unknown name.
-    """
-    try:
-        return TrainingGradient(training_gradient)
-    except ValueError:
-        known = " or ".join(repr(kind.value) for kind in TrainingGradient)
-        raise DataError(f"the convention of removal must be {known}, got {training_gradient!r}") from None

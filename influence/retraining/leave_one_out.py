@@ -25,8 +25,8 @@ from influence.checks import checked_number
 from influence.curvature.operators import Hessian
 from influence.errors import ConvergenceError, DataError, NotConvergedWarning, NotPositiveDefiniteError
 from influence.objectives._base import TrainingObjective
+from influence.removal import TrainingGradient, removal_kind
 from influence.retraining.retained import retained
-from influence.scores import TrainingGradient, removal_kind
 from influence.solvers.exact import Exact
 from influence.training import fit
 
@@ -96,7 +96,7 @@ def leave_one_out(
         max_iterations: steps with the full factor, and Newton steps of a model that is fitted alone.
         journal: finished blocks are stored there and taken from there.
         progress: called with the number of models done.
-        removal: which retraining: :class:`~influence.scores.TrainingGradient`.
+        removal: which retraining: :class:`~influence.removal.TrainingGradient`.
         raise_on_failure: raise when a model did not reach the tolerance. By default all models are returned
             and a warning names those points.
 

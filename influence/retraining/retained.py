@@ -1,6 +1,6 @@
 """The objective that is left when training points are taken out, under either convention of removal.
 
-:class:`~influence.scores.TrainingGradient` states the two conventions. With m of n points removed:
+:class:`~influence.removal.TrainingGradient` states the two conventions. With m of n points removed:
 
 - ``"objective"`` leaves ``(1/(n−m)) Σ_kept w_j ℓ_j + (λ/2)‖m⊙θ‖²``, which is ``objective.subset(kept)``.
 - ``"loss"`` leaves ``(1/n) Σ_kept w_j ℓ_j + (λ/2)‖m⊙θ‖²``. It is ``(n−m)/n`` times the objective of the kept
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from influence.errors import DataError
 from influence.objectives._base import TrainingObjective
-from influence.scores import TrainingGradient, removal_kind
+from influence.removal import TrainingGradient, removal_kind
 
 
 @dataclass(frozen=True)
