@@ -36,6 +36,13 @@ def folder_of(cfg: DictConfig) -> Path:
     return Path(cfg.output) if cfg.output else Path("outputs") / cfg.experiment.name / stamp()
 
 
+def label() -> str:
+    """Number and overrides of this job of a sweep: jobs that run side by side print side by side."""
+    job = HydraConfig.get().job
+    overrides = [o for o in HydraConfig.get().overrides.task if o.split("=")[0].lstrip("+") not in FREE]
+    return f"{job.num} ({' '.join(overrides)})"
+
+
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
     """The resolved settings that decide the numbers."""
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -66,7 +73,7 @@ def execute(cfg: DictConfig) -> Path:
                 atomic.write_text(folder / FAILED, f"{why}\n")
         if known is None:
             raise
-        ranks.report(known[0], error)
+        ranks.report(f"job {label()}: {known[0]}" if in_a_sweep() else known[0], error)
         raise JobFailed(known[1]) from None
     return folder
 
@@ -108,7 +115,8 @@ def finished(folder: Path) -> dict[str, Any]:
 def say(folder: Path) -> None:
     """Prints the table and the files of the record in ``folder``; it is on disk already."""
     record = Record.load(folder)
-    lines = [paper_and_ours(record)] if record.paper else []
+    lines = [f"job {label()}"] if in_a_sweep() else []
+    lines += [paper_and_ours(record)] if record.paper else []
     lines += [f"record: {folder / 'record.json'}"]
     lines += [f"table: {path}" for path in sorted(folder.glob("*.csv"))]
     lines += [f"figure: {path}" for path in sorted(folder.glob("*.png"))]
