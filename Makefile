@@ -2,13 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: reproduce test test-faults test-slow lint format table peers clean
+.PHONY: reproduce paper test test-faults test-slow lint format table peers clean
 
 reproduce: .venv/installed
 	$(BIN)/python -m experiments experiment=loo_linear
 
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Every figure of the paper, then the sweeps, on all cores; MIRROR is a folder with the original files, without it
+# they are fetched. The same command resumes after a kill; OUTPUT takes records, tables and the report.
+OUTPUT ?= outputs/paper
+paper: .venv/installed
+	$(BIN)/python -m experiments.verify tier=paper from=run output=$(OUTPUT) $(if $(MIRROR),data.mirror=$(MIRROR))
 
 # Kills, full disks and hung ranks in every experiment: minutes. Recorded in results/faults.txt.
 test-faults: .venv/installed-dev

@@ -15,6 +15,7 @@ The convention of removal, ``"objective"`` or ``"loss"``, is stated in :mod:`inf
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from influence.objectives._base import TrainingObjective
 from influence.removal import TrainingGradient, removal_kind
 from influence.solvers import Exact, Solution, Solver
 from influence.solvers.factors import ExactState
+from influence.solvers.quadratics import Quadratics, self_quadratics
 
 
 def test_gradients(test_objective: TrainingObjective, theta: Tensor, idx: Tensor | list[int]) -> Tensor:
@@ -224,7 +226,7 @@ def self_influence(
     This is ``−I_up,loss(z_i, z_i)`` with the point's own loss as the test loss and without the L2 term, the
     quantity that ranks suspects in Fig. 6. It is ≥ 0 unless a weight is negative. Without a solver, or with
     ``Exact``, it costs half a triangular solve per point from one factor; otherwise one block solve for
-    ``block`` points at a time.
+    ``block`` points at a time. :func:`verified_self_influence` gives the bounds of the errors too.
 
     Args:
         solver: ``Exact()`` by default.
@@ -235,33 +237,47 @@ def self_influence(
 
     Raises:
         DataError: a block below 1, an index out of range, or a state that is not of this solver.
-        SolverError: the solve failed.
+        SolverError: the solve failed, or rounding may have moved a value by more than the tolerance. With
+            ``raise_on_failure=False`` it is a NotConvergedWarning.
     """
-    if not block >= 1:
-        raise DataError(f"block must be at least 1, got {block}")
     check_correction(correction)
     if correction == "leverage":
         if state is not None:
             raise DataError("correction='leverage' makes its own factor; leave state out")
         return corrected_self_influence(objective, theta, idx, operator, solver)
+    found = verified_self_influence(objective, theta, operator, solver, idx, block, state)
+    if solver is None or isinstance(solver, Exact):  # other solvers report each of their solves
+        (solver or Exact()).report(found.status, found.advice)
+    return found.value
+
+
+def verified_self_influence(
+    objective: TrainingObjective,
+    theta: Tensor,
+    operator: Operator,
+    solver: Solver | None = None,
+    idx: Tensor | None = None,
+    block: int = 512,
+    state: Any = None,
+) -> Quadratics:
+    """:func:`self_influence` with a bound of each value's error and a status.
+
+    Raises:
+        DataError: a block below 1, an index out of range, or a state that is not of this solver.
+        SolverError: a solve failed. The status of ``Exact`` is not raised here.
+    """
+    if not block >= 1:
+        raise DataError(f"block must be at least 1, got {block}")
     chosen = objective.index(idx)
     rows = torch.arange(objective.n, device=objective.device) if chosen is None else chosen
     solver = Exact() if solver is None else solver
-    exact = isinstance(solver, Exact)
-    if state is not None and exact is not isinstance(state, ExactState):
+    if state is not None and isinstance(solver, Exact) is not isinstance(state, ExactState):
         raise DataError(
             f"state is not what {type(solver).__name__}().prepare(operator) returns: pass the solver that "
             "prepared it, or leave state out"
         )
-    state = solver.prepare(operator) if state is None else state
-    found = _quadratics(objective, theta, solver, state, rows, int(block))
-    return found if objective.weights is None else found * objective.example_weights(chosen)
-
-
-def _quadratics(
-    objective: TrainingObjective, theta: Tensor, solver: Solver, state: Any, rows: Tensor, block: int
-) -> Tensor:
-    """``∇L(z_i)ᵀ (H + δI)⁻¹ ∇L(z_i)``: ``(m,)``."""
-    if isinstance(state, ExactState):
-        return state.self_quadratics(objective, theta, rows, block)
-    return objective.self_quadratics(theta, lambda B: (B * solver.apply(state, B).value).sum(0), rows, block)
+    found = self_quadratics(objective, theta, operator, solver, rows, int(block), state)
+    if objective.weights is None:
+        return found
+    weights = objective.example_weights(chosen)
+    return replace(found, value=found.value * weights, error=found.error * weights.abs())

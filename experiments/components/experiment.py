@@ -62,6 +62,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
             "n_test": test.n,
             "n_parameters": train.p,
             "l2": train.l2,
+            **build.chosen_damping(cfg.solver.damping, operator),
             "test_index": test_index,
             "test_label": data.classes[int(data.test.y[test_index])],
             "test_loss": float(test.example_losses(theta)[test_index]),

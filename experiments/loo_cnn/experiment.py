@@ -79,12 +79,17 @@ def run(cfg: DictConfig, context: Context) -> Record:
     test_index = build.checked_test_index(index, test.n)
     gradient = test_gradients(test, theta, [test_index])
 
-    damping = cfg.solver.damping
     spread = distributed.shard(train)  # over the ranks, under torchrun
-    operator = build.damped(Hessian(spread, theta), damping)
+    operator = build.damped(Hessian(spread, theta), cfg.solver.damping)
+    damping = build.chosen_damping(cfg.solver.damping, operator).get("damping", cfg.solver.damping)
     with context.timer("s_test: preconditioner"):
         preconditioner = gauss_newton_preconditioner(train, theta, damping, share=SHARE)
-    solver = CG(cfg.solver.tolerance, cfg.solver.max_iterations, preconditioner, cfg.solver.raise_on_failure)
+    solver = CG(
+        cfg.solver.tolerance,
+        cfg.solver.max_iterations,
+        preconditioner,
+        raise_on_failure=cfg.solver.raise_on_failure,
+    )
     with context.timer("s_test: CG"):
         solution = solver.solve(operator, gradient)
     context.status(cfg.solver.name, solution)
@@ -134,7 +139,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
             "computed": len(values),
         }
     if settings.autograd_tolerance is not None:
-        metrics["autograd"] = against_autograd(context, cfg, train, net, theta, gradient)
+        metrics["autograd"] = against_autograd(context, cfg, train, net, theta, gradient, damping)
     return Record(
         experiment="loo_cnn",
         metrics=metrics,
@@ -249,7 +254,13 @@ def retrain(
 
 
 def against_autograd(
-    context: Context, cfg: DictConfig, train: Objective, net: Any, theta: torch.Tensor, gradient: torch.Tensor
+    context: Context,
+    cfg: DictConfig,
+    train: Objective,
+    net: Any,
+    theta: torch.Tensor,
+    gradient: torch.Tensor,
+    damping: float,
 ) -> dict[str, Any]:
     """The same solve by plain autograd Hessian products and by ours, both from nothing to all scores; the
     seconds go to the timings.
@@ -262,11 +273,11 @@ def against_autograd(
     for name, objective in (("ours", train), ("plain autograd", plain)):
         with context.timer(f"{name}: s_test to {tolerance:g} and all scores"):
             if objective is train:
-                made: Any = gauss_newton_preconditioner(train, theta, cfg.solver.damping, share=SHARE)
+                made: Any = gauss_newton_preconditioner(train, theta, damping, share=SHARE)
                 base: Any = Hessian(train, theta)
             else:
                 made, base = "none", AutogradHessian(plain, theta)
-            operator = build.damped(base, cfg.solver.damping)
+            operator = build.damped(base, damping)
             solution = CG(tolerance, preconditioner=made, raise_on_failure=False).solve(operator, gradient)
             values[name] = up_loss(objective, theta, solution.value, "loss")[:, 0]
         found[name.replace(" ", "_")] = solution.summary()

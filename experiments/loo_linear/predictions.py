@@ -39,12 +39,12 @@ def predictions(
     for name, options in solvers.items():
         operator, solver = build.damped(hessian, options.damping), build.solver(options)
         state = work.prepare(name, solver, operator)
-        if isinstance(solver, Exact) and options.damping == 0:
+        if isinstance(solver, Exact) and operator is hessian:
             found.exact = state
         solution = work.solve(name, solver, state, gradient)
         with work.scoring(name):
             found.scores[name] = predicted(work.train, theta, solution.value)
-        found.solves[name] = solution.summary()
+        found.solves[name] = solution.summary() | build.chosen_damping(options.damping, operator)
     return found
 
 

@@ -81,10 +81,21 @@ def solver(settings: DictConfig) -> Any:
     return getattr(solvers, kind)(**options)
 
 
-def damped(operator: Any, damping: float) -> Any:
-    """``operator + damping I``; the operator itself at 0."""
-    from influence.curvature.operators import Damped
+def damped(operator: Any, damping: float | str) -> Any:
+    """``operator + damping I``; the operator itself at 0. "auto": what makes it positive definite.
 
-    if damping < 0:
+    Raises:
+        ConfigError: a negative damping.
+    """
+    from influence.curvature import spectrum
+
+    if not isinstance(damping, str) and damping < 0:
         raise ConfigError(f"solver.damping={damping}: damping must not be negative.")
-    return Damped(operator, damping) if damping else operator
+    return spectrum.damped(operator, damping)
+
+
+def chosen_damping(setting: float | str, operator: Any) -> dict[str, float]:
+    """``{"damping": δ}`` if ``setting`` left it to the Hessian's spectrum: the record then names it."""
+    from influence.curvature.operators import base_of
+
+    return {"damping": base_of(operator)[1]} if isinstance(setting, str) else {}

@@ -104,6 +104,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
             "test_loss": float(tests[model].example_losses(theta).mean()),
             "train_loss": float(objective.example_losses(theta).mean()),
             "theta_norm": float(theta.norm()),
+            **build.chosen_damping(cfg.solver.damping, operator),
             "test_image_right": bool(right[model][test_index]),
             "loss_of_test_image": float(tests[model].example_losses(theta)[test_index]),
             "largest_change": float(np.abs(predicted).max()),

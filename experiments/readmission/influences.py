@@ -34,6 +34,7 @@ class Influences:
     scores: np.ndarray
     s_test: torch.Tensor
     factor: Any
+    damping: dict[str, float]  # what solver.damping=auto chose; empty otherwise
 
 
 @dataclass
@@ -63,7 +64,9 @@ def influences(
     with context.timer(f"{train.n} x {len(points)} scores"):
         raw = up_loss(train, theta, solution.value, convention)
         scores = predicted_change(raw, train.n, convention).numpy()
-    return Influences(points, scores, solution.value, factor)
+    return Influences(
+        points, scores, solution.value, factor, build.chosen_damping(cfg.solver.damping, hessian)
+    )
 
 
 def left_out(

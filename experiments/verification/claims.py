@@ -121,6 +121,7 @@ class Spec:
     tier: str
     minutes: float | None = None  # measured, on two cores; at tier gpu on the device in the record
     gib: float | None = None  # measured peak memory
+    all_cores: bool = False  # it uses all cores by itself, so it runs alone
     section: str | None = None  # of the paper; these three hold for each claim that does not say otherwise
     figure: str = ""
     tolerance: str = "deterministic"

@@ -277,6 +277,10 @@ class LinearObjective(TrainingObjective):
         """``V_j x_i``: ``(p, k) -> (m, k, c)``."""
         return self._tangents(self._data(idx)[0], V)
 
+    def backward(self, rows: Tensor) -> Tensor:
+        """``Σ_i u_ij ⊗ x_i``, the transpose of :meth:`output_tangents`: ``(n, k·c) -> (p, k)``."""
+        return self._block(self.X.rmatmul(rows))
+
     def pull(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor:
         """``u_i ⊗ x_i``: ``(m, c) -> (m, p)``."""
         X, _ = self._data(idx)

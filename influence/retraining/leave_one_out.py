@@ -109,7 +109,7 @@ def leave_one_out(
     checked_number("max_iterations", max_iterations, least=1, whole=True)
     kind, idx = removal_kind(removal), _points(objective, idx)
     if preconditioner is None:
-        preconditioner = _full_factor(objective, theta)
+        preconditioner = full_factor(objective, theta)
     full_gradient = objective.gradient(theta)
     job = _Job(objective, theta, full_gradient, preconditioner, kind, float(tolerance), int(max_iterations))
     parts: list[dict[str, np.ndarray]] = []
@@ -148,7 +148,7 @@ def _points(objective: TrainingObjective, idx: Any) -> Tensor:
     return points
 
 
-def _full_factor(objective: TrainingObjective, theta: Tensor) -> Callable[[Tensor], Tensor] | None:
+def full_factor(objective: TrainingObjective, theta: Tensor) -> Callable[[Tensor], Tensor] | None:
     """The inverse of the full Hessian by one factor where that is cheap and it is positive definite."""
     rows = min(objective.p, objective.n * objective.n_outputs if objective.linear_outputs else objective.p)
     if rows > _FACTOR_BELOW:

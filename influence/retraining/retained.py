@@ -55,6 +55,7 @@ def removed_index(objective: TrainingObjective, removed: Any) -> Tensor:
         DataError: an index out of range or named twice, a nested list, or all examples.
     """
     given = removed if isinstance(removed, Tensor) else torch.as_tensor(removed)
+    given = given.long() if given.numel() == 0 else given
     if given.ndim > 1:
         raise DataError(
             f"one group of examples is a flat list of indices, got shape {tuple(given.shape)}: pass groups "

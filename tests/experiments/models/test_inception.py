@@ -14,6 +14,7 @@ from experiments.data.errors import ChecksumMismatch
 from experiments.data.one_dog import SEQUENCE, evenly, load
 from experiments.errors import ConfigError, UserError
 from experiments.models import backbones
+from tests.experiments.test_configs import composed
 from tests.helpers import mirror
 
 State = dict[str, Tensor]
@@ -232,3 +233,11 @@ def test_a_folder_of_ones_own_photographs_works_the_same_way(tmp_path: Path) -> 
         load(**options | {"photos": str(tmp_path / "none")})
     with pytest.raises(UserError, match="choose dog or fish"):
         load(**options, label="cat")
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "inception_v3_7a", "mobilenet_v2"])
+def test_the_datas_mirror_is_the_mirror_of_weights(name: str) -> None:
+    for experiment in ("rbf_vs_inception", "attack_single", "attack_group"):
+        cfg = composed(f"experiment={experiment}", "tier=paper", f"backbone={name}", "data.mirror=/somewhere")
+        assert cfg.backbone.mirror == "/somewhere"
+        assert cfg.backbone.name == name
