@@ -140,7 +140,8 @@ MAY_NOT_MATTER: dict[str, dict[str, str]] = {
         "experiment.shown": "how many flips are pictured: a run as small as this has none (test_attacks has)",
     },
     "attack_group": {
-        "experiment.checkpoint": "how often the journal keeps the state: resumed bytes are equal"
+        "experiment.checkpoint": "how often the journal keeps the state: resumed bytes are equal",
+        "experiment.refactor": "how often the factor that speeds up refits is renewed: each refit converges",
     },
     "benchmark": {
         "experiment.timeout": "a limit on each measurement, which these do not reach",
