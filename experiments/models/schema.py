@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from omegaconf import II
+
 from experiments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, TOLERANCE, ranged
 from experiments.schema import Backbone, Model, Solver, register
 
@@ -43,7 +45,7 @@ class CGSolver(Solver):
 
 
 @register("solver", "lissa")
-@ranged(depth=COUNT, repeats=COUNT, batch=COUNT, scale=POSITIVE)
+@ranged(depth=COUNT, repeats=COUNT, batch=COUNT, scale=POSITIVE, seed=SEED)
 @dataclass
 class LiSSASolver(Solver):
     """Stochastic Neumann series: depth steps on sampled batches, mean over repeats."""
@@ -54,6 +56,7 @@ class LiSSASolver(Solver):
     batch: int = 1  # training points sampled per step
     scale: float | None = None  # at least the largest sampled eigenvalue; null: estimated
     replace: bool = True  # sample with replacement
+    seed: int = II("seed")  # of the sampled batches
     # false: a solve that fails is recorded with its status instead of ending the run
     raise_on_failure: bool = True
 
@@ -65,7 +68,7 @@ class PretrainedBackbone(Backbone):
     """A torchvision network, or a small one with random weights for the embedded runs."""
 
     size: int = 224  # input pixels per side
-    batch: int = 4  # training points sampled per step
-    mirror: str | None = None  # folder with weight files; null: that of INFLUENCE_MIRROR
-    seed: int = 0  # of the weights of random_conv
+    batch: int = 4  # images a forward pass; on a CPU small batches stay near the cache
+    mirror: str | None = II("data.mirror")  # folder with weight files: that of the data
+    seed: int = 0  # of random_conv's weights
     count_padding: bool | None = None  # of Inception's average poolings; null: as the weights need
