@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from omegaconf import II
+
 from experiments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, TOLERANCE, ranged
 from experiments.schema import Backbone, Model, Solver, register
 
@@ -41,7 +43,7 @@ class CGSolver(Solver):
 
 
 @register("solver", "lissa")
-@ranged(depth=COUNT, repeats=COUNT, batch=COUNT, scale=POSITIVE)
+@ranged(depth=COUNT, repeats=COUNT, batch=COUNT, scale=POSITIVE, seed=SEED)
 @dataclass
 class LiSSASolver(Solver):
     """Stochastic Neumann series: depth steps on sampled batches, mean over repeats."""
@@ -52,6 +54,7 @@ class LiSSASolver(Solver):
     batch: int = 1
     scale: float | None = None  # null: auto, from the largest sampled eigenvalue
     replace: bool = True
+    seed: int = II("seed")  # of the sampled batches
     raise_on_failure: bool = True
 
 
@@ -63,6 +66,6 @@ class PretrainedBackbone(Backbone):
 
     size: int = 224  # input pixels a side
     batch: int = 4  # images a forward pass; on a CPU small batches stay near the cache
-    mirror: str | None = None  # folder with weight files; INFLUENCE_MIRROR is used where this is null
+    mirror: str | None = II("data.mirror")  # folder with weight files: that of the data
     seed: int = 0  # of random_conv's weights
     count_padding: bool | None = None  # of Inception's average poolings; null: as the weights need
