@@ -22,7 +22,8 @@ from experiments.schema import register
 class LooCnnStationary(LooCnn):
     """The network of loo_cnn at a stationary point, and on from there with less and less of one example.
 
-    The net starts from training as in loo_cnn (``steps``, ``rates``, ``batch``, ``dtype``).
+    The net starts from training as in loo_cnn (``steps``, ``rates``, ``batch``, ``dtype``). Settings of
+    loo_cnn's retraining by Adam are refused.
     """
 
     name: str = "loo_cnn_stationary"

@@ -125,7 +125,11 @@ def test_a_command_runs_by_its_name_alone() -> None:
 
 def test_the_tab_key_offers_what_fits() -> None:
     assert candidates("ver", []) == ["verify"]
-    assert candidates("experiment=loo", []) == ["experiment=loo_cnn", "experiment=loo_linear"]
+    assert candidates("experiment=loo", []) == [
+        "experiment=loo_cnn",
+        "experiment=loo_cnn_stationary",
+        "experiment=loo_linear",
+    ]
     assert candidates("tier=p", ["verify"]) == ["tier=paper"]
     assert candidates("from=", ["verify"]) == ["from=results", "from=run"]
     assert "experiment.removed=" in candidates("experiment.r", ["experiment=loo_linear"])
