@@ -23,6 +23,7 @@ from experiments.errors import ConfigError, UserError
 from experiments.records.atomic import jsonable, key_hash, sha256
 from experiments.records.record import Record, without_times
 from experiments.suite import used
+from experiments.suite.cli import CONF
 from experiments.suite.context import Context
 from experiments.suite.folders import FREE
 from influence.errors import InfluenceError
@@ -309,3 +310,10 @@ def test_every_embedded_and_real_variant_is_accepted() -> None:
         ranges.check(cfg)
         cfg.device = "cpu"
         used.check(cfg)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "backbone").glob("*.yaml")))
+def test_one_mirror_serves_data_and_weights(name: str) -> None:
+    """The published command of Fig. 4 names one folder, and its weights lie there too."""
+    cfg = composed("experiment=rbf_vs_inception", f"backbone={name}", "data.mirror=/somewhere")
+    assert cfg.backbone.mirror == "/somewhere"
