@@ -113,17 +113,33 @@ class EnronData(Data):
 
 
 @register("data", "csv")
-@ranged(min_df=COUNT, test_fraction=Range(0, 1, high_open=True), seed=SEED)
+@ranged(min_df=COUNT, levels=COUNT, words=COUNT, test_fraction=Range(0, 1, high_open=True), seed=SEED)
 @dataclass
 class CsvData(Data):
     """A table of the user's own."""
 
     path: str = MISSING
-    label: str = "label"
+    label: str | None = None
     id: str | None = None
     text: list[str] | None = None
+    numbers: list[str] | None = None
+    categories: list[str] | None = None
+    dates: list[str] | None = None
     ignore: list[str] | None = None
+    keep: list[str] | None = None
+    join: bool = False
+    unlabelled: list[str] | None = None
+    encoding: str = "auto"
+    separator: str = "auto"
+    decimal: str = "auto"
+    header: str = "auto"
+    quote: str = "auto"
+    bad_rows: str = "refuse"
+    day_first: str = "auto"
+    task: str = "auto"
+    sheet: str | None = None
+    levels: int = 50
+    words: int = 20_000
     min_df: int = 2
-    separator: str = "comma"
     test_fraction: float = 0.0
     seed: int = 0
