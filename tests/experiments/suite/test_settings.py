@@ -56,6 +56,10 @@ SMALL: dict[str, list[str]] = {
         *("experiment.eigenvalues=2", "experiment.checkpoints=2", "solver.damping=1.0"),
         "data.classes=[1,7]",
     ],
+    "loo_cnn_stationary": [
+        *("experiment.n_train=40", "experiment.batch=10", "experiment.steps=6", "experiment.removed=2"),
+        *("experiment.rates=[[0,0.02],[3,0.002]]", "experiment.passes=20", "data.classes=[1,7]"),
+    ],
     "benchmark": [
         *("experiment.growth_rows=[100]", "experiment.growth_features=[9]", "data.classes=[1,7]"),
         *(
@@ -127,6 +131,10 @@ MAY_NOT_MATTER: dict[str, dict[str, str]] = {
     },
     "components": {"seed": DRAWS_NOTHING},
     "loo_linear": {"seed": DRAWS_NOTHING},
+    "loo_cnn_stationary": {
+        "experiment.shares": "a limit on the passes to the stationary point, which so small a net does not reach",
+        "experiment.limit": "a limit on the steps of one solve, which so small a net does not reach",
+    },
     "smooth_hinge": {
         "seed": "the refits are unique and scikit-learn's own order is fixed",
         "experiment.largest_gap": "it only refuses: a fit whose certificate is worse ends the run",
