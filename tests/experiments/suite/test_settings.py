@@ -132,7 +132,7 @@ MAY_NOT_MATTER: dict[str, dict[str, str]] = {
     "components": {"seed": DRAWS_NOTHING},
     "loo_linear": {"seed": DRAWS_NOTHING},
     "loo_cnn_stationary": {
-        "experiment.shares": "a limit on the passes to the stationary point, which so small a net does not reach",
+        "experiment.shares": "a limit on the passes to the minimum, which so small a net does not reach",
         "experiment.limit": "a limit on the steps of one solve, which so small a net does not reach",
     },
     "smooth_hinge": {
