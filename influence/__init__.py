@@ -1,5 +1,7 @@
 """Influence functions for PyTorch: exact, fast on two cores, checked against retraining."""
 
+from influence.answers import Explanation, GroupEffect, Suspects, Top
+from influence.api import Influence
 from influence.curvature.operators import Damped, Dense, GaussNewton, Hessian, Operator
 from influence.curvature.spectrum import EigenReport, auto_damping, damped, eigenvalue_report
 from influence.errors import (
@@ -12,7 +14,17 @@ from influence.errors import (
     SolverError,
 )
 from influence.groups import InfluentialSet, group_change, most_influential_set
-from influence.losses import Loss, get_loss
+from influence.losses import (
+    BinaryCrossEntropy,
+    CallableLoss,
+    CrossEntropy,
+    Huber,
+    Loss,
+    Poisson,
+    SquaredError,
+    TokenCrossEntropy,
+    get_loss,
+)
 from influence.objectives.linear import LinearObjective
 from influence.objectives.module import Objective
 from influence.retraining.groups import leave_groups_out
@@ -37,17 +49,24 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CG",
+    "BinaryCrossEntropy",
+    "CallableLoss",
     "Certificate",
     "ConvergenceError",
+    "CrossEntropy",
     "Damped",
     "DataError",
     "Dense",
     "DeviceError",
     "EigenReport",
     "Exact",
+    "Explanation",
     "Fit",
     "GaussNewton",
+    "GroupEffect",
     "Hessian",
+    "Huber",
+    "Influence",
     "InfluenceError",
     "InfluentialSet",
     "LiSSA",
@@ -57,11 +76,16 @@ __all__ = [
     "NotPositiveDefiniteError",
     "Objective",
     "Operator",
+    "Poisson",
     "Retrained",
     "Solution",
     "Solver",
     "SolverError",
+    "SquaredError",
     "Status",
+    "Suspects",
+    "TokenCrossEntropy",
+    "Top",
     "TrainingGradient",
     "auto_damping",
     "damped",
