@@ -51,7 +51,7 @@ class Influence:
         theta: ``(p,)`` parameters at which influence is taken; the model's own by default.
         curvature: ``"hessian"``, ``"gauss_newton"`` or ``"auto"``.
         damping: δ ≥ 0 of ``H + δI``, or ``"auto"``: as much as the operator needs to be positive definite.
-        removal: what happens to λ when a point goes, ``"objective"`` or ``"loss"`` (:mod:`influence.removal`).
+        removal: ``"objective"`` or ``"loss"``: what happens to λ when a point goes (:mod:`.removal`).
         solver: ``"exact"``, ``"cg"``, a :class:`~influence.solvers.Solver`, or ``"auto"``.
         **settings: of the objective: ``l2_parameters``, ``batch_size``, ``dtype``, ``weights``.
 
