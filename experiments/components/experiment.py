@@ -20,6 +20,7 @@ from experiments.models import build
 from experiments.records.record import Record
 from experiments.suite.context import Context
 from influence.curvature.operators import Hessian
+from influence.curvature.spectrum import damped
 from influence.scores import test_gradients, up_loss
 from influence.training import fit
 
@@ -40,7 +41,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
         fitted = fit(train, tolerance=settings.training_tolerance, progress=advance)
     theta = fitted.theta
     gradient = test_gradients(test, theta, [test_index])
-    operator = build.damped(Hessian(train, theta), cfg.solver.damping)
+    operator = damped(Hessian(train, theta), cfg.solver.damping)
     with context.timer("s_test"):
         solution = build.solver(cfg.solver).solve(operator, gradient)
     context.status(cfg.solver.name, solution)

@@ -25,6 +25,7 @@ from experiments.records.record import Record
 from experiments.suite.context import Context
 from influence.curvature.networks import gauss_newton_preconditioner
 from influence.curvature.operators import Hessian
+from influence.curvature.spectrum import damped
 from influence.objectives import distributed
 from influence.objectives.module import Objective
 from influence.objectives.sequential import network_objective
@@ -81,7 +82,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
 
     damping = cfg.solver.damping
     spread = distributed.shard(train)  # over the ranks, under torchrun
-    operator = build.damped(Hessian(spread, theta), damping)
+    operator = damped(Hessian(spread, theta), damping)
     with context.timer("s_test: preconditioner"):
         preconditioner = gauss_newton_preconditioner(train, theta, damping, share=SHARE)
     solver = CG(
@@ -271,7 +272,7 @@ def against_autograd(
                 base: Any = Hessian(train, theta)
             else:
                 made, base = "none", AutogradHessian(plain, theta)
-            operator = build.damped(base, cfg.solver.damping)
+            operator = damped(base, cfg.solver.damping)
             solution = CG(tolerance, preconditioner=made, raise_on_failure=False).solve(operator, gradient)
             values[name] = up_loss(objective, theta, solution.value, "loss")[:, 0]
         found[name.replace(" ", "_")] = solution.summary()

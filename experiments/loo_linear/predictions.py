@@ -13,6 +13,7 @@ from experiments.loo_linear.accounting import Work
 from experiments.models import build
 from experiments.records.agreement import agreement
 from experiments.suite.context import Context
+from influence.curvature.spectrum import damped
 from influence.scores import predicted_change, self_influence, up_loss
 from influence.solvers import Exact
 
@@ -37,7 +38,7 @@ def predictions(
     """s_test by every solver, and from it the predicted change of the test loss for every training point."""
     found = Predictions()
     for name, options in solvers.items():
-        operator, solver = build.damped(hessian, options.damping), build.solver(options)
+        operator, solver = damped(hessian, options.damping), build.solver(options)
         state = work.prepare(name, solver, operator)
         if isinstance(solver, Exact) and options.damping == 0:
             found.exact = state

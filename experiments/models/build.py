@@ -79,12 +79,3 @@ def solver(settings: DictConfig) -> Any:
     if settings.name == "lissa" and options["scale"] is None:
         options["scale"] = "auto"
     return getattr(solvers, kind)(**options)
-
-
-def damped(operator: Any, damping: float) -> Any:
-    """``operator + damping I``; the operator itself at 0."""
-    from influence.curvature.operators import Damped
-
-    if damping < 0:
-        raise ConfigError(f"solver.damping={damping}: damping must not be negative.")
-    return Damped(operator, damping) if damping else operator

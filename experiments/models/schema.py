@@ -36,7 +36,7 @@ class CGSolver(Solver):
     name: str = "cg"
     tolerance: float = 1e-10  # relative residual of each column
     max_iterations: int | None = None  # null: the solver's own bound
-    preconditioner: str = "none"  # none, jacobi, kronecker, subsample
+    preconditioner: str = "none"  # or jacobi, kronecker, subsample, kfac, nystrom(rank=50)...
     raise_on_failure: bool = True
 
 

@@ -20,6 +20,7 @@ from experiments.models.svm import fit_hinge
 from experiments.records.record import Record
 from experiments.suite.context import Context
 from influence.curvature.operators import Hessian
+from influence.curvature.spectrum import damped
 from influence.losses import get_loss
 from influence.objectives.linear import LinearObjective
 from influence.scores import predicted_change, test_gradients, up_loss
@@ -85,7 +86,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
     for model in MODELS:
         objective, theta = objectives[model], thetas[model]
         with context.timer(f"{model}: s_test and {n} scores"):
-            operator = build.damped(Hessian(objective, theta), cfg.solver.damping)
+            operator = damped(Hessian(objective, theta), cfg.solver.damping)
             solution = solver.solve(operator, test_gradients(tests[model], theta, [test_index]))
             scores = up_loss(objective, theta, solution.value, "loss")[:, 0]
             predicted = predicted_change(scores, n, "loss").numpy()

@@ -17,6 +17,7 @@ from experiments.readmission.children import (
 )
 from experiments.suite.context import Context
 from influence.curvature.operators import Hessian
+from influence.curvature.spectrum import damped
 from influence.retraining.leave_one_out import leave_one_out
 from influence.scores import predicted_change, test_gradients, up_loss
 from influence.solvers import Exact
@@ -52,7 +53,7 @@ def influences(
 ) -> Influences:
     """s_test of every point by one factorisation, and all training patients' scores."""
     convention = cfg.experiment.training_gradient
-    hessian = build.damped(Hessian(train, theta), cfg.solver.damping)
+    hessian = damped(Hessian(train, theta), cfg.solver.damping)
     solver = build.solver(cfg.solver)
     with context.timer("factor"):
         state = solver.prepare(hessian)

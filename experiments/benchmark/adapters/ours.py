@@ -13,7 +13,7 @@ from influence.curvature.operators import Damped, Hessian, Operator
 from influence.objectives.linear import LinearObjective
 from influence.retraining.leave_one_out import leave_one_out
 from influence.scores import self_influence, test_gradients, up_loss
-from influence.solvers import CG, Exact, LiSSA
+from influence.solvers import CG, Exact, GaussNewtonFactor, LiSSA
 
 DENSE = 1000  # parameters of a network up to which its reference is a dense solve: 2,616 take half an hour
 
@@ -158,14 +158,10 @@ def network(problem: Problem) -> Work:
     options = problem.options
 
     def work() -> tuple[Tensor, dict[str, Any]]:
-        from influence.curvature.networks import gauss_newton_preconditioner
-
         gradients = test_gradients(test, problem.theta, list(range(test.n)))
         preconditioner: Any = "none"
         if options.get("share"):
-            preconditioner = gauss_newton_preconditioner(
-                train, problem.theta, problem.damping, options["share"]
-            )
+            preconditioner = GaussNewtonFactor(options["share"])
         solver = CG(tolerance=options["tolerance"], preconditioner=preconditioner)
         solution = solver.solve(operator(problem, train), gradients)
         facts = {"iterations": solution.iterations, "residual": float(solution.residual.max())}
@@ -179,7 +175,6 @@ def network_reference(problem: Problem) -> Work:
 
     Neither is taken on trust: the residual of what they give is computed with plain autograd.
     """
-    from influence.curvature.networks import gauss_newton_preconditioner
     from influence.objectives.module import Objective
 
     train, test = objectives(problem)
@@ -191,8 +186,7 @@ def network_reference(problem: Problem) -> Work:
         if train.p <= DENSE:
             method, s_tests = "dense", torch.cholesky_solve(gradients, torch.linalg.cholesky(damped.dense()))
         else:
-            factor = gauss_newton_preconditioner(train, theta, problem.damping, 0.95)
-            solver = CG(tolerance=1e-12, preconditioner=factor)
+            solver = CG(tolerance=1e-12, preconditioner=GaussNewtonFactor(0.95))
             method, s_tests = "cg to 1e-12", solver.solve(damped, gradients).value
         back = plain.hessian_product(theta, s_tests) + problem.damping * s_tests
         residual = float((back - gradients).norm() / gradients.norm())

@@ -11,8 +11,7 @@ from influence.curvature.operators import Damped, GaussNewton, Hessian
 from influence.errors import DataError, NotPositiveDefiniteError
 from influence.objectives.module import Objective
 from influence.objectives.sequential import network_objective
-from influence.retraining import networks as adam
-from influence.retraining.networks import batch_at, piecewise, start
+from influence.retraining.networks import adam, batch_at, piecewise, start
 from influence.solvers import CG, Status
 from tests.influence.nets import NETS, block, make_net, net_data
 
