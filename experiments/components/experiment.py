@@ -20,7 +20,6 @@ from experiments.models import build
 from experiments.records.record import Record
 from experiments.suite.context import Context
 from influence.curvature.operators import Hessian
-from influence.curvature.spectrum import damped
 from influence.scores import test_gradients, up_loss
 from influence.training import fit
 
@@ -41,12 +40,12 @@ def run(cfg: DictConfig, context: Context) -> Record:
         fitted = fit(train, tolerance=settings.training_tolerance, progress=advance)
     theta = fitted.theta
     gradient = test_gradients(test, theta, [test_index])
-    operator = damped(Hessian(train, theta), cfg.solver.damping)
+    operator = build.damped(Hessian(train, theta), cfg.solver.damping)
     with context.timer("s_test"):
         solution = build.solver(cfg.solver).solve(operator, gradient)
     context.status(cfg.solver.name, solution)
     with context.timer(f"4 x {train.n} scores"):
-        score = variants(data, train, theta, solution.value, gradient)
+        score = variants(train, theta, solution.value, gradient)
 
     same = data.train.y == data.test.y[test_index]
     ranked = np.flatnonzero(same)[np.argsort(score["full"][same], kind="stable")]
@@ -63,6 +62,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
             "n_test": test.n,
             "n_parameters": train.p,
             "l2": train.l2,
+            **build.chosen_damping(cfg.solver.damping, operator),
             "test_index": test_index,
             "test_label": data.classes[int(data.test.y[test_index])],
             "test_loss": float(test.example_losses(theta)[test_index]),
@@ -93,7 +93,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
 
 
 def variants(
-    data: Any, train: Any, theta: torch.Tensor, s_test: torch.Tensor, gradient: torch.Tensor
+    train: Any, theta: torch.Tensor, s_test: torch.Tensor, gradient: torch.Tensor
 ) -> dict[str, np.ndarray]:
     """n times the predicted change (n,) of each variant; positive = helpful."""
     y = train.targets

@@ -40,14 +40,19 @@ def load(
 
     mirror: folder with the original files (else INFLUENCE_MIRROR, else the network). data_dir: cache for
     downloads and prepared copies (else INFLUENCE_CACHE, else ~/.cache/influence). options: those of the
-    loader, e.g. classes=[1, 7] for mnist. Raises DataError (one sentence with cause and remedy).
+    loader, e.g. classes=[1, 7] for mnist.
+
+    Raises:
+        DataError: no such data set or option, or data that cannot be had or are not as they should be.
     """
     if name not in _LOADERS:
         raise DataError(f"no data set is called {name!r}; choose one of {', '.join(NAMES)}.")
     module, function = _LOADERS[name]
     loader = getattr(importlib.import_module(f"experiments.data.{module}"), function)
-    known = [option for option in inspect.signature(loader).parameters if option not in ("mirror", "cache")]
-    unknown = sorted(set(options) - set(known))
+    takes = inspect.signature(loader).parameters
+    known = [option for option in takes if option not in ("mirror", "cache")]
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    unknown = [] if open_ended else sorted(set(options) - set(known))  # such a loader checks them itself
     if unknown:
         raise DataError(
             f"data set {name!r} has no option {', '.join(unknown)}; it takes {', '.join(known) or 'none'}."

@@ -13,7 +13,6 @@ from experiments.loo_linear.accounting import Work
 from experiments.models import build
 from experiments.records.agreement import agreement
 from experiments.suite.context import Context
-from influence.curvature.spectrum import damped
 from influence.scores import predicted_change, self_influence, up_loss
 from influence.solvers import Exact
 
@@ -38,14 +37,14 @@ def predictions(
     """s_test by every solver, and from it the predicted change of the test loss for every training point."""
     found = Predictions()
     for name, options in solvers.items():
-        operator, solver = damped(hessian, options.damping), build.solver(options)
+        operator, solver = build.damped(hessian, options.damping), build.solver(options)
         state = work.prepare(name, solver, operator)
-        if isinstance(solver, Exact) and options.damping == 0:
+        if isinstance(solver, Exact) and operator is hessian:
             found.exact = state
         solution = work.solve(name, solver, state, gradient)
         with work.scoring(name):
             found.scores[name] = predicted(work.train, theta, solution.value)
-        found.solves[name] = solution.summary()
+        found.solves[name] = solution.summary() | build.chosen_damping(options.damping, operator)
     return found
 
 

@@ -79,3 +79,23 @@ def solver(settings: DictConfig) -> Any:
     if settings.name == "lissa" and options["scale"] is None:
         options["scale"] = "auto"
     return getattr(solvers, kind)(**options)
+
+
+def damped(operator: Any, damping: float | str) -> Any:
+    """``operator + damping I``; the operator itself at 0. "auto": what makes it positive definite.
+
+    Raises:
+        ConfigError: a negative damping.
+    """
+    from influence.curvature import spectrum
+
+    if not isinstance(damping, str) and damping < 0:
+        raise ConfigError(f"solver.damping={damping}: damping must not be negative.")
+    return spectrum.damped(operator, damping)
+
+
+def chosen_damping(setting: float | str, operator: Any) -> dict[str, float]:
+    """``{"damping": δ}`` if ``setting`` left it to the Hessian's spectrum: the record then names it."""
+    from influence.curvature.operators import base_of
+
+    return {"damping": base_of(operator)[1]} if isinstance(setting, str) else {}

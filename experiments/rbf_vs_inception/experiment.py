@@ -20,7 +20,6 @@ from experiments.models.svm import fit_hinge
 from experiments.records.record import Record
 from experiments.suite.context import Context
 from influence.curvature.operators import Hessian
-from influence.curvature.spectrum import damped
 from influence.losses import get_loss
 from influence.objectives.linear import LinearObjective
 from influence.scores import predicted_change, test_gradients, up_loss
@@ -86,7 +85,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
     for model in MODELS:
         objective, theta = objectives[model], thetas[model]
         with context.timer(f"{model}: s_test and {n} scores"):
-            operator = damped(Hessian(objective, theta), cfg.solver.damping)
+            operator = build.damped(Hessian(objective, theta), cfg.solver.damping)
             solution = solver.solve(operator, test_gradients(tests[model], theta, [test_index]))
             scores = up_loss(objective, theta, solution.value, "loss")[:, 0]
             predicted = predicted_change(scores, n, "loss").numpy()
@@ -105,6 +104,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
             "test_loss": float(tests[model].example_losses(theta).mean()),
             "train_loss": float(objective.example_losses(theta).mean()),
             "theta_norm": float(theta.norm()),
+            **build.chosen_damping(cfg.solver.damping, operator),
             "test_image_right": bool(right[model][test_index]),
             "loss_of_test_image": float(tests[model].example_losses(theta)[test_index]),
             "largest_change": float(np.abs(predicted).max()),

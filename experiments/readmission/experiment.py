@@ -69,6 +69,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
         "removed": len(removed),
         "l2": train.l2,
         "training_gradient": settings.training_gradient,
+        **found.damping,
     }
     for name, model in models.items():
         metrics[name] = described(model, test, child, test_index) | {

@@ -17,7 +17,6 @@ from experiments.readmission.children import (
 )
 from experiments.suite.context import Context
 from influence.curvature.operators import Hessian
-from influence.curvature.spectrum import damped
 from influence.retraining.leave_one_out import leave_one_out
 from influence.scores import predicted_change, test_gradients, up_loss
 from influence.solvers import Exact
@@ -35,6 +34,7 @@ class Influences:
     scores: np.ndarray
     s_test: torch.Tensor
     factor: Any
+    damping: dict[str, float]  # what solver.damping=auto chose; empty otherwise
 
 
 @dataclass
@@ -53,7 +53,7 @@ def influences(
 ) -> Influences:
     """s_test of every point by one factorisation, and all training patients' scores."""
     convention = cfg.experiment.training_gradient
-    hessian = damped(Hessian(train, theta), cfg.solver.damping)
+    hessian = build.damped(Hessian(train, theta), cfg.solver.damping)
     solver = build.solver(cfg.solver)
     with context.timer("factor"):
         state = solver.prepare(hessian)
@@ -64,7 +64,9 @@ def influences(
     with context.timer(f"{train.n} x {len(points)} scores"):
         raw = up_loss(train, theta, solution.value, convention)
         scores = predicted_change(raw, train.n, convention).numpy()
-    return Influences(points, scores, solution.value, factor)
+    return Influences(
+        points, scores, solution.value, factor, build.chosen_damping(cfg.solver.damping, hessian)
+    )
 
 
 def left_out(

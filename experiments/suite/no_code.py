@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import ConfigError
 from experiments.suite.folders import require_sweep_folder
+from experiments.suite.launching import launched
 
 _PLUGINS = ("hydra_plugins.", "hydra._internal.core_plugins.")
 # dotted place -> what its _target_ must begin with
@@ -61,7 +62,8 @@ def install() -> None:
 
     if getattr(ConfigLoaderImpl.load_configuration, "guarded", False):
         return
-    compose, process = ConfigLoaderImpl.load_configuration, ConfigLoaderImpl._process_config_searchpath
+    compose = ConfigLoaderImpl.load_configuration
+    process = ConfigLoaderImpl._process_config_searchpath
     make_launcher = Plugins.instantiate_launcher
 
     def load_configuration(self: Any, *arguments: Any, **named: Any) -> DictConfig:
@@ -82,14 +84,15 @@ def install() -> None:
             require_sweep_folder(Path(config.hydra.sweep.dir), list(config.hydra.overrides.task))
         launcher = make_launcher(self, **named)
         context, launch = named["hydra_context"], launcher.launch
+        foreign = not type(launcher).__module__.startswith("hydra._internal")
 
         def checked(job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Any:
             for overrides in job_overrides:  # a launcher's own processes compose without this guard
-                context.config_loader.load_sweep_config(config, list(overrides))
-            return launch(job_overrides, initial_job_idx)
+                if foreign:
+                    context.config_loader.load_sweep_config(config, list(overrides))
+            return launched(launch, job_overrides, initial_job_idx, Path(config.hydra.sweep.dir))
 
-        if not type(launcher).__module__.startswith("hydra._internal"):
-            launcher.launch = checked  # type: ignore[method-assign]
+        launcher.launch = checked
         return launcher
 
     load_configuration.guarded = True  # type: ignore[attr-defined]
@@ -102,6 +105,9 @@ def check(config: DictConfig, arguments: Sequence[str] = ()) -> None:
     """Raises ConfigError for the first thing in a composed ``config`` that would run code.
 
     arguments: the command line, whose reader may name a launcher's commands.
+
+    Raises:
+        ConfigError: something in the config would run code.
     """
     content: Any = OmegaConf.to_container(config, resolve=False)
     for place, target in targets(content):
@@ -116,12 +122,7 @@ def check(config: DictConfig, arguments: Sequence[str] = ()) -> None:
             refuse(f"hydra.job.env_set.{key}", value)
     if space := OmegaConf.select(config, "hydra.sweeper.custom_search_space"):
         refuse("hydra.sweeper.custom_search_space", space)
-    for name in ("hydra.job_logging", "hydra.hydra_logging"):
-        node = OmegaConf.select(config, name)
-        try:
-            check_logging(name, OmegaConf.to_container(node, resolve=True) if node is not None else None)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{name} cannot be resolved: leave it at none.") from error
+    check_loggers(config)
     for path in _TYPED:
         value = OmegaConf.select(config, path)
         typed = any(argument.lstrip("+").startswith((f"{path}=", f"{path}.")) for argument in arguments)
@@ -129,6 +130,16 @@ def check(config: DictConfig, arguments: Sequence[str] = ()) -> None:
             raise ConfigError(
                 f"{path} names a program or its arguments: it may stand on the command line, not in a config."
             )
+
+
+def check_loggers(config: DictConfig) -> None:
+    """Raises ConfigError if what Hydra hands to ``logging.config`` would call or import something."""
+    for name in ("hydra.job_logging", "hydra.hydra_logging"):
+        node = OmegaConf.select(config, name)
+        try:
+            check_logging(name, OmegaConf.to_container(node, resolve=True) if node is not None else None)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{name} cannot be resolved: leave it at none.") from error
 
 
 def refuse(place: str, value: Any) -> None:

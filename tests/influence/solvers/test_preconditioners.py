@@ -15,7 +15,6 @@ from influence import (
     SolverError,
     Status,
 )
-from influence.curvature.spectrum import damped
 from influence.solvers import (
     EKFAC,
     KFAC,
@@ -112,7 +111,8 @@ def test_names_carry_their_settings():
         with pytest.raises(DataError, match=r"known|settings"):
             CG(preconditioner=bad)
     for make in (
-        lambda: Nystrom(rank=0), lambda: Subsample(size=-1), lambda: KFAC(examples=0), lambda: KFAC(extra=-1.0), lambda: EKFAC(seed=-1),
+        lambda: Nystrom(rank=0), lambda: Subsample(size=-1), lambda: KFAC(examples=0),
+        lambda: KFAC(extra=-1.0), lambda: EKFAC(seed=-1),
         lambda: GaussNewtonFactor(share=0.0), lambda: CG(preconditioner="nystrom(rank=0)"),
         lambda: Exact(form="qr"), lambda: Exact(tolerance=float("nan")), lambda: CG(tolerance=float("nan")),
     ):  # fmt: skip
@@ -141,9 +141,3 @@ def test_exact_beyond_memory_names_the_size_and_cg():
 
     with pytest.raises(SolverError, match=r"14,901 GiB and this machine has \d+: use CG\(\)"):
         Exact().prepare(Huge())
-
-
-def test_there_is_one_damped():
-    from experiments.loo_linear import predictions
-
-    assert predictions.damped is damped
