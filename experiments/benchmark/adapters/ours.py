@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from experiments.benchmark.harness import Adapter, Problem, Work, serve
-from influence.curvature.operators import Damped, Hessian, Operator
+from influence.curvature.operators import Damped, GaussNewton, Hessian, Operator
 from influence.objectives.linear import LinearObjective
 from influence.retraining.leave_one_out import leave_one_out
 from influence.scores import self_influence, test_gradients, up_loss
@@ -28,13 +28,19 @@ def objectives(problem: Problem) -> tuple[Any, Any]:
     else:
         from influence.objectives.sequential import network_objective
 
-        train = network_objective(problem.model, "cross_entropy", problem.X, problem.y, problem.l2)
+        size = int(problem.options.get("batch_size", 1024))
+        train = network_objective(
+            problem.model, "cross_entropy", problem.X, problem.y, problem.l2, batch_size=size
+        )
+        if problem.facts.get("trainable") == "last":
+            problem.theta = train.initial()
     return train, train.on(problem.test_X, problem.test_y)
 
 
 def operator(problem: Problem, train: Any) -> Operator:
-    """H + δI at the problem's parameters; a fresh one, so that nothing prepared is reused."""
-    hessian = Hessian(train, problem.theta)
+    """H + δI, or G + δI, at the problem's parameters; a fresh one, so that nothing prepared is reused."""
+    kind = GaussNewton if problem.facts.get("curvature") == "gauss_newton" else Hessian
+    hessian = kind(train, problem.theta)
     return Damped(hessian, problem.damping) if problem.damping else hessian
 
 
@@ -153,13 +159,13 @@ def self_scores(problem: Problem) -> Work:
 
 
 def network(problem: Problem) -> Work:
-    """CG for a network with the Gauss–Newton factor as preconditioner, then all n scores."""
+    """CG for a network, with the preconditioner that is asked for, then all n scores."""
     train, test = objectives(problem)
     options = problem.options
 
     def work() -> tuple[Tensor, dict[str, Any]]:
         gradients = test_gradients(test, problem.theta, list(range(test.n)))
-        preconditioner: Any = "none"
+        preconditioner: Any = options.get("preconditioner", "none")
         if options.get("share"):
             preconditioner = GaussNewtonFactor(options["share"])
         solver = CG(tolerance=options["tolerance"], preconditioner=preconditioner)
@@ -179,6 +185,7 @@ def network_reference(problem: Problem) -> Work:
 
     train, test = objectives(problem)
     plain = Objective(problem.model, "cross_entropy", problem.X, problem.y, problem.l2)
+    middle = problem.facts.get("curvature") == "gauss_newton"
 
     def work() -> tuple[Tensor, dict[str, Any]]:
         damped, theta = operator(problem, train), problem.theta
@@ -186,9 +193,12 @@ def network_reference(problem: Problem) -> Work:
         if train.p <= DENSE:
             method, s_tests = "dense", torch.cholesky_solve(gradients, torch.linalg.cholesky(damped.dense()))
         else:
-            solver = CG(tolerance=1e-12, preconditioner=GaussNewtonFactor(0.95))
-            method, s_tests = "cg to 1e-12", solver.solve(damped, gradients).value
-        back = plain.hessian_product(theta, s_tests) + problem.damping * s_tests
+            helper: Any = "nystrom(rank=20)" if middle else GaussNewtonFactor(0.95)
+            goal = 1e-9 if middle else 1e-12
+            solver = CG(tolerance=goal, preconditioner=helper)
+            method, s_tests = f"cg to {goal:g}", solver.solve(damped, gradients).value
+        product = plain.gauss_newton_product if middle else plain.hessian_product
+        back = product(theta, s_tests) + problem.damping * s_tests
         residual = float((back - gradients).norm() / gradients.norm())
         return scores(problem, train, s_tests), {"method": method, "residual_by_autograd": residual}
 
