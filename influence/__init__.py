@@ -17,10 +17,10 @@ from influence.groups import InfluentialSet, group_change, most_influential_set
 from influence.losses import Loss, get_loss
 from influence.objectives.linear import LinearObjective
 from influence.objectives.module import Objective
+from influence.removal import TrainingGradient
 from influence.retraining.groups import leave_groups_out
 from influence.retraining.leave_one_out import Retrained, leave_one_out
 from influence.scores import (
-    TrainingGradient,
     pert_loss,
     pert_params,
     predicted_change,

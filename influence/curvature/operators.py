@@ -91,7 +91,8 @@ class Dense(Operator):
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise DataError(f"a dense operator needs a square matrix, got shape {tuple(matrix.shape)}")
         self.matrix = matrix
-        self.shape, self.dtype, self.device = tuple(matrix.shape), matrix.dtype, matrix.device
+        self.shape = (len(matrix), len(matrix))
+        self.dtype, self.device = matrix.dtype, matrix.device
 
     def _apply(self, V: Tensor) -> Tensor:
         return self.matrix @ V
@@ -231,5 +232,6 @@ def base_of(operator: Operator) -> tuple[Operator, float]:
     """The undamped operator and the sum of all dampings around it."""
     damping = 0.0
     while isinstance(operator, Damped):
-        operator, damping = operator.operator, damping + operator.damping
+        damping += operator.damping
+        operator = operator.operator
     return operator, damping

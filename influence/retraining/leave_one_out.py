@@ -258,7 +258,8 @@ class _Job:
                 watched = norms.clone()
                 if not len(live):
                     break
-        return norms
+        result: Tensor = norms
+        return result
 
     def _alone(self, point: int, j: int, thetas: Tensor, norms: Tensor, iterations: Tensor) -> None:
         """The model without ``point`` by Newton's method with its own Hessian, in place in column j."""
