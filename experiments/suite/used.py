@@ -72,7 +72,7 @@ def check(cfg: DictConfig) -> None:
 
 def _own_name(group: str, chosen: Any) -> None:
     """A choice is made by its group: another name alone would leave the settings of the first."""
-    kind = OmegaConf.get_type(chosen)
+    kind: Any = OmegaConf.get_type(chosen)
     name = kind().name if isinstance(kind, type) and is_dataclass(kind) else chosen.name
     if chosen.name != name:
         raise ConfigError(

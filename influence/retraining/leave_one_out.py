@@ -57,6 +57,14 @@ class Retrained:
         status: a word per model: ``"shared"`` (steps with the full model's factor), ``"alone"`` (its own
             Newton steps) or ``"not converged"``.
         removal: the convention of removal, ``"objective"`` or ``"loss"``.
+
+    >>> import torch
+    >>> from influence import LinearObjective, fit, leave_one_out
+    >>> X = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+    >>> train = LinearObjective(X, torch.tensor([-1, 1, 1, -1]), "logistic", l2=0.1)
+    >>> found = leave_one_out(train, fit(train).theta, torch.tensor([0, 3]))
+    >>> tuple(found.thetas.shape), found.converged.tolist()
+    ((2, 2), [True, True])
     """
 
     thetas: Tensor
