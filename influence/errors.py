@@ -61,8 +61,9 @@ class SolverError(InfluenceError, RuntimeError):
 
     >>> import torch
     >>> from influence import CG, Dense
+    >>> operator = Dense(torch.diag(torch.arange(1.0, 9.0, dtype=torch.float64)))
     >>> try:
-    ...     CG(max_iterations=1).solve(Dense(torch.diag(torch.arange(1.0, 9.0).double())), torch.ones(8, 1).double())
+    ...     CG(max_iterations=1).solve(operator, torch.ones(8, 1, dtype=torch.float64))
     ... except SolverError as error:
     ...     print("max_iterations" in str(error))
     True

@@ -46,6 +46,13 @@ class Objective(TrainingObjective):
         DataError: NaN or infinite inputs, targets the loss cannot take, a negative λ, a module without
             trainable parameters, or one whose output for an example changes between passes or with its batch.
         DeviceError: module, inputs and targets are not all on one device.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(3, 2).double()
+    >>> x, y = torch.randn(8, 3, dtype=torch.float64), torch.randint(2, (8,))
+    >>> train = Objective(model, "cross_entropy", x, y, l2=0.01)
+    >>> train.n, train.p, tuple(train.gradient(train.initial()).shape)
+    (8, 8, (8,))
     """
 
     def __init__(
@@ -95,7 +102,7 @@ class Objective(TrainingObjective):
         if len(inputs) != len(targets) or len(inputs) == 0:
             raise DataError(f"got {len(inputs)} inputs and {len(targets)} targets; pass one target per input")
         self.inputs = inputs.to(self.dtype) if inputs.is_floating_point() else inputs
-        self._targets = targets
+        self._targets = self.loss.prepare(targets, self.dtype)
         self.n = len(inputs)
         if self.inputs.is_floating_point():
             for rows in self.inputs.split(self.batch_size):
@@ -103,7 +110,7 @@ class Objective(TrainingObjective):
                     raise DataError("the inputs hold NaN or infinite values; clean or impute them first")
         first = self._forward(self.initial(), self.inputs[:2])
         self.n_outputs = first.shape[1]
-        self.loss._check_range(self.targets, self.n_outputs)
+        self.loss.check_range(self.targets, self.n_outputs)
 
     def _check_determinism(self) -> None:
         """Two passes in different batches must agree: catches dropout and batch norm in training mode."""

@@ -131,7 +131,7 @@ class SequentialObjective(Objective):
 
     def _output_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
         m, n, c = outputs.shape
-        return self.loss.output_gradient(outputs.reshape(m * n, c), targets.repeat(m)).reshape(m, n, c)
+        return self.loss.output_gradient(outputs.reshape(m * n, c), _repeated(targets, m)).reshape(m, n, c)
 
     def _run(self, w: list[Any], x: Tensor, y: Tensor, weights: Tensor | None) -> Pass:
         """Forward and backward of one chunk, with everything kept."""
@@ -196,7 +196,7 @@ class SequentialObjective(Objective):
             begun = self._start(x)
             for columns, w in groups:
                 o = self._propagate(w, begun)[0]
-                losses = self.loss.values(o.reshape(-1, self.n_outputs), y.repeat(len(o)))
+                losses = self.loss.values(o.reshape(-1, self.n_outputs), _repeated(y, len(o)))
                 out[place, columns] = losses.reshape(len(o), len(y)).T
         return out
 
@@ -312,6 +312,11 @@ class SequentialObjective(Objective):
             return total / count + self.l2 * self.l2_mask[:, None] * V
 
         return product
+
+
+def _repeated(targets: Tensor, m: int) -> Tensor:
+    """The targets m times, one copy after another: ``(n, ...) -> (m·n, ...)``."""
+    return targets.repeat(m, *[1] * (targets.ndim - 1))
 
 
 def network_objective(
