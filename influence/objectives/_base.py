@@ -250,10 +250,6 @@ class TrainingObjective(ABC):
         """A Kronecker-factored approximation of ``(H + damping·I)⁻¹``, or None."""
         return None
 
-    def subsampled_at(self, theta: Tensor, idx: Tensor | None, damping: float) -> Product | None:
-        """An approximation of ``(H + damping·I)⁻¹`` from part of the examples, or None."""
-        return None
-
     def largest_example_curvature(self, theta: Tensor, idx: Tensor | None = None) -> float | None:
         """A bound of the largest eigenvalue of any single example's Hessian, λ included, or None."""
         return None

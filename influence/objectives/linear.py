@@ -33,7 +33,6 @@ from influence.objectives.structure import (
     linear_kronecker,
     linear_split,
 )
-from influence.objectives.subsampling import subsampled
 
 # Columns (outputs × right-hand sides) worked on at once: n × 32 float64 numbers stay near the cache. From
 # _WIDE on, blocks of rows are multiplied with all columns instead, _NUMBERS of their products at a time.
@@ -414,10 +413,6 @@ class LinearObjective(TrainingObjective):
     def kronecker_at(self, theta: Tensor, idx: Tensor | None, damping: float) -> Callable[[Tensor], Tensor]:
         """A Kronecker-factored approximation of ``(H + damping·I)⁻¹`` for preconditioning."""
         return linear_kronecker(self, theta, idx, damping)
-
-    def subsampled_at(self, theta: Tensor, idx: Tensor | None, damping: float) -> Callable[[Tensor], Tensor]:
-        """An approximation of ``(H + damping·I)⁻¹`` from a few thousand examples, for preconditioning."""
-        return subsampled(self, theta, idx, damping)
 
     def gram_quadratics(self, theta: Tensor, factor: Tensor, gram: GramFactor, idx: Tensor) -> Tensor:
         """``∇ℓ_iᵀ H⁻¹ ∇ℓ_i`` from a Cholesky factor of ``ZZᵀ + nμI``: ``(m,)``; no gradient is formed."""

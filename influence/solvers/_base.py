@@ -32,6 +32,7 @@ class Status(enum.Enum):
     TRUNCATED = "truncated"
     NOISY = "noisy"
     UNKNOWN_BIAS = "unknown_bias"
+    APPROXIMATE = "approximate"
 
     def advice(self, stats: dict[str, Any]) -> str:
         """One sentence: the cause and what to change."""
@@ -63,6 +64,10 @@ _ADVICE = {
     Status.TRUNCATED: (
         "depth {depth} is too short for scale {scale} and smallest eigenvalue {smallest}: the remaining bias "
         "may be {bias} of the solution; use a depth of {needed_depth}, a smaller scale or more damping"
+    ),
+    Status.APPROXIMATE: (
+        "an approximation by {preconditioner} whose verified residual is {worst_residual}: for the solution "
+        "itself use CG(preconditioner={preconditioner!r})"
     ),
     Status.UNKNOWN_BIAS: (
         "a recursion of depth {depth} and {repeats} repeats is too short to estimate the smallest eigenvalue "
@@ -118,7 +123,9 @@ class Solution:
     def summary(self) -> dict[str, Any]:
         """Plain numbers for a record."""
         worst = float(self.residual.max()) if self.residual.numel() else 0.0
-        return {"status": self.status.value, "iterations": self.iterations, "worst_residual": worst}
+        own = {"status": self.status.value, "iterations": self.iterations, "worst_residual": worst}
+        named = self.stats.get("preconditioner")
+        return own if named is None else {**own, "preconditioner": named}
 
 
 @dataclass(frozen=True)
@@ -164,12 +171,12 @@ class Solver(ABC):
         return solution
 
     def report(self, status: Status, advice: str) -> None:
-        """Raise or warn unless ``status`` is ``CONVERGED``.
+        """Raise or warn unless ``status`` is ``CONVERGED``, or ``APPROXIMATE`` by a solver chosen for that.
 
         Raises:
             SolverError: when ``raise_on_failure``; its text is the solver's name and ``advice``.
         """
-        if status is Status.CONVERGED:
+        if status in (Status.CONVERGED, Status.APPROXIMATE):
             return
         message = f"{type(self).__name__}: {advice}"
         if self.raise_on_failure:
