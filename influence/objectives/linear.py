@@ -61,6 +61,12 @@ class LinearObjective(TrainingObjective):
     Raises:
         DataError: NaN or infinite features, targets out of range, an empty class, n < 2, λ < 0.
         DeviceError: X and y on different devices.
+
+    >>> import torch
+    >>> X = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+    >>> train = LinearObjective(X, torch.tensor([-1, 1, 1, -1]), "logistic", l2=0.1)
+    >>> train.n, train.p, round(float(train.value(torch.zeros(2, dtype=torch.float64))), 4)
+    (4, 2, 0.6931)
     """
 
     def __init__(

@@ -54,6 +54,13 @@ class CG(Solver):
             ``(p, k) -> (p, k)`` that applies an approximation of H⁻¹. One that ``varies`` from call to call
             makes CG the flexible one (Notay, 2000).
         raise_on_failure: raise on failure, or return the status with a warning.
+
+    >>> import torch
+    >>> from influence import Dense
+    >>> operator = Dense(torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64)))
+    >>> solution = CG(tolerance=1e-12).solve(operator, torch.ones(2, 1, dtype=torch.float64))
+    >>> solution.value.T, solution.status.name
+    (tensor([[1.0000, 0.2500]], dtype=torch.float64), 'CONVERGED')
     """
 
     tolerance: float = 1e-10

@@ -32,6 +32,13 @@ class Exact(Solver):
 
     Raises (on ``prepare``):
         NotPositiveDefiniteError: with the smallest eigenvalue where p allows, and the damping that would do.
+
+    >>> import torch
+    >>> from influence import Dense
+    >>> operator = Dense(torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64)))
+    >>> solution = Exact().solve(operator, torch.ones(2, 1, dtype=torch.float64))
+    >>> solution.value.T, solution.status.name
+    (tensor([[1.0000, 0.2500]], dtype=torch.float64), 'CONVERGED')
     """
 
     form: str = "auto"
