@@ -166,7 +166,7 @@ class LinearObjective(TrainingObjective):
         Raises:
             DataError: wrong shapes, or intercepts for a model that has none.
         """
-        settings = {"dtype": self.dtype, "device": self.device}
+        settings: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
         W = torch.as_tensor(weights, **settings)
         b = None if intercepts is None else torch.as_tensor(intercepts, **settings)
         if W.shape != (self.n_outputs, self.features) or (b is not None and b.shape != (self.n_outputs,)):
