@@ -4,8 +4,8 @@ Every layer maps ``x -> y`` and offers four passes, the last two being the R-ope
 (Pearlmutter, 1994):
 
 - ``forward(x, w) -> y, saved`` and ``backward(saved, g, w) -> gx, gw`` with ``g = ∂L/∂y``;
-- ``tangent(saved, dx, w, dw) -> dy, dsaved`` and ``backward_tangent(saved, dsaved, g, dg, w, dw) -> dgx, dgw``,
-  the derivatives of both along ``(dx, dw)``.
+- ``tangent(saved, dx, w, dw) -> dy, dsaved`` and
+  ``backward_tangent(saved, dsaved, g, dg, w, dw) -> dgx, dgw``, the derivatives of both along ``(dx, dw)``.
 
 Convolutions are matrix products of patches (im2col) by weights; their transposes gather too instead of
 scattering: a strided convolution's transpose is a stride-1 product over small windows that writes all ``s²``
