@@ -122,6 +122,7 @@ def stream(template: Any, source: Source, batch_size: int | None = None) -> Stre
     Args:
         template: an :class:`Objective` or :class:`LinearObjective` built on a few of the examples (give
             ``n_outputs`` where those may not hold the last class).
+        source: the examples, read part by part.
         batch_size: examples in memory at a time; by default the template's.
 
     Raises:
@@ -266,6 +267,7 @@ def stream_scores(
 
     Args:
         objective: any objective; a streamed one where the data do not fit either.
+        theta: ``(p,)`` fitted parameters.
         s_tests: ``(p, k)``.
         training_gradient: the convention of removal, as in :func:`~influence.scores.up_loss`.
         folder: one set of scores a folder.
