@@ -1,0 +1,229 @@
+"""A module as a function of one flat vector θ, with the settings of torch under which it is evaluated."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from influence.errors import DataError, DeviceError
+from influence.objectives.inputs import Inputs, convert, count, shape_of
+
+_FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The part of θ that one parameter takes.
+
+    Attributes:
+        name: the parameter's name in the module.
+        shape: its shape.
+        size: how many coordinates of θ it takes.
+        fixed: a row that is no part of θ (the padding row of an embedding), or None.
+    """
+
+    name: str
+    shape: torch.Size
+    size: int
+    fixed: int | None
+
+
+class Network:
+    """``f_θ(x)`` of a module, θ ``(p,)`` its trainable parameters in the module's order.
+
+    A row of an embedding at its ``padding_idx`` is no part of θ: torch gives it no gradient, so training never
+    moves it. In θ, it would make the loss depend on a coordinate in which its gradient is zero.
+
+    Args:
+        model: copied. Parameters with ``requires_grad=False`` keep their values.
+        dtype: floating type to compute in.
+
+    Raises:
+        DataError: no trainable parameter, a module that cannot be copied, or one that changes itself.
+        DeviceError: the module's tensors are on several devices.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        self.model = _copied(model).to(dtype)
+        self.dtype = dtype
+        trainable = [(name, w) for name, w in self.model.named_parameters() if w.requires_grad]
+        if not trainable:
+            raise DataError("the model has no parameter with requires_grad=True, so nothing can be trained")
+        self.device = trainable[0][1].device
+        for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
+            same_device(f"the model's {name}", tensor.device, "its first parameter", self.device)
+        fixed = _padding_rows(self.model)
+        self.pieces = [_piece(name, w, fixed.get(id(w))) for name, w in trainable]
+        self.p = sum(piece.size for piece in self.pieces)
+        self._rows = {
+            piece.name: w.detach()[piece.fixed : piece.fixed + 1]
+            for piece, (_, w) in zip(self.pieces, trainable, strict=True)
+            if piece.fixed is not None
+        }
+        # In evaluation mode these run other code without gradients than with them; they run one here.
+        self.one_path = any(isinstance(part, _FAST_PATHS) for part in self.model.modules())
+
+    # -- θ and the module's parameters ---------------------------------------------------------------------
+
+    def initial(self) -> Tensor:
+        """θ ``(p,)``: the module's own parameters, flattened in the module's order."""
+        return self.flatten(dict(self.model.named_parameters()))
+
+    def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Named parameters as one vector ``(p,)``.
+
+        Raises:
+            DataError: a parameter is missing or has another shape.
+        """
+        parts = []
+        for piece in self.pieces:
+            if piece.name not in values or values[piece.name].shape != piece.shape:
+                found = tuple(values[piece.name].shape) if piece.name in values else "none"
+                raise DataError(
+                    f"the parameter {piece.name} must have shape {tuple(piece.shape)}, got {found}; "
+                    "pass parameters of the same architecture"
+                )
+            value = values[piece.name].detach()
+            if piece.fixed is not None:
+                value = torch.cat([value[: piece.fixed], value[piece.fixed + 1 :]])
+            parts.append(value.reshape(-1))
+        return torch.cat(parts)
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """``(p,)`` to the named parameters of the module (views of θ, apart from fixed rows)."""
+        parts = theta.split([piece.size for piece in self.pieces])
+        return {piece.name: self._whole(piece, part) for piece, part in zip(self.pieces, parts, strict=True)}
+
+    def _whole(self, piece: Piece, part: Tensor) -> Tensor:
+        if piece.fixed is None:
+            return part.reshape(piece.shape)
+        rows = part.reshape(piece.shape[0] - 1, *piece.shape[1:])
+        return torch.cat([rows[: piece.fixed], self._rows[piece.name], rows[piece.fixed :]])
+
+    def module(self, theta: Tensor) -> nn.Module:
+        """A copy of the module that carries θ as its parameters."""
+        model = copy.deepcopy(self.model)
+        with torch.no_grad():
+            own = dict(model.named_parameters())
+            for name, value in self.unflatten(theta).items():
+                own[name].copy_(value)
+        return model
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """The same network in another floating type (a copy)."""
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model).to(dtype)
+        other.dtype = dtype
+        other._rows = {name: row.to(dtype) for name, row in self._rows.items()}
+        return other
+
+    # -- evaluation ----------------------------------------------------------------------------------------
+
+    def __call__(self, theta: Tensor, x: Inputs) -> Tensor:
+        """Outputs ``(m, c)``.
+
+        Raises:
+            DataError: the module returns no tensor with one row an example.
+        """
+        args, kwargs = arguments(self.model, x)
+        outputs = functional_call(self.model, self.unflatten(theta), args, kwargs)
+        m = count(x)
+        if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2) or len(outputs) != m:
+            got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise DataError(f"the model maps inputs {shape_of(x)} to {got}; it must return (n, c)")
+        return outputs[:, None] if outputs.ndim == 1 else outputs
+
+    @contextlib.contextmanager
+    def settings(self, plain_kernels: bool) -> Iterator[None]:
+        """Torch's settings during a pass; they are restored afterwards.
+
+        With ``plain_kernels``, attention runs as plain matrix products and recurrent layers without fused
+        kernels: slower, but twice differentiable.
+        """
+        with contextlib.ExitStack() as stack:
+            if plain_kernels or self.one_path:
+                stack.enter_context(_without_fast_path())
+            if plain_kernels:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            yield
+
+    def on_examples(self, x: Inputs) -> Inputs:
+        """Inputs in this network's floating type."""
+        return convert(x, self.dtype)
+
+
+def arguments(model: nn.Module, x: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How ``model`` takes ``x``: a tuple as several arguments, or a mapping by name, if it takes so many."""
+    if isinstance(x, Tensor):
+        return (x,), {}
+    accepted = inspect.signature(model.forward).parameters.values()
+    positional = [p for p in accepted if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if isinstance(x, Mapping):
+        names = {p.name for p in accepted if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        by_name = set(x) <= names or any(p.kind is p.VAR_KEYWORD for p in accepted)
+        return ((), dict(x)) if by_name else ((x,), {})
+    required = sum(p.default is p.empty for p in positional)
+    several = len(x) > 1 and required <= len(x) <= len(positional)
+    if several or any(p.kind is p.VAR_POSITIONAL for p in accepted):
+        return tuple(x), {}
+    return (x,), {}
+
+
+@contextlib.contextmanager
+def _without_fast_path() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        copied = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise DataError(
+            f"the model {type(model).__name__} cannot be copied ({str(error).splitlines()[0]}); for weight_norm "
+            "and spectral_norm use those of torch.nn.utils.parametrizations"
+        ) from None
+    for name, part in copied.named_modules():
+        if isinstance(part, _EMBEDDINGS):
+            if part.max_norm is not None:
+                raise DataError(
+                    f"the embedding {name or 'itself'} has max_norm, which changes its weights in every pass; "
+                    "renormalise them once and set max_norm=None"
+                )
+            part.sparse = False  # the gradient is needed dense
+    return copied
+
+
+def _padding_rows(model: nn.Module) -> dict[int, int]:
+    """``id`` of a parameter to its padding row."""
+    parts = [part for part in model.modules() if isinstance(part, _EMBEDDINGS)]
+    return {id(part.weight): part.padding_idx for part in parts if part.padding_idx is not None}
+
+
+def _piece(name: str, w: nn.Parameter, fixed: int | None) -> Piece:
+    return Piece(name, w.shape, w.numel() - (0 if fixed is None else w[0].numel()), fixed)
+
+
+def same_device(what: str, device: torch.device, other: str, expected: torch.device) -> None:
+    """Raises DeviceError if ``device`` is not ``expected``."""
+    if device != expected:
+        raise DeviceError(f"{what}: on {device}, but {other} is on {expected}; move one with .to(device)")
+
+
+Forward = Callable[[Tensor, Inputs], Tensor]
