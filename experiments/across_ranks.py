@@ -1,16 +1,7 @@
-"""Does an experiment give the same record on several processes as on one?
-
-  python -m experiments.across_ranks results/distributed.json -- experiment=readmission tier=paper
-
-Runs the experiment once for each number of processes (gloo, one thread each), compares every array of the
-records with the first run's, and adds what it saw to the JSON file under the settings. ``--reuse NAME`` hands
-the first run's journal NAME (``training``, which every process would repeat alone) to the others;
-``--record FOLDER`` compares the scores with a published record's as well.
-"""
+"""``python -m experiments.across_ranks FILE -- experiment=NAME``: the same record on several processes?"""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -25,7 +16,43 @@ import numpy as np
 from experiments.errors import UserError
 from experiments.records import atomic
 from experiments.records.record import Record
+from experiments.suite.commands import Command, Given, Option, Words, names
 
+
+def counts(text: str) -> list[int]:
+    """Numbers of processes, separated by commas."""
+    found = [int(part) for part in text.split(",")]
+    if min(found) < 1:
+        raise ValueError(text)
+    return found
+
+
+COMMAND = Command(
+    "across_ranks",
+    "Does an experiment give the same record on several processes as on one? Runs it once for "
+    "each number of processes "
+    "(gloo, one thread each), compares every array with the first run's, and adds what it saw to "
+    "a JSON file.",
+    words=Words("FILE", help="JSON file that collects the comparisons"),
+    options=(
+        Option(
+            "processes",
+            "1,2,4",
+            "numbers of processes; the first one is what the others are compared with",
+            counts,
+        ),
+        Option("reuse", None, "journals of the first run that the others are given", names, shown="training"),
+        Option(
+            "record",
+            None,
+            "folder of a published record, to compare the scores with",
+            kind=Path,
+            shown="FOLDER",
+        ),
+    ),
+    rest="experiment=NAME [name=value ...]",
+    examples=(("results/distributed.json -- experiment=readmission tier=paper", "three runs"),),
+)
 STATED = 1e-10  # results on several processes equal those on one to this, relative to the largest entry
 NOTE = (
     "gradient_norm is what is left of a gradient at convergence, far below its tolerance: its digits are "
@@ -86,55 +113,54 @@ def hand_over(names: list[str], source: Path, target: Path) -> None:
     for name in names:
         found = list(source.glob(f"journal/{name}-*"))
         if not found:
-            raise UserError(f"--reuse {name}: the first run kept no journal of that name.")
+            raise UserError(f"reuse={name}: the first run kept no journal of that name.")
         for journal in found:
             shutil.copytree(journal, target / "journal" / journal.name)
 
 
-def main() -> None:
-    """Run, compare, record."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("target", type=Path)
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--reuse", nargs="*", default=[])
-    parser.add_argument("--record", type=Path)
-    parser.add_argument("settings", nargs="+")
-    chosen = parser.parse_args()
+def main(given: Given) -> None:
+    """Runs, compares, and adds what it saw to the file.
+
+    Raises:
+        UserError: a run failed, or a journal of ``reuse=`` is missing.
+    """
+    counts, published, target = given["processes"], given["record"], Path(given.words[0])
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="influence-ranks-") as place:
         first: Record | None = None
-        for processes in chosen.processes:
-            folder = Path(place) / str(processes)
-            reused = chosen.reuse if first is not None else []
-            hand_over(reused, Path(place) / str(chosen.processes[0]), folder)
-            record = launch(processes, chosen.settings, folder)
-            provenance = json.loads((folder / "provenance.json").read_text())
-            entry: dict[str, Any] = {
-                "wall_seconds": provenance["wall_seconds"],
-                "peak_mib_of_rank_0": provenance["peak_mib"],
-                "timings": {part["part"]: part["seconds"] for part in provenance["timings"]},
-            }
+        for count in counts:
+            folder = Path(place) / str(count)
+            reused = (given["reuse"] or []) if first is not None else []
+            hand_over(reused, Path(place) / str(counts[0]), folder)
+            record = launch(count, given.rest, folder)
+            entry = description(folder)
             if reused:
                 entry["reused_from_the_first_run"] = reused
             if first is None:
                 first = record
-                entry["commit"] = provenance["code"]["git_commit"]
+                entry["commit"] = json.loads((folder / "provenance.json").read_text())["code"]["git_commit"]
             else:
                 entry["relative_difference"] = compared(first, record)
-            if chosen.record is not None:
-                entry["scores_against_record"] = against(Record.load(chosen.record), record)
-                print(f"{processes} processes, against {chosen.record}: {entry['scores_against_record']}")
-            result[str(processes)] = entry
-            print(f"{processes} processes: {json.dumps(entry.get('relative_difference', {}))}", flush=True)
-    before = json.loads(chosen.target.read_text()) if chosen.target.is_file() else {}
+            if published is not None:
+                entry["scores_against_record"] = against(Record.load(published), record)
+                print(f"{count} processes, against {published}: {entry['scores_against_record']}")
+            result[str(count)] = entry
+            print(f"{count} processes: {json.dumps(entry.get('relative_difference', {}))}", flush=True)
+    before = json.loads(target.read_text()) if target.is_file() else {}
     before |= {"stated": STATED, "note": NOTE}
-    shown = [text for text in chosen.settings if not text.startswith("data.mirror=")]
-    atomic.write_json(chosen.target, before | {" ".join(shown): result})
+    shown = [text for text in given.rest if not text.startswith("data.mirror=")]
+    atomic.write_json(target, before | {" ".join(shown): result})
+
+
+def description(folder: Path) -> dict[str, Any]:
+    """Seconds and memory of the run in ``folder``."""
+    provenance = json.loads((folder / "provenance.json").read_text())
+    return {
+        "wall_seconds": provenance["wall_seconds"],
+        "peak_mib_of_rank_0": provenance["peak_mib"],
+        "timings": {part["part"]: part["seconds"] for part in provenance["timings"]},
+    }
 
 
 if __name__ == "__main__":
-    from experiments.suite.cli import guarded
-
-    guarded(main)
+    COMMAND.run(main)

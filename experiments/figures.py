@@ -1,28 +1,28 @@
-"""``python -m experiments.figures FOLDER ...`` draws each folder's figures again from its record."""
+"""``python -m experiments.figures FOLDER ...``: draws the figures of records again."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from experiments.errors import UserError
-from experiments.suite.cli import guarded
+from experiments.suite.commands import Command, Given, Words
+
+COMMAND = Command(
+    "figures",
+    "Draws the figures of finished runs again. It reads each record.json and computes nothing.",
+    words=Words("FOLDER", most=None, help="folders that hold a record.json"),
+    examples=(("results/loo_linear", "Fig. 2, as results/loo_linear/loo_linear.svg and .png"),),
+)
 
 
-def main() -> None:
-    """Draws the figures of every folder named on the command line."""
+def main(given: Given) -> None:
+    """Draws the figures of every folder named; prints the files."""
     from experiments.records.record import Record
     from experiments.suite.figures import draw
 
-    folders = [argument for argument in sys.argv[1:] if not argument.startswith("debug=")]
-    if not folders:
-        raise UserError(
-            "name at least one folder that holds a record.json: python -m experiments.figures FOLDER."
-        )
-    for folder in map(Path, folders):
+    for folder in map(Path, given.words):
         for path in draw(Record.load(folder), folder):
             print(path)
 
 
 if __name__ == "__main__":
-    guarded(main)
+    COMMAND.run(main)

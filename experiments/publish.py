@@ -1,5 +1,4 @@
-"""``python -m experiments.publish FOLDER [name=NAME] [to=results]``: the small record of a run, to be
-committed.
+"""``python -m experiments.publish FOLDER [name=NAME] [to=results]``: the small record of a run, for a commit.
 
 Copies record.json, config.yaml, provenance.json and the figures, and the arrays as far as they stay under 1
 MB together (the figure's own arrays first, the largest dropped first, and named in the record).
@@ -7,23 +6,35 @@ MB together (the figure's own arrays first, the largest dropped first, and named
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from pathlib import Path
 
-from experiments.errors import UserError
-from experiments.records import atomic
+from experiments.errors import ConfigError, UserError
+from experiments.records import atomic, provenance
 from experiments.records.record import Record
+from experiments.suite.commands import Command, Given, Option, Words
+from experiments.suite.folders import require_own
 
 LIMIT = 1_000_000  # bytes of arrays in a committed record
+COMMAND = Command(
+    "publish",
+    "Copies the small record of finished runs into results/, to be committed: record.json, config.yaml, "
+    "provenance.json, the figures, and the arrays as far as they stay under 1 MB together.",
+    words=Words("FOLDER", most=None, help="output folders of finished runs or collected sweeps"),
+    options=(
+        Option("name", None, "name of the new folder; default the experiment's name", shown="NAME"),
+        Option("to", "results", "folder that receives it", kind=Path),
+    ),
+    examples=(("outputs/loo_linear/NOW", "writes results/loo_linear"),),
+    notes="The largest arrays are left out first, and the record names them. "
+    "Then write the tables again: python -m experiments.verify tier=paper,gpu from=results update=true.",
+)
 
 
 def publish(folder: Path, target: Path) -> list[str]:
     """Copies the record of ``folder`` to ``target``; the names of the arrays left out for their size."""
-    record = Record.load(folder)
-    if not (folder / "provenance.json").is_file():
-        raise UserError(f"{folder} holds no finished run: run it to its end with output={folder} first.")
+    require_own(target, ["record.json"])
+    record, origin = Record.load(folder), provenance.read(folder)
     dropped = []
     while len(atomic.npz_bytes(record.arrays)) > LIMIT:
         name = max(record.arrays, key=lambda key: (record.arrays[key].nbytes, key))
@@ -37,9 +48,8 @@ def publish(folder: Path, target: Path) -> list[str]:
     for path in (*folder.glob("*.svg"), *folder.glob("*.png")):
         atomic.write_bytes(target / path.name, path.read_bytes())
     atomic.write_text(target / "config.yaml", without_places((folder / "config.yaml").read_text()))
-    provenance = json.loads((folder / "provenance.json").read_text())
-    provenance["command"] = [without_places(part) for part in provenance.get("command", [])]
-    atomic.write_json(target / "provenance.json", provenance | {"arrays_left_out": sorted(dropped)})
+    origin["command"] = [without_places(part) for part in origin.get("command", [])]
+    atomic.write_json(target / "provenance.json", origin | {"arrays_left_out": sorted(dropped)})
     return sorted(dropped)
 
 
@@ -48,20 +58,15 @@ def without_places(text: str) -> str:
     return re.sub(r"(?m)(^|[\s=])/[^\s'\"]+/[^\s'\"]*", r"\1FOLDER", text)
 
 
-def main() -> None:
-    """Publishes the folders named on the command line."""
-    options = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
-    folders = [Path(argument) for argument in sys.argv[1:] if "=" not in argument]
-    if not folders or set(options) - {"name", "to", "debug"} or ("name" in options and len(folders) > 1):
-        raise UserError("usage: python -m experiments.publish FOLDER [FOLDER ...] [name=NAME] [to=results].")
-    for folder in folders:
-        name = options.get("name") or Record.load(folder).experiment
-        target = Path(options.get("to", "results")) / name
+def main(given: Given) -> None:
+    """Publishes the folders named; prints where each record went and which arrays were too large."""
+    if given["name"] and len(given.words) > 1:
+        raise ConfigError("name= goes with one folder: publish the folders one by one, or leave name= out.")
+    for folder in map(Path, given.words):
+        target = given["to"] / (given["name"] or Record.load(folder).experiment)
         dropped = publish(folder, target)
         print(f"{target}" + (f" (arrays left out for their size: {', '.join(dropped)})" if dropped else ""))
 
 
 if __name__ == "__main__":
-    from experiments.suite.cli import guarded
-
-    guarded(main)
+    COMMAND.run(main)

@@ -22,6 +22,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from experiments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, ranged
+
 
 @dataclass
 class Experiment:
@@ -40,6 +42,7 @@ class Data:
     data_dir: str | None = None  # where prepared data sets are kept; null: a folder in the user's cache
 
 
+@ranged(l2=POSITIVE)
 @dataclass
 class Model:
     """Which model and objective. ``l2`` is lambda of (lambda/2)*||theta||^2 beside the *mean* loss."""
@@ -49,6 +52,7 @@ class Model:
     l2: float = MISSING
 
 
+@ranged(damping=NOT_NEGATIVE)
 @dataclass
 class Solver:
     """How ``s_test = (H + damping I)^-1 v`` is computed."""
@@ -83,6 +87,7 @@ class Tier:
     profile: bool = False  # measure the machine's matrix-product rate and give each part's share of it
 
 
+@ranged(seed=SEED, threads=COUNT)
 @dataclass
 class Config:
     """The whole config of one run."""

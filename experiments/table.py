@@ -1,89 +1,27 @@
-"""Aligned tables paper | ours, from records alone: ``python -m experiments.table [RESULTS]``."""
+"""``python -m experiments.table [RESULTS]``: the paper's values beside ours, from the records alone."""
 
 from __future__ import annotations
 
-import math
-import sys
 from pathlib import Path
-from typing import Any
 
-from experiments.records.record import Record
+from experiments.suite.commands import Command, Given, Words
 
-HEADER = ("experiment", "metric", "paper", "ours", "where the paper's value stands")
-
-
-def shown(value: Any) -> str:
-    """A number to four significant digits; lists in brackets; what is missing as such."""
-    if value is None:
-        return "missing"
-    if isinstance(value, (bool, str)):
-        return str(value)
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(shown(item) for item in value)}]"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if not math.isfinite(value):
-        return str(value)
-    close_to_one = 0.99 < abs(value) < 1  # 0.99999 must not be shown as 1
-    return f"{value:.6f}".rstrip("0").rstrip(".") if close_to_one else f"{value:.4g}"
+COMMAND = Command(
+    "table",
+    "Prints a Markdown table of the paper's values beside ours. It reads committed records and "
+    "computes nothing.",
+    words=Words("RESULTS", least=0, help="folder that holds one folder per record; default results"),
+    examples=(("", "the committed records"), ("outputs/verify/NOW/runs", "the runs of a verification")),
+)
 
 
-def one_line(content: Any) -> str:
-    """A cell that stays in its row: white space as single spaces, control characters shown as such."""
-    text = " ".join(str(content).split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def main(given: Given) -> None:
+    """Prints the table of the folder given, or of ``results``."""
+    from experiments.records.table import markdown, records_in
 
-
-def rows_of(record: Record) -> list[tuple[str, ...]]:
-    """One row a value of the paper."""
-    rows = []
-    for name, entry in record.paper.items():
-        ours = record.metric(entry.get("metric", name))
-        label = f"{record.experiment} ({record.data})"
-        row = (label, name, shown(entry.get("value")), shown(ours), entry.get("where", ""))
-        rows.append(tuple(one_line(cell) for cell in row))
-    return rows
-
-
-def aligned(rows: list[tuple[str, ...]]) -> str:
-    """Columns padded to one width."""
-    widths = [max(len(row[column]) for row in [HEADER, *rows]) for column in range(len(HEADER))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-    head = "  ".join(cell.ljust(width) for cell, width in zip(HEADER, widths, strict=True)).rstrip()
-    return "\n".join([head, "  ".join("-" * width for width in widths), *lines])
-
-
-def paper_and_ours(record: Record) -> str:
-    """The table of one record."""
-    table = aligned(rows_of(record))
-    if record.tier == "smoke":
-        table += f"\n(the paper's values are for its real data; this run used the embedded {record.data})"
-    return table
-
-
-def markdown(records: list[Record]) -> str:
-    """The README's table."""
-    lines = [f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}"]
-    for record in records:
-        for row in rows_of(record):
-            cells = (cell.replace("|", "\\|").replace("<", "&lt;") for cell in row)
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def records_in(results: Path) -> list[Record]:
-    """Every record one folder below ``results``, by name."""
-    return [Record.load(path.parent) for path in sorted(results.glob("*/record.json"))]
-
-
-def main() -> None:
-    """Prints the Markdown table of ``results/`` or of the folder given."""
-    print(markdown(records_in(Path(sys.argv[1] if len(sys.argv) > 1 else "results"))))
+    folder = Path(given.words[0] if given.words else "results")
+    print(markdown(records_in(folder)))
 
 
 if __name__ == "__main__":
-    from experiments.suite.cli import guarded
-
-    guarded(main)
+    COMMAND.run(main)

@@ -217,7 +217,7 @@ class Hinge(MarginLoss):
 
 @dataclass(frozen=True)
 class SmoothHinge(MarginLoss):
-    """``SmoothHinge(m, t) = t·log(1 + exp((1 − m)/t))`` (paper, section 4.2); at t = 0 the hinge itself.
+    """``SmoothHinge(m, t) = t·log(1 + exp((1 − m)/t))`` (paper, section 4.3); at t = 0 the hinge itself.
 
     Written as ``relu(1 − m) + t·log1p(exp(−|1 − m|/t))`` so that nothing overflows however small t is.
     """

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 600.0  # seconds that a test gives a process: a loaded machine is no failure
 
 
 def mirror() -> Path:
@@ -27,7 +28,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def cli(
-    *arguments: str, module: str = "experiments", cwd: Path = ROOT, timeout: float = 120, **extra: str
+    *arguments: str, module: str = "experiments", cwd: Path = ROOT, timeout: float = PATIENCE, **extra: str
 ) -> subprocess.CompletedProcess[str]:
     """``python -m experiments ...`` in a process of its own."""
     return subprocess.run(

@@ -42,7 +42,9 @@ def flips(record: Record, panel: Axes) -> None:
         for e in record.paper.values()
         if "metric" in e
     }
-    shown = [(place[counts.index(count)], value) for count, value in theirs.items() if count in counts]
+    shown = [
+        (place[counts.index(count)], value) for count, value in sorted(theirs.items()) if count in counts
+    ]
     panel.plot(*zip(*shown, strict=True), "D", color=style.ORANGE, markersize=7, label="paper, Inception v3")
     panel.set_xticks(place, [str(count) for count in counts])
     panel.set_ylim(0, 1.18)

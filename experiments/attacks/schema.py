@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from experiments.ranges import COUNT, POSITION, POSITIVE, TOLERANCE, at_least, ranged
 from experiments.schema import Experiment, register
 
 
+@ranged(alpha=POSITIVE, iterations=COUNT, screened=COUNT, tolerance=TOLERANCE, training_tolerance=TOLERANCE)
 @dataclass
 class Attack(Experiment):
     """What both attacks share. Pixels and steps are in 8-bit units."""
@@ -17,6 +19,16 @@ class Attack(Experiment):
 
 
 @register("experiment", "attack_single")
+@ranged(
+    test_images=COUNT,
+    singles=COUNT,
+    together=at_least(2),
+    side_by_side=COUNT,
+    workers=COUNT,
+    exact_rankings=POSITION,
+    full_length=POSITION,
+    shown=POSITION,
+)
 @dataclass
 class AttackSingle(Attack):
     """One test image at a time: how few imperceptibly changed training images flip it?"""
@@ -33,6 +45,7 @@ class AttackSingle(Attack):
 
 
 @register("experiment", "attack_group")
+@ranged(target_class=POSITION, test_images=COUNT, row=POSITION, checkpoint=COUNT)
 @dataclass
 class AttackGroup(Attack):
     """One training image against many test images of one class."""

@@ -21,7 +21,7 @@ from experiments.errors import UserError
 from experiments.records import atomic
 from experiments.records.journal import Journal
 from experiments.records.machine import cores
-from experiments.records.provenance import ROOT
+from experiments.records.places import ROOT
 from experiments.records.record import Record
 from experiments.suite.context import Run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.records.provenance import ROOT
+from experiments.records.places import ROOT
 
 HEAD = [
     *("task", "ours", "s", "MiB", "of matrix rate"),

@@ -1,29 +1,32 @@
-"""Where the time of one of our own measurements goes.
-
-  python -m experiments.benchmark.profile FOLDER C exact_float32 [to=results/profile_c.txt]
-
-FOLDER is the output of a run of ``experiment=benchmark``, with its problems. The measurement is done once
-uncounted and then once under cProfile. The page of results/scaling.md names the file beside a missed aim.
+"""Where the time of one of our own measurements goes; a page of results/scaling.md names the file it
+writes.
 """
 
 from __future__ import annotations
 
 import cProfile
 import pstats
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from omegaconf import OmegaConf
-
-from experiments.benchmark.adapters import ours
-from experiments.benchmark.harness import Problem, machine_rates
 from experiments.errors import UserError
 from experiments.records import atomic
-from experiments.records.provenance import ROOT
+from experiments.records.places import ROOT
+from experiments.suite.commands import Command, Given, Option, Words
 
+COMMAND = Command(
+    "benchmark.profile",
+    "Profiles one of our own measurements of the benchmark: done once uncounted, then once under cProfile.",
+    words=Words(
+        "FOLDER TASK METHOD",
+        3,
+        3,
+        "output folder of a run of experiment=benchmark, a task's letter, a measurement",
+    ),
+    options=(Option("to", None, "file to write as well", kind=Path, shown="FILE"),),
+    examples=(("OUT C exact_float32 to=results/profile_c.txt", "the file that results/scaling.md names"),),
+)
 LEAST = 0.01  # share of the whole from which a function has a line of its own
 
 
@@ -43,6 +46,12 @@ def measured(folder: Path, task: str, method: str) -> str:
     Raises:
         UserError: the folder holds no such run, or the measurement isn't one of ours.
     """
+    import torch
+    from omegaconf import OmegaConf
+
+    from experiments.benchmark.adapters import ours
+    from experiments.benchmark.harness import Problem, machine_rates
+
     config = folder / "config.yaml"
     if not config.is_file():
         raise UserError(f"{folder} holds no config.yaml: name the output of a run of experiment=benchmark.")
@@ -83,19 +92,14 @@ def measured(folder: Path, task: str, method: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Profiles what the command line names; prints it, or writes the file of ``to=``."""
-    named = [argument for argument in sys.argv[1:] if "=" not in argument]
-    options = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
-    if len(named) != 3 or set(options) - {"to", "debug"}:
-        raise UserError("usage: python -m experiments.benchmark.profile FOLDER TASK METHOD [to=FILE].")
-    text = measured(Path(named[0]), named[1], named[2])
-    if "to" in options:
-        atomic.write_text(Path(options["to"]), text)
+def main(given: Given) -> None:
+    """Profiles the measurement named; prints the profile and writes the file of ``to=``."""
+    folder, task, method = given.words
+    text = measured(Path(folder), task, method)
+    if given["to"] is not None:
+        atomic.write_text(given["to"], text)
     print(text, end="")
 
 
 if __name__ == "__main__":
-    from experiments.suite.cli import guarded
-
-    guarded(main)
+    COMMAND.run(main)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from experiments.records.machine import available_gib
-from experiments.records.provenance import ROOT
+from experiments.records.places import ROOT
 
 OWN = ("ours", "bare", "peer_sklearn")  # adapters that run under this interpreter
 LOCK = "INFLUENCE_BENCHMARK_LOCK"
@@ -49,7 +49,7 @@ def interpreter(by: str, peers: Path) -> tuple[str, str | None]:
     """Which python runs an adapter, and why it can't where it can't."""
     if by in OWN:
         return sys.executable, None
-    if not (Path(__file__).parent / f"{by}.py").is_file():
+    if not (Path(__file__).parent / "adapters" / f"{by}.py").is_file():
         return "", "published as a repository only, not on the package index: nothing to pin in make peers"
     python = peers / "bin" / "python"
     return str(python), None if python.is_file() else f"{peers.name} is not there: run make peers"

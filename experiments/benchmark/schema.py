@@ -5,9 +5,11 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from experiments.ranges import COUNT, NOT_NEGATIVE, POSITION, POSITIVE, TOLERANCE, at_least, ranged
 from experiments.schema import Experiment, register
 
 
+@ranged(repeats=COUNT, needs_gib=NOT_NEGATIVE)
 @dataclass
 class Measurement:
     """One line of the table: an adapter of experiments/benchmarks, its method and its settings."""
@@ -20,6 +22,7 @@ class Measurement:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+@ranged(aim=POSITIVE, pearson=at_least(-1, 1))
 @dataclass
 class TaskSettings:
     """One task: its problem, what counts as correct, its aim, its measurements."""
@@ -32,6 +35,23 @@ class TaskSettings:
 
 
 @register("experiment", "benchmark")
+@ranged(
+    test_index=POSITION,
+    test_points=COUNT,
+    subset=COUNT,
+    components=COUNT,
+    images=COUNT,
+    network_test_index=POSITION,
+    network_l2=POSITIVE,
+    network_damping=NOT_NEGATIVE,
+    removed=COUNT,
+    growth_rows=COUNT,
+    growth_features=COUNT,
+    growth_features_rows=COUNT,
+    growth_repeats=COUNT,
+    growth_tolerance=TOLERANCE,
+    timeout=POSITIVE,
+)
 @dataclass
 class Benchmark(Experiment):
     """Our calls beside those of other libraries, on the same data and parameters."""

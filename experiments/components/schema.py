@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+from experiments.ranges import COUNT, POSITION, TOLERANCE, ranged
 from experiments.schema import Experiment, register
 
 
 @register("experiment", "components")
+@ranged(test_index=POSITION, harmful_rank=COUNT, training_tolerance=TOLERANCE)
 @dataclass
 class Components(Experiment):
     """What the training loss and the Hessian each do to the influence of a training point."""

@@ -23,7 +23,7 @@ from experiments.data.prepare import prepared
 
 CLASSES = ("ham", "spam")
 N_MAILS = {"ham": 3_672, "spam": 1_500}
-N_TRAIN = 4_137  # four fifths; the paper's 4,147 is a slip (paper.md, Fig. 6)
+N_TRAIN = 4_137  # four fifths; the paper's 4,147 is a slip (Fig. 6)
 TOKEN = r"[a-zA-Z]{2,}"  # a word: two or more letters
 _MAX_MAIL, _MAX_TOTAL = 4 << 20, 64 << 20
 

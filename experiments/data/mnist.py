@@ -16,7 +16,7 @@ from experiments.data.errors import BadData
 from experiments.data.fetch import Source
 from experiments.data.prepare import prepared
 
-N_VALIDATION = 5_000  # the first 5,000 training images (paper.md, Fig. 2)
+N_VALIDATION = 5_000  # the first 5,000 training images (Fig. 2)
 _MAX_CONTENT = 47_040_016
 _BASE = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 

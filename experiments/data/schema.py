@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from experiments.ranges import COUNT, SEED, Range, at_least, ranged
 from experiments.schema import Data, register
 
 
@@ -14,6 +15,7 @@ class PlainData(Data):
 
 
 @register("data", "digit_classes")
+@ranged(classes=at_least(0, 9))
 @dataclass
 class DigitClassesData(Data):
     """MNIST or the embedded 8x8 digits."""
@@ -22,6 +24,14 @@ class DigitClassesData(Data):
 
 
 @register("data", "digit_pairs")
+@ranged(
+    classes=at_least(0, 9),
+    scale=COUNT,
+    brightness=at_least(1, 255),
+    train_per_class=COUNT,
+    test_per_class=COUNT,
+    seed=SEED,
+)
 @dataclass
 class DigitPairsData(Data):
     """Two of the embedded 8x8 digits as colour images: the stand-in for dog and fish."""
@@ -35,6 +45,7 @@ class DigitPairsData(Data):
 
 
 @register("data", "dogfish")
+@ranged(size=COUNT, train_per_class=COUNT, test_per_class=COUNT, seed=SEED)
 @dataclass
 class DogfishData(Data):
     """900 + 300 images of a dog and of a fish."""
@@ -49,6 +60,7 @@ class DogfishData(Data):
 
 
 @register("data", "breast_cancer")
+@ranged(test_fraction=Range(0, 1, True, True), seed=SEED)
 @dataclass
 class BreastCancerData(Data):
     """569 tumours, standardised: the stand-in for spam."""
@@ -59,6 +71,7 @@ class BreastCancerData(Data):
 
 
 @register("data", "readmission")
+@ranged(seed=SEED)
 @dataclass
 class ReadmissionData(Data):
     """UCI diabetes, 127 columns."""
@@ -67,6 +80,7 @@ class ReadmissionData(Data):
 
 
 @register("data", "readmission_synthetic")
+@ranged(n_train=at_least(2), n_test=COUNT, seed=SEED)
 @dataclass
 class ReadmissionSyntheticData(Data):
     """A synthetic cohort of the same schema."""
@@ -77,6 +91,7 @@ class ReadmissionSyntheticData(Data):
 
 
 @register("data", "enron")
+@ranged(seed=SEED, min_df=COUNT)
 @dataclass
 class EnronData(Data):
     """Enron1 as word counts."""
@@ -87,6 +102,7 @@ class EnronData(Data):
 
 
 @register("data", "csv")
+@ranged(min_df=COUNT, test_fraction=Range(0, 1, high_open=True), seed=SEED)
 @dataclass
 class CsvData(Data):
     """A table of the user's own."""

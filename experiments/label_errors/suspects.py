@@ -16,9 +16,9 @@ from scipy.special import expit
 
 from experiments.data import Dataset
 from experiments.errors import UserError
-from experiments.export import line
 from experiments.models.build import targets_of
 from experiments.records import atomic
+from experiments.records.csv import line
 from experiments.records.machine import available_gib
 from experiments.records.record import Record
 from experiments.suite.context import Run

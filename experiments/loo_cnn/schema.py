@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from experiments.ranges import COUNT, POSITION, POSITIVE, SEED, TOLERANCE, at_least, ranged
 from experiments.schema import Experiment, Model, register
 
 
@@ -15,6 +16,21 @@ class NetworkModel(Model):
 
 
 @register("experiment", "loo_cnn")
+@ranged(
+    test_index=POSITION,
+    n_train=at_least(2),
+    subset_seed=SEED,
+    removed=COUNT,
+    batch=COUNT,
+    steps=COUNT,
+    retraining_steps=COUNT,
+    retraining_rate=POSITIVE,
+    block=COUNT,
+    workers=COUNT,
+    checkpoints=COUNT,
+    eigenvalues=POSITION,
+    autograd_tolerance=TOLERANCE,
+)
 @dataclass
 class LooCnn(Experiment):
     """Leave-one-out retraining of a network against the predicted change of one test loss.

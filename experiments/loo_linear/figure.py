@@ -21,10 +21,9 @@ TITLES = {
 def draw(record: Record, path: Path) -> None:
     """One panel for the run's solver and one for each LiSSA compared; ``path`` without suffix."""
     chosen = record.metrics["solver"]
-    solvers = [
-        chosen,
-        *(name for name in record.metrics["solvers"] if name.startswith("lissa") and name != chosen),
-    ]
+    # The order of the table, a list: JSON sorts the keys of solvers.
+    names = [name.removeprefix("predicted_") for name in record.table if name.startswith("predicted_")]
+    solvers = [chosen, *(name for name in names if name.startswith("lissa") and name != chosen)]
     columns = min(len(solvers), 3)
     figure, axes = style.panels(-(-len(solvers) // columns), columns, width=3.9, height=4.1)
     panels = [panel for row in axes for panel in row]

@@ -7,7 +7,6 @@ problem: same data, same objective, same test point, same fit.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from omegaconf import DictConfig
 
 from experiments.errors import ConfigError, UserError
+from experiments.records import provenance
 from experiments.records.record import Record
 from experiments.suite.context import Run
 from influence.retraining.leave_one_out import leave_one_out
@@ -113,9 +113,4 @@ def recorded(folder: str | Path, run: Run, problem: dict[str, Any], test_loss: f
 
 def hashes(folder: Path) -> Any:
     """The sha256 of the arrays that the record in ``folder`` was computed from."""
-    try:
-        return json.loads((folder / "provenance.json").read_text())["data"].get("arrays")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{folder} has no readable provenance.json ({error}): name the folder of a finished run."
-        ) from error
+    return provenance.read(folder).get("data", {}).get("arrays")

@@ -2,10 +2,19 @@
 
 from dataclasses import dataclass, field
 
+from experiments.ranges import COUNT, POSITION, TOLERANCE, ranged
 from experiments.schema import Experiment, Solver, register
 
 
 @register("experiment", "loo_linear")
+@ranged(
+    test_index=POSITION,
+    removed=COUNT,
+    training_tolerance=TOLERANCE,
+    retraining_tolerance=TOLERANCE,
+    block=COUNT,
+    self_influence=POSITION,
+)
 @dataclass
 class LooLinear(Experiment):
     """Leave-one-out retraining of a linear model against the predicted change of one test loss."""

@@ -24,7 +24,7 @@ def squared_distances(A: np.ndarray, B: np.ndarray) -> np.ndarray:
 def rbf_features(train: np.ndarray, test: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray]:
     """Features (n, n) and (m, n) with inner products exp(−γ‖x − x'‖²) wherever a training image is involved.
 
-    They are the first n columns of the lower Cholesky factor of the kernel of both stacked (section 4.1): its
+    They are the first n columns of the lower Cholesky factor of the kernel of both stacked (section 5.1): its
     first n rows are the factor L of the training kernel, the rest K(test, train) L⁻ᵀ.
 
     Raises:

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+from experiments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, TOLERANCE, ranged
 from experiments.schema import Backbone, Model, Solver, register
 
 
 @register("model", "linear")
+@ranged(temperature=NOT_NEGATIVE)
 @dataclass
 class LinearModel(Model):
     """Outputs X W, no intercept: softmax regression, logistic regression, linear SVM, by the loss.
@@ -26,6 +28,7 @@ class ExactSolver(Solver):
 
 
 @register("solver", "cg")
+@ranged(tolerance=TOLERANCE, max_iterations=COUNT)
 @dataclass
 class CGSolver(Solver):
     """Conjugate gradients on a block of right-hand sides."""
@@ -38,6 +41,7 @@ class CGSolver(Solver):
 
 
 @register("solver", "lissa")
+@ranged(depth=COUNT, repeats=COUNT, batch=COUNT, scale=POSITIVE)
 @dataclass
 class LiSSASolver(Solver):
     """Stochastic Neumann series: depth steps on sampled batches, mean over repeats."""
@@ -52,6 +56,7 @@ class LiSSASolver(Solver):
 
 
 @register("backbone", "pretrained")
+@ranged(size=COUNT, batch=COUNT, seed=SEED)
 @dataclass
 class PretrainedBackbone(Backbone):
     """A torchvision network, or a small one with random weights for the embedded runs."""

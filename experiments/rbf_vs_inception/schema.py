@@ -2,10 +2,20 @@
 
 from dataclasses import dataclass
 
+from experiments.ranges import COUNT, NOT_NEGATIVE, POSITION, POSITIVE, TOLERANCE, ranged
 from experiments.schema import Experiment, register
 
 
 @register("experiment", "rbf_vs_inception")
+@ranged(
+    test_index=POSITION,
+    gamma=POSITIVE,
+    temperature=NOT_NEGATIVE,
+    shown=COUNT,
+    extremes=COUNT,
+    training_tolerance=TOLERANCE,
+    largest_gap=TOLERANCE,
+)
 @dataclass
 class RbfVsInception(Experiment):
     """Influence on one test image under an RBF SVM on pixels and a linear model on a network's features."""

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+from experiments.ranges import COUNT, POSITION, TOLERANCE, ranged
 from experiments.schema import Experiment, register
 
 
 @register("experiment", "readmission")
+@ranged(test_index=POSITION, shown=COUNT, features=COUNT, tolerance=TOLERANCE, stopped_after=COUNT)
 @dataclass
 class Readmission(Experiment):
     """Training patients whose removal makes one age group's predictions go wrong, and who finds them."""

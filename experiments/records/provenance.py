@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import subprocess
 import sys
@@ -10,11 +11,26 @@ import time
 from pathlib import Path
 from typing import Any
 
+from experiments.errors import UserError
 from experiments.records.atomic import sha256
 from experiments.records.machine import cores
+from experiments.records.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "hydra-core", "omegaconf", "wandb")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The provenance beside the record in ``folder``; UserError if it is missing, torn or foreign."""
+    path = folder / "provenance.json"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no finished run: run it to its end with output={folder} first.")
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): run the same command again.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a run's provenance: run the same command again.")
+    return content
 
 
 def git(*arguments: str) -> str | None:

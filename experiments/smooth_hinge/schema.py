@@ -2,10 +2,19 @@
 
 from dataclasses import dataclass, field
 
+from experiments.ranges import COUNT, NOT_NEGATIVE, POSITION, TOLERANCE, ranged
 from experiments.schema import Experiment, register
 
 
 @register("experiment", "smooth_hinge")
+@ranged(
+    test_index=POSITION,
+    removed=COUNT,
+    multiple=COUNT,
+    temperatures=NOT_NEGATIVE,
+    tolerance=TOLERANCE,
+    largest_gap=TOLERANCE,
+)
 @dataclass
 class SmoothHingeExperiment(Experiment):
     """A hinge-trained linear SVM, its influence by SmoothHinge at several temperatures, and retraining."""

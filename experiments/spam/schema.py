@@ -2,10 +2,20 @@
 
 from dataclasses import dataclass, field
 
+from experiments.ranges import COUNT, POSITION, TOLERANCE, above, ranged
 from experiments.schema import Experiment, register
 
 
 @register("experiment", "spam")
+@ranged(
+    step=above(0, 1),
+    flips=COUNT,
+    repeats=COUNT,
+    checks=COUNT,
+    tolerance=TOLERANCE,
+    workers=POSITION,
+    shown=COUNT,
+)
 @dataclass
 class Spam(Experiment):
     """Labels flipped on purpose and found again; or, on a table of one's own, the rows to look at first."""

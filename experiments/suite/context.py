@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.errors import ConfigError
 from experiments.records import provenance
 from experiments.records.journal import Journal
+from experiments.suite.inputs import of_files
 from experiments.suite.parallel import ranks
 from experiments.suite.progress import progress
 
@@ -86,7 +87,7 @@ class Run:
     def journal(self, name: str, key: Any = None) -> Journal:
         """A journal for units of work that depend on the config, the data, and ``key`` (JSON-able)."""
         arrays = self.data().manifest.get("arrays", {}) if self.cfg.data is not None else {}
-        identity = {"config": self.identity, "data": arrays, "key": key}
+        identity = {"config": self.identity, "data": arrays, "files": of_files(self.cfg), "key": key}
         return ranks.shared(Journal(self.output / "journal", name, identity))
 
     def progress(self, total: int, label: str) -> AbstractContextManager[Callable[[int], None]]:

@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib
 import json
+import os
 import sys
 import traceback
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from experiments.errors import UserError
 from experiments.records import atomic
 from experiments.records.record import Record
-from experiments.suite.cli import JobFailed, sentence, stamp
+from experiments.records.table import paper_and_ours
+from experiments.suite import folders, inputs
+from experiments.suite.cli import stamp
 from experiments.suite.context import Run
+from experiments.suite.ending import JobFailed, sentence
+from experiments.suite.folders import FAILED, FREE, without
 from experiments.suite.parallel import ranks
-from experiments.table import paper_and_ours
-
-# What may differ between two runs of one folder: none of it touches a number.
-FREE = (
-    "output",
-    "debug",
-    "tracking",
-    "data.mirror",
-    "data.data_dir",
-    "backbone.mirror",
-    "sweep",
-    "tier.profile",
-    "experiment.workers",  # processes or threads side by side
-)
-FAILED = "failed.txt"  # beside a sweep's failed job: why, for experiments.sweep
 
 
 def folder_of(cfg: DictConfig) -> Path:
@@ -58,79 +47,18 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     return without(settings, FREE)
 
 
-def without(settings: dict[str, Any], paths: Iterable[str]) -> dict[str, Any]:
-    """A copy of nested ``settings`` that lacks the dotted ``paths``."""
-    settings = copy.deepcopy(settings)
-    for path in paths:
-        *above, last = path.split(".")
-        node: Any = settings
-        for key in above:
-            node = (node or {}).get(key)
-        if node:
-            node.pop(last, None)
-    return settings
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Dotted paths at which two nested dicts differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(old.keys() | new.keys())
-        return [
-            found
-            for key in keys
-            for found in differences(old.get(key), new.get(key), f"{path}.{key}".strip("."))
-        ]
-    return [] if old == new else [path]
-
-
-def claim(folder: Path, settings: dict[str, Any], grows: str | None = None) -> str:
-    """Marks ``folder`` as this config's and returns the hash of what decides a unit of its work.
-
-    Refuses a folder of another config. ``grows`` is the path of a setting that says how many units a run
-    does, each the same whatever their number: a folder that differs in it alone is taken over, and its
-    record, which is that of the other number, goes; the units stay in the journal.
-    """
-    marker = folder / "run.json"
-    settings = json.loads(json.dumps(atomic.jsonable(settings), sort_keys=True))
-    if marker.is_file():
-        differing = differences(json.loads(marker.read_text())["settings"], settings)
-        if differing == [grows]:
-            (folder / "record.json").unlink(missing_ok=True)
-            atomic.write_json(marker, {"settings": settings})
-        elif differing:
-            raise UserError(
-                f"{folder} belongs to a run with other settings ({', '.join(differing)} differ): "
-                "choose another output=, or remove that folder."
-            )
-    elif (folder / "record.json").is_file():
-        raise UserError(f"{folder} holds a published record, not a run: choose another output=.")
-    else:
-        atomic.write_json(marker, {"settings": settings})
-    return atomic.key_hash(without(settings, [grows] if grows else []))
-
-
 def execute(cfg: DictConfig) -> Path:
     """Runs one job and returns its folder; raises JobFailed once the reason has been printed."""
     folder = folder_of(cfg)
     try:
-        with ranks.joined(cfg.device, folder) as mine, atomic.locked(mine):
-            (mine / FAILED).unlink(missing_ok=True)
-            experiment = importlib.import_module(f"experiments.{cfg.experiment.name}.experiment")
-            identity = claim(mine, settings_of(cfg), getattr(experiment, "GROWS", None))
-            if ranks.from_first((mine / "record.json").is_file() and (mine / "provenance.json").is_file()):
-                print(f"{folder} already holds the record of this run; nothing to do.")
-            else:
-                compute(experiment, cfg, mine, identity)
+        with ranks.joined(cfg.device, folder) as mine:
+            folders.require_run_folder(mine)  # before the lock: nothing of ours goes into a foreign folder
+            with atomic.locked(mine):
+                (mine / FAILED).unlink(missing_ok=True)
+                made_or_found(cfg, folder, mine)
             if ranks.follower():
                 return folder
-            record = Record.load(folder)
-            if record.paper:
-                print(paper_and_ours(record))
-            print(f"record: {folder / 'record.json'}")
-            for table in sorted(folder.glob("*.csv")):
-                print(f"table: {table}")
-            for figure in sorted(folder.glob("*.png")):
-                print(f"figure: {figure}")
+            say(folder)
     except Exception as error:
         if cfg.debug:
             traceback.print_exc()
@@ -144,6 +72,61 @@ def execute(cfg: DictConfig) -> Path:
         ranks.report(known[0], error)
         raise JobFailed(known[1]) from None
     return folder
+
+
+def made_or_found(cfg: DictConfig, folder: Path, mine: Path) -> None:
+    """Leaves this job's record in ``mine``: the one that is there, if it is current, else a new one."""
+    experiment = importlib.import_module(f"experiments.{cfg.experiment.name}.experiment")
+    identity, new = folders.claim(mine, settings_of(cfg), getattr(experiment, "GROWS", None))
+    try:
+        provenance = {} if ranks.follower() else finished(mine)
+        differing = inputs.stale(cfg, provenance) if provenance else []
+        if ranks.from_first(bool(provenance) and not differing):
+            if not ranks.follower():
+                print(f"{folder} already holds the record of this run; nothing to do.")
+            return
+        if differing:
+            print(f"{', '.join(differing)} changed since the record in {folder} was made: it is made again.")
+            (mine / "record.json").unlink()  # an old list must not pass for the new one if this run fails
+        compute(experiment, cfg, mine, identity)
+    except Exception:
+        if new:
+            folders.release(mine)
+        raise
+
+
+def finished(folder: Path) -> dict[str, Any]:
+    """The provenance of a whole record in ``folder``; empty if there is none, or if a file is torn."""
+    if not (folder / "record.json").is_file():
+        return {}
+    try:
+        content = json.loads((folder / "provenance.json").read_text())
+        config = OmegaConf.create((folder / "config.yaml").read_text())
+    except (OSError, ValueError, YAMLError):
+        return {}
+    whole = isinstance(content, dict) and OmegaConf.select(config, "experiment.name") is not None
+    return content if whole else {}
+
+
+def say(folder: Path) -> None:
+    """Prints the table and the files of the record in ``folder``; it is on disk already."""
+    record = Record.load(folder)
+    lines = [paper_and_ours(record)] if record.paper else []
+    lines += [f"record: {folder / 'record.json'}"]
+    lines += [f"table: {path}" for path in sorted(folder.glob("*.csv"))]
+    lines += [f"figure: {path}" for path in sorted(folder.glob("*.png"))]
+    try:
+        print("\n".join(lines), flush=True)
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush at the exit
+        told = f"the record is whole in {folder}, but standard output could not take its table"
+        if isinstance(error, BrokenPipeError):  # its reader has left: no fault of this run
+            print(f"note: {told}.", file=sys.stderr)
+            return
+        raise UserError(
+            f"{told} ({error.strerror}): read it with python -m experiments.figures {folder}."
+        ) from error
 
 
 def compute(experiment: Any, cfg: DictConfig, folder: Path, identity: str) -> None:
@@ -161,9 +144,10 @@ def compute(experiment: Any, cfg: DictConfig, folder: Path, identity: str) -> No
 
     record.save(folder)  # first: a full disk then leaves nothing that looks like a result
     atomic.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    draw(record, folder)
+    draw(Record.load(folder), folder)  # as any later redrawing sees it
     details = run.provenance() | {"config_sha256": atomic.key_hash(settings_of(cfg))}
     details["command"] = ["python", "-m", "experiments", *sys.argv[1:]]
+    details["inputs"] = inputs.of_data(details["data"]) | inputs.of_files(cfg)
     from experiments.suite.tracking import track
 
     details["tracking"] = track(cfg, record, folder)

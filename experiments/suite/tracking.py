@@ -6,7 +6,7 @@ online run is taken up again. It is offline unless WANDB_MODE says otherwise; ``
 FOLDER/wandb/offline-run-*`` uploads it later. All its files lie below the output folder.
 
 One layout for every experiment: group = the experiment, job type "experiment" (or "sweep" for a job of a
-sweep), tags = tier, data, git describe, the claims of conf/claims.yaml that this record bears on, and the
+sweep), tags = tier, data, git describe, the claims of conf/claims that this record bears on, and the
 user's own; tables ``points``, ``most_helpful`` and ``most_harmful``; the figures; the record as an artifact.
 """
 

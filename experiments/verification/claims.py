@@ -1,8 +1,8 @@
 """Claims: what the paper says, what is expected here, and whether a record bears it out.
 
-``conf/claims.yaml`` holds ``runs`` (an experiment at one tier, its command and measured cost) and ``claims``,
-each on a metric of one run's record. This module reads it strictly and judges one claim against one record;
-``experiments.verify`` does so for many.
+``conf/claims/RUN.yaml`` holds a ``run`` (an experiment at one tier, its command and measured cost) and its
+``claims``, each on a metric of that run's record. This module reads it strictly and judges one claim against
+one record; ``experiments.verify`` does so for many.
 """
 
 from __future__ import annotations
@@ -19,14 +19,23 @@ import numpy as np
 import yaml
 
 from experiments.errors import ConfigError
+from experiments.records.places import CONF
 from experiments.records.record import Record
-from experiments.table import shown
+from experiments.records.table import shown
 
-PATH = Path(__file__).resolve().parents[2] / "conf" / "claims.yaml"
+PATH = CONF / "claims"
 TIERS = ("smoke", "paper", "gpu")
 TOLERANCES = ("deterministic", "stochastic")  # stochastic: another seed gives another number
 REPRODUCED, PARTLY, NOT_REPRODUCED, NOT_RUN = "reproduced", "partly", "not reproduced", "not run"
 STATUSES = (REPRODUCED, PARTLY, NOT_REPRODUCED, NOT_RUN)
+# Embedded data are not the paper's: their claims are about the method, and nothing is reproduced by them.
+METHOD_WORDS = {
+    REPRODUCED: "holds",
+    PARTLY: "holds partly",
+    NOT_REPRODUCED: "does not hold",
+    NOT_RUN: NOT_RUN,
+}
+MARK = "†"  # beside a bound that was set or moved after its number was seen
 AGREEMENT = 1e-9  # relative: a metric and the same number computed again from the record's arrays
 
 T = TypeVar("T")
@@ -164,6 +173,7 @@ class Claim:
     partly: Bound | None = None
     partly_reason: str | None = None
     moved: Sequence[Mapping[str, Any]] = ()  # date, old bound and reason of each change made after a run
+    seen: Mapping[str, Any] | None = None  # date and what was seen before the bound was set
     headline: bool = False  # shown in the README's table even where it is reproduced
     missed: str = ""  # what is known of it where the record does not bear it out; it stays a miss
 
@@ -171,6 +181,11 @@ class Claim:
     def tier(self) -> str:
         """The tier of its run."""
         return self.run.tier
+
+    @property
+    def after_its_number(self) -> bool:
+        """Whether the bound was set or moved after its number was seen; every table marks it."""
+        return self.seen is not None or bool(self.moved)
 
 
 @dataclass(frozen=True)
@@ -184,41 +199,55 @@ class Verdict:
 
     @property
     def accepted(self) -> bool:
-        """Reproduced, or partly where the claim says beforehand what partly means and why."""
+        """Reproduced, or partly where the claim says what partly means and why."""
         return self.status in (REPRODUCED, PARTLY)
+
+    @property
+    def word(self) -> str:
+        """The status as tables print it."""
+        return METHOD_WORDS[self.status] if self.claim.tier == "smoke" else self.status
 
 
 def load(path: Path = PATH) -> list[Claim]:
-    """All claims of the YAML; ConfigError for a key, tier, bound or run that is not as it should be."""
-    content = yaml.safe_load(path.read_text())
-    runs = {}
-    for name, given in content["runs"].items():
-        spec = _build(Spec, {"name": name, **given}, f"run {name}")
+    """All claims of a folder of YAML files, by tier, section and run.
+
+    Raises:
+        ConfigError: a key, a tier, a bound or an id is not as it should be.
+    """
+    found: list[Claim] = []
+    for file in path.rglob("*.yaml"):
+        name = file.relative_to(path).with_suffix("").as_posix()
+        content = yaml.safe_load(file.read_text())
+        if not isinstance(content, Mapping) or set(content) != {"run", "claims"}:
+            raise ConfigError(f"{file.name}: a file of claims has the keys run and claims, and no other.")
+        spec = _build(Spec, {"name": name, **content["run"]}, f"run {name}")
         if spec.tier not in TIERS:
             raise ConfigError(f"run {name}: tier {spec.tier!r} is unknown; choose {', '.join(TIERS)}.")
-        runs[name] = spec
-    claims = [_claim(given, runs) for given in content["claims"]]
-    repeated = {claim.id for claim in claims if sum(other.id == claim.id for other in claims) > 1}
+        found += [_claim(given, spec) for given in content["claims"]]
+    ids = [claim.id for claim in found]
+    repeated = sorted({name for name in ids if ids.count(name) > 1})
     if repeated:
-        raise ConfigError(f"claims.yaml: the ids {', '.join(sorted(repeated))} stand there twice.")
-    return claims
+        raise ConfigError(f"the ids {', '.join(repeated)} stand there twice.")
+    return sorted(found, key=lambda claim: (TIERS.index(claim.tier), claim.run.section or "", claim.run.name))
 
 
-def _claim(given: Mapping[str, Any], runs: Mapping[str, Spec]) -> Claim:
+def _claim(given: Mapping[str, Any], spec: Spec) -> Claim:
     where = f"claim {given.get('id', given)}"
-    values = dict(given)
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", str(values.get("id"))):
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", str(given.get("id"))):
         raise ConfigError(f"{where}: an id is made of lower-case letters, digits and hyphens.")
-    if values.get("run") not in runs:
-        raise ConfigError(f"{where}: there is no run {values.get('run')!r}; there are {', '.join(runs)}.")
-    spec = runs[values["run"]]
-    values = {"section": spec.section, "figure": spec.figure, "tolerance": spec.tolerance} | values
+    if "run" in given:
+        raise ConfigError(f"{where}: unknown run: a claim's run is that of its file.")
+    values = {"section": spec.section, "figure": spec.figure, "tolerance": spec.tolerance} | dict(given)
     if values["tolerance"] not in TOLERANCES:
         raise ConfigError(f"{where}: the tolerance is {' or '.join(TOLERANCES)}.")
     if ("partly" in values) != ("partly_reason" in values):
         raise ConfigError(f"{where}: partly and partly_reason go together.")
     if "minus" in values and "over" in values:
         raise ConfigError(f"{where}: give minus or over, not both.")
+    if "seen" in values and set(values["seen"]) != {"date", "what"}:
+        raise ConfigError(f"{where}: seen has a date and a what.")
+    if spec.tier == "smoke" and values.get("paper") is not None:
+        raise ConfigError(f"{where}: embedded data have no value in the paper; paper must be null.")
     values["run"] = spec
     values["bound"] = Bound.read(values.get("bound"), where)
     if "partly" in values:

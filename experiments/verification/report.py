@@ -10,12 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.records.atomic import write_text
-from experiments.table import rows_of, shown
-from experiments.verification.claims import NOT_REPRODUCED, NOT_RUN, PARTLY, REPRODUCED, STATUSES, Verdict
-from experiments.verification.tables import cost, shown_ours, shown_paper
+from experiments.records.table import rows_of, shown
+from experiments.verification.claims import (
+    METHOD_WORDS,
+    NOT_REPRODUCED,
+    NOT_RUN,
+    PARTLY,
+    REPRODUCED,
+    STATUSES,
+    Verdict,
+)
+from experiments.verification.tables import cost, footnote, history, shown_bound, shown_ours, shown_paper
 
 if TYPE_CHECKING:
-    from experiments.verify import Outcome, Verification
+    from experiments.verification.outcome import Outcome, Verification
 
 TEMPLATES = Path(__file__).resolve().parent
 LIMIT = 8_000_000  # bytes of the whole page
@@ -54,6 +62,11 @@ def render(found: Verification) -> str:
         marks=MARKS,
         paper=shown_paper,
         ours=shown_ours,
+        bound=shown_bound,
+        history=history,
+        words=METHOD_WORDS
+        if found.details["tiers"] == ["smoke"]
+        else {status: status for status in STATUSES},
     )
 
 
@@ -72,6 +85,7 @@ def section_of(
         "verdicts": verdicts,
         "figures": figures,
         "late": late,
+        "footnote": footnote(verdicts),
         "command": outcome.spec.command,
         "cost": cost(verdicts[0].claim),
         "real": outcome.spec.tier != "smoke",

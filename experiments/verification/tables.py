@@ -11,8 +11,10 @@ from xml.etree import ElementTree
 
 from experiments.errors import UserError
 from experiments.records.atomic import jsonable, write_bytes, write_text
-from experiments.table import shown
+from experiments.records.table import shown
 from experiments.verification.claims import (
+    MARK,
+    METHOD_WORDS,
     NOT_REPRODUCED,
     NOT_RUN,
     PARTLY,
@@ -35,7 +37,8 @@ def cost(claim: Claim) -> str:
 
 def summary(verdicts: Sequence[Verdict]) -> str:
     """One line: how many of each status."""
-    counts = {status: sum(v.status == status for v in verdicts) for status in STATUSES}
+    words = dict.fromkeys([*STATUSES, *METHOD_WORDS.values()])
+    counts = {word: sum(v.word == word for v in verdicts) for word in words}
     parts = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     return f"{len(verdicts)} claims: {parts or 'none'}"
 
@@ -44,7 +47,7 @@ def text(verdicts: Sequence[Verdict]) -> str:
     """The aligned table, and below it why each miss is one."""
     rows = [COLUMNS]
     rows += [
-        (v.claim.id, shown_paper(v.claim), shown_ours(v), str(v.claim.bound), v.status, v.claim.run.command)
+        (v.claim.id, shown_paper(v.claim), shown_ours(v), shown_bound(v.claim), v.word, v.claim.run.command)
         for v in verdicts
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
@@ -53,8 +56,20 @@ def text(verdicts: Sequence[Verdict]) -> str:
         for row in rows
     ]
     lines.insert(1, "-+-".join("-" * width for width in widths))
-    remarks = [f"{v.claim.id}: {v.status}: {v.remark}" for v in verdicts if v.remark]
-    return "\n".join([*lines, *([""] * bool(remarks)), *remarks, "", summary(verdicts)])
+    remarks = [f"{v.claim.id}: {v.word}: {v.remark}" for v in verdicts if v.remark]
+    notes = [note for note in (footnote(verdicts),) if note]
+    return "\n".join([*lines, *notes, *([""] * bool(remarks)), *remarks, "", summary(verdicts)])
+
+
+def shown_bound(claim: Claim) -> str:
+    """The bound, marked if it was set or moved after its number was seen."""
+    return f"{claim.bound} {MARK}" if claim.after_its_number else str(claim.bound)
+
+
+def footnote(verdicts: Sequence[Verdict]) -> str:
+    """What the mark means; empty where no bound carries it."""
+    marked = any(v.claim.after_its_number for v in verdicts)
+    return f"{MARK} This bound was set or moved after its number was seen." if marked else ""
 
 
 def shown_paper(claim: Claim) -> str:
@@ -65,6 +80,13 @@ def shown_paper(claim: Claim) -> str:
 def shown_ours(verdict: Verdict) -> str:
     """Our value; a dash where nothing was run."""
     return "–" if verdict.status == NOT_RUN else shown(verdict.ours)
+
+
+def history(claim: Claim) -> str:
+    """When a marked bound was set or moved, and after what."""
+    seen = [f"set {claim.seen['date']} after {claim.seen['what']} was seen"] if claim.seen else []
+    moved = [f"moved {move['date']} from {move['from']}" for move in claim.moved]
+    return f" ({MARK} {'; '.join([*seen, *moved])})" if seen or moved else ""
 
 
 def _cell(content: Any) -> str:
@@ -84,18 +106,19 @@ def short_markdown(verdicts: Sequence[Verdict]) -> str:
             v.claim.sentence,
             shown_paper(v.claim),
             shown_ours(v),
-            v.status,
+            shown_bound(v.claim),
+            v.word,
         )
         for v in verdicts
         if v.claim.headline or v.status in (PARTLY, NOT_REPRODUCED)
     ]
-    header = ("where", "claim", "paper", "ours", "status")
-    return f"{_markdown(header, rows)}\n\n{summary(verdicts)}."
+    header = ("where", "claim", "paper", "ours", "bound", "status")
+    return f"{_markdown(header, rows)}\n\n{summary(verdicts)}. {footnote(verdicts)}".rstrip()
 
 
 def long_markdown(verdicts: Sequence[Verdict]) -> str:
     """results/README.md: everything about each claim, run by run."""
-    parts = [f"{summary(verdicts)}."]
+    parts = [f"{summary(verdicts)}. {footnote(verdicts)}".rstrip()]
     for name in dict.fromkeys(v.claim.run.name for v in verdicts):
         chosen = [v for v in verdicts if v.claim.run.name == name]
         spec = chosen[0].claim.run
@@ -108,10 +131,10 @@ def long_markdown(verdicts: Sequence[Verdict]) -> str:
                 shown_paper(v.claim),
                 v.claim.where,
                 shown_ours(v),
-                str(v.claim.bound),
-                v.claim.reason,
+                shown_bound(v.claim),
+                v.claim.reason + history(v.claim),
                 v.claim.fails_when,
-                v.status + (f": {v.remark}" if v.remark else ""),
+                v.word + (f": {v.remark}" if v.remark else ""),
             )
             for v in chosen
         ]
@@ -174,7 +197,8 @@ def as_json(verdicts: Sequence[Verdict], details: dict[str, Any]) -> str:
                 "bound": str(claim.bound),
                 "reason": claim.reason,
                 "tolerance": claim.tolerance,
-                "status": v.status,
+                "set_or_moved_after_its_number": claim.after_its_number,
+                "status": v.word,
                 "accepted": v.accepted,
                 "remark": v.remark,
             }
@@ -200,13 +224,13 @@ def junit(verdicts: Sequence[Verdict]) -> bytes:
         )
         for v in chosen:
             case = ElementTree.SubElement(suite, "testcase", classname=f"claims.{name}", name=v.claim.id)
-            numbers = f"Paper {shown_paper(v.claim)}, ours {shown_ours(v)}, bound {v.claim.bound}."
+            numbers = f"Paper {shown_paper(v.claim)}, ours {shown_ours(v)}, bound {shown_bound(v.claim)}."
             found = f"{v.claim.sentence} {numbers}"
             if not v.accepted:
                 kind = "error" if v.status == NOT_RUN else "failure"
-                ElementTree.SubElement(case, kind, message=_xml(f"{v.status}: {v.remark}")).text = _xml(found)
+                ElementTree.SubElement(case, kind, message=_xml(f"{v.word}: {v.remark}")).text = _xml(found)
             elif v.status in (REPRODUCED, PARTLY):
-                ElementTree.SubElement(case, "system-out").text = _xml(f"{v.status}: {found}")
+                ElementTree.SubElement(case, "system-out").text = _xml(f"{v.word}: {found}")
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
 
 

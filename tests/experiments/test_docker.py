@@ -71,4 +71,4 @@ def test_what_goes_in_runs_and_verifies_by_itself(context: Path, tmp_path: Path)
     assert read.returncode == 0, read.stdout + read.stderr
     run = inside("claims=smoke-cg-exact", f"output={tmp_path / 'p'}", module="experiments.verify")
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "1 claims: 1 reproduced" in run.stdout
+    assert "1 claims: 1 holds" in run.stdout

@@ -8,13 +8,15 @@ import shlex
 import pytest
 from hydra import compose, initialize_config_dir
 
+from experiments.records.places import CONF
 from experiments.suite import cli
+from experiments.suite.console import COMMANDS, command
 from experiments.verification.claims import load
-from experiments.verify import chosen, settings
+from experiments.verification.outcome import chosen
 from tests.helpers import ROOT
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = sorted(set(re.findall(r"python -m (experiments\S*) ([^`\n#]*)", README)))
+TYPED = sorted(set(re.findall(r"python -m (experiments\S*) ([^`\n#]*)", README)))
 
 
 def test_the_example_on_a_module_of_ones_own_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,16 +31,20 @@ def test_the_two_commands_are_in_the_makefile() -> None:
     assert set(re.findall(r"^ +make (\w+)", README, re.M)) == {"reproduce", "test"} <= set(targets)
 
 
-@pytest.mark.parametrize(("module", "arguments"), COMMANDS, ids=[" ".join(row) for row in COMMANDS])
+@pytest.mark.parametrize(("module", "arguments"), TYPED, ids=[" ".join(row) for row in TYPED])
 def test_each_command_is_one(module: str, arguments: str) -> None:
     given = shlex.split(arguments)
+    name = module.removeprefix("experiments.")
+    if name in COMMANDS:
+        found = command(name).parse(given)
     if module == "experiments.verify":
-        found = settings(given)
         assert chosen(load(), found["tier"], found["claims"])
         return
     if module == "experiments.sweep":
-        name = dict(item.split("=", 1) for item in given[1:])["sweep"]
-        assert f"experiments.sweep {arguments}".strip() in (cli.CONF / "sweep" / f"{name}.yaml").read_text()
+        assert (
+            f"experiments.sweep {arguments}".strip()
+            in (CONF / "sweep" / f"{found['sweep']}.yaml").read_text()
+        )
         return
     if module == "experiments.figures":
         assert [part.split("/")[0] for part in given] == ["results"]
@@ -47,7 +53,7 @@ def test_each_command_is_one(module: str, arguments: str) -> None:
     overrides = [item.split(",")[0] for item in given if not item.startswith("--")]
     if overrides:
         cli.prepare()
-        with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             compose("config", overrides=overrides)
 
 

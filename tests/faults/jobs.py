@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.helpers import ROOT, cli, environment
+from tests.helpers import PATIENCE, ROOT, cli, environment
 
 # A few seconds each, and enough units of work that a kill can meet any of them.
 SETTINGS = {
@@ -85,7 +85,7 @@ def strike(name: str, folder: Path, draw: random.Random, how: signal.Signals, lo
     alive = job.poll() is None
     if alive:
         os.kill(job.pid, how)
-    _, error = job.communicate(timeout=60)
+    _, error = job.communicate(timeout=PATIENCE)
     assert alive or job.returncode == 0, error
     return alive
 

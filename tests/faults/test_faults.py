@@ -15,7 +15,7 @@ import pytest
 
 from experiments.records.record import Record
 from tests.faults.jobs import debris, finished, named, parts, result_of, start, strike
-from tests.helpers import ROOT
+from tests.helpers import PATIENCE, ROOT
 
 # The benchmark records times, which never repeat; everything else must repeat byte for byte.
 LONG = sorted(
@@ -61,11 +61,11 @@ def test_twenty_kills_of_each_experiment(name: str, tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_with_a_sentence_and_resumes(whole: dict[str, bytes], tmp_path: Path) -> None:
     job = start("loo_linear", tmp_path)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while len(parts(tmp_path)) < 3 and time.monotonic() < deadline:
         time.sleep(0.005)
     job.send_signal(signal.SIGINT)
-    _, error = job.communicate(timeout=60)
+    _, error = job.communicate(timeout=PATIENCE)
     assert job.returncode == 130
     assert "goes on from here" in error
     assert "Traceback" not in error
@@ -81,7 +81,7 @@ def test_a_full_disk_ends_with_a_sentence_and_resumes(
 ) -> None:
     """100 bytes: not even the marker fits. 20,000: the journal's parts fit, the record does not."""
     job = start("loo_linear", tmp_path, limit=limit)
-    _, error = job.communicate(timeout=60)
+    _, error = job.communicate(timeout=PATIENCE)
     assert job.returncode == 1, error
     lines = [line for line in error.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, error
@@ -108,11 +108,11 @@ def test_a_damaged_journal_costs_the_damaged_units_only(
     damage: str, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     job = start("loo_linear", tmp_path)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while len(parts(tmp_path)) < 12 and time.monotonic() < deadline:
         time.sleep(0.005)
     job.kill()
-    job.communicate()
+    job.communicate(timeout=PATIENCE)
     index = next(tmp_path.glob("journal/*/index.jsonl"))
     files = named(index)
     one, two = files[1:3]
@@ -141,7 +141,7 @@ def test_a_damaged_journal_costs_the_damaged_units_only(
 def test_two_runs_in_one_folder(whole: dict[str, bytes], tmp_path: Path) -> None:
     """One runs, the other is turned away with a sentence and without harm."""
     jobs = [start("loo_linear", tmp_path) for _ in range(2)]
-    errors = [job.communicate(timeout=60)[1] for job in jobs]
+    errors = [job.communicate(timeout=PATIENCE)[1] for job in jobs]
     codes = [job.returncode for job in jobs]
     assert sorted(codes) in ([0, 1], [0, 0]), errors  # both end well where one began after the other's end
     for code, error in zip(codes, errors, strict=True):
@@ -160,7 +160,7 @@ def test_clock_jumps_change_nothing(whole: dict[str, bytes], tmp_path: Path) -> 
         "time.time_ns = lambda: int(time.time() * 1e9)\n"
     )
     job = start("loo_linear", tmp_path / "run", PYTHONPATH=f"{ROOT}:{tmp_path / 'jumps'}")
-    _, error = job.communicate(timeout=90)
+    _, error = job.communicate(timeout=PATIENCE)
     assert job.returncode == 0, error
     assert result_of(tmp_path / "run") == whole
 

@@ -19,11 +19,11 @@ import pytest
 import torch
 
 from experiments.errors import UserError
-from experiments.export import csv_of
 from experiments.records import atomic
+from experiments.records.csv import csv_of
 from experiments.records.journal import Journal
 from experiments.records.record import Record
-from experiments.table import markdown, paper_and_ours
+from experiments.records.table import markdown, paper_and_ours
 from influence.objectives.streaming import StreamedScores
 from tests.helpers import ROOT, cli, one_sentence
 

@@ -22,7 +22,8 @@ from experiments.errors import ConfigError, UserError
 from experiments.models import backbones
 from experiments.records.record import Record
 from experiments.suite.context import Run
-from experiments.suite.job import claim, execute, settings_of
+from experiments.suite.folders import claim
+from experiments.suite.job import execute, settings_of
 from influence.curvature.operators import Hessian
 from influence.errors import ConvergenceError
 from influence.objectives.linear import LinearObjective

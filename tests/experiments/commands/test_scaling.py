@@ -6,8 +6,8 @@ import json
 from dataclasses import replace
 
 from experiments.benchmark import page as beside
+from experiments.benchmark.scaling import Gpu, across, apart, duration, page, predicted, resnet, top_layer
 from experiments.records.record import Record
-from experiments.scaling import Gpu, across, apart, duration, page, predicted, resnet, top_layer
 from tests.helpers import ROOT
 
 

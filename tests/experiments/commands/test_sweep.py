@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from experiments.errors import UserError
+from experiments.records.places import CONF
 from experiments.records.record import Record
-from experiments.suite.cli import CONF
 from experiments.suite.figures import draw
-from experiments.sweep import collect, expected, extremes, label_of, number_of, record_of, varied_in
+from experiments.suite.sweeps import collect, expected, extremes, label_of, number_of, record_of, varied_in
 from experiments.verification.claims import NOT_REPRODUCED, REPRODUCED, Bound, Claim, Spec, load, lookup
-from experiments.verify import verify
-from tests.experiments import verifying
+from experiments.verification.outcome import verify
+from tests.experiments.verification import verifying
 from tests.helpers import cli
 
 SMALL = ("experiment=smooth_hinge", "tracking=none", "experiment.removed=3")

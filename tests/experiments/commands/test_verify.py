@@ -12,10 +12,11 @@ import pytest
 
 from experiments.errors import ConfigError, UserError
 from experiments.records.record import Record
-from experiments.verification import tables as listing
+from experiments.verification import tables
 from experiments.verification.claims import NOT_REPRODUCED, NOT_RUN, REPRODUCED, Bound, Claim, Spec, load
-from experiments.verify import chosen, settings, verify
-from tests.experiments import verifying
+from experiments.verification.outcome import chosen, verify
+from experiments.verify import COMMAND
+from tests.experiments.verification import verifying
 from tests.helpers import ROOT, cli, one_sentence
 
 
@@ -27,7 +28,7 @@ def test_the_embedded_tier_runs_holds_and_can_fail(tmp_path: Path) -> None:
     }
     done = cli(f"output={tmp_path}", module="experiments.verify", timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(claims)} claims: {len(claims)} reproduced" in done.stdout
+    assert f"{len(claims)} claims: {len(claims)} holds" in done.stdout
     for claim in claims:
         verifying.check_that_it_can_fail(claim, Record.load(tmp_path / "runs" / claim.run.name))
     for folder in {tmp_path / "runs" / claim.run.name for claim in claims}:
@@ -181,20 +182,26 @@ def test_the_exit_code_says_whether_anything_was_missed(tmp_path: Path) -> None:
     ("argument", "word"),
     [
         ("tier=papier", "choose from smoke, paper, gpu"),
-        ("from=nowhere", "choose run or results"),
-        ("clams=x", "is no setting; there are tier"),
+        ("from=nowhere", "choose from run, results"),
+        ("clams=x", "did you mean claims"),
         ("tier", "is no setting"),
         ("claims=no-such-claim", "no claim no-such-claim at tier smoke; there are smoke-"),
-        ("update=true", "needs from=results"),
+        ("update=maybe", "true or false"),
     ],
 )
 def test_a_wrong_argument_is_named(argument: str, word: str) -> None:
     def choose() -> None:
-        given = settings([argument])
+        given = COMMAND.parse([argument])
         chosen(load(), given["tier"], given["claims"])
 
     with pytest.raises(ConfigError, match=word):
         choose()
+
+
+def test_tables_are_written_from_records_alone() -> None:
+    done = cli("update=true", module="experiments.verify")
+    assert done.returncode == 2
+    assert "needs from=results" in one_sentence(done)
 
 
 def test_a_wrong_argument_exits_2_and_help_exits_0() -> None:
@@ -211,35 +218,35 @@ def test_tables_json_and_junit_say_the_same(tmp_path: Path) -> None:
     bad = verifying.claim(id="bad", bound=Bound(at_least=1), sentence="A | pipe & <tag>\x00.")
     absent = verifying.claim(id="absent", run=Spec("elsewhere", "experiment=loo_linear tier=paper", "paper"))
     found = verify([verifying.claim(), bad, absent], "results", tmp_path, tmp_path)
-    table = listing.text(found.verdicts)
+    table = tables.text(found.verdicts)
     lines = table.splitlines()
     header = [part.strip() for part in lines[0].split("|")]
     assert header == ["claim", "paper", "ours", "bound", "status", "command"]
     assert len({tuple(i for i, c in enumerate(line) if c == "|") for line in (lines[0], *lines[2:5])}) == 1
     assert "3 claims: 1 reproduced, 1 not reproduced, 1 not run" in table
-    rows = json.loads(listing.as_json(found.verdicts, found.details))["claims"]
+    rows = json.loads(tables.as_json(found.verdicts, found.details))["claims"]
     assert [row["status"] for row in rows] == [REPRODUCED, NOT_REPRODUCED, NOT_RUN]
-    suites = ElementTree.fromstring(listing.junit(found.verdicts))
+    suites = ElementTree.fromstring(tables.junit(found.verdicts))
     assert len(suites.findall(".//failure")) == 1
     assert len(suites.findall(".//error")) == 1
-    assert "A \\| pipe" in listing.short_markdown(found.verdicts)
+    assert "A \\| pipe" in tables.short_markdown(found.verdicts)
 
 
 def test_generated_tables_are_replaced_between_their_markers(tmp_path: Path) -> None:
     verifying.saved(tmp_path / "results" / "loo_linear")
     found = verify([verifying.claim()], "results", tmp_path / "results", tmp_path / "out")
-    for path in listing.tables(tmp_path):
-        path.write_text(f"# Title\n\n{listing.BEGIN}\nold\n{listing.END}\n\nafter\n")
-    assert len(listing.stale(found.verdicts, tmp_path)) == 2
-    assert len(listing.update(found.verdicts, tmp_path)) == 2
-    assert listing.stale(found.verdicts, tmp_path) == []
+    for path in tables.tables(tmp_path):
+        path.write_text(f"# Title\n\n{tables.BEGIN}\nold\n{tables.END}\n\nafter\n")
+    assert len(tables.stale(found.verdicts, tmp_path)) == 2
+    assert len(tables.update(found.verdicts, tmp_path)) == 2
+    assert tables.stale(found.verdicts, tmp_path) == []
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("# Title\n")
     assert text.endswith("\n\nafter\n")
     assert "old" not in text
     (tmp_path / "README.md").write_text("no markers")
     with pytest.raises(UserError, match="cannot take the generated table"):
-        listing.stale(found.verdicts, tmp_path)
+        tables.stale(found.verdicts, tmp_path)
 
 
 def test_the_committed_tables_are_fresh() -> None:
@@ -247,6 +254,6 @@ def test_the_committed_tables_are_fresh() -> None:
     found = verify(claims, "results", ROOT / "results", ROOT / "outputs" / "unused")
     for verdict in found.verdicts:
         known = verdict.accepted or verdict.claim.missed or not recorded(verdict.claim)
-        assert known, listing.text(found.verdicts)
-    stale = listing.stale(found.verdicts, ROOT)
+        assert known, tables.text(found.verdicts)
+    stale = tables.stale(found.verdicts, ROOT)
     assert stale == [], "run: python -m experiments.verify tier=paper,gpu from=results update=true"

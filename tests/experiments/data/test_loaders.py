@@ -283,7 +283,7 @@ def test_real_readmission_has_the_authors_split(cache: Path) -> None:
     child = data.feature_names.index(CHILDREN)
     train, test = (np.flatnonzero(part.X[:, child] == 1) for part in (data.train, data.test))
     assert (len(train), len(test)) == (24, 137)
-    # 9366, 11116, 13685 after the removal of 20 other children (paper.md, section 5.3)
+    # 9366, 11116, 13685 after the removal of 20 other children (section 5.3)
     np.testing.assert_array_equal(train[data.train.y[train] == 1], [9373, 11125, 13699])
     assert data.test.y[test].sum() == 0
     assert len(np.unique(np.concatenate([data.train.index, data.test.index]))) == 101_766

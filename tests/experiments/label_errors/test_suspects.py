@@ -12,9 +12,10 @@ import pytest
 from hydra.errors import OverrideParseException
 from sklearn.datasets import load_breast_cancer
 
-from experiments.export import line
+from experiments.records.csv import line
 from experiments.records.record import Record
-from experiments.suite.cli import JobFailed, explain
+from experiments.suite.cli import explain
+from experiments.suite.ending import JobFailed
 from experiments.suite.job import execute
 from tests.experiments.test_configs import composed
 from tests.helpers import cli

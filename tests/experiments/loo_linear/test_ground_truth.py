@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.records.record import Record
-from experiments.suite.cli import JobFailed
+from experiments.suite.ending import JobFailed
 from experiments.suite.job import execute
 from tests.experiments.test_configs import composed
 

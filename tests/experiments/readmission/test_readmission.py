@@ -15,7 +15,7 @@ from experiments.data.fetch import obtain
 from experiments.data.readmission_schema import CHILDREN, feature_names
 from experiments.readmission.children import READMITTED, misclassified, standing, without_healthy_children
 from experiments.records.record import Record
-from experiments.suite.cli import JobFailed
+from experiments.suite.ending import JobFailed
 from experiments.suite.job import execute
 from influence.curvature.operators import Hessian
 from influence.objectives.linear import LinearObjective

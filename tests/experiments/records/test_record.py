@@ -13,7 +13,7 @@ import pytest
 from experiments.errors import UserError
 from experiments.publish import LIMIT, publish
 from experiments.records.record import Record
-from experiments.table import markdown, paper_and_ours, records_in, shown
+from experiments.records.table import markdown, paper_and_ours, records_in, shown
 
 
 def example(**changes: Any) -> Record:

@@ -23,12 +23,12 @@ from experiments.records.record import Record
 from experiments.spam import figure
 from experiments.spam import label_fixing as labelfix
 from experiments.spam.label_fixing import CLEAN, RANKINGS, LabelFixing
-from experiments.suite.cli import JobFailed
+from experiments.suite.ending import JobFailed
 from experiments.suite.job import execute
 from experiments.suite.parallel import processes as workers
 from tests.experiments.suite.units import Odd
 from tests.experiments.test_configs import composed
-from tests.helpers import ROOT, environment
+from tests.helpers import PATIENCE, ROOT, environment
 
 SMALL = ["experiment=spam", "tracking=none", "experiment.checks=3"]
 FILES = ("record.json", "arrays.npz", "spam.svg")
@@ -196,7 +196,7 @@ def units(folder: Path) -> set[str]:
 
 def more(job: subprocess.Popen[str], folder: Path, count: int) -> set[str]:
     """Waits for ``count`` more units on disk."""
-    before, deadline = units(folder), time.monotonic() + 120
+    before, deadline = units(folder), time.monotonic() + PATIENCE
     while len(units(folder)) < len(before) + count and job.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     assert job.poll() is None, "the job had already ended"
@@ -218,9 +218,9 @@ def test_killed_interrupted_a_worker_lost_and_resumed_give_the_same_bytes(
     orphans = workers_of(job.pid)
     assert len(orphans) == 2
     job.kill()
-    job.communicate(timeout=120)
+    job.communicate(timeout=PATIENCE)
     done = units(tmp_path)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while any(Path(f"/proc/{orphan}").exists() for orphan in orphans) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(Path(f"/proc/{orphan}").exists() for orphan in orphans)
@@ -228,7 +228,7 @@ def test_killed_interrupted_a_worker_lost_and_resumed_give_the_same_bytes(
     job = started(tmp_path, 1)
     more(job, tmp_path, 3)
     os.kill(workers_of(job.pid)[0], signal.SIGKILL)
-    _, error = job.communicate(timeout=120)
+    _, error = job.communicate(timeout=PATIENCE)
     assert job.returncode == 1, error
     lines = [text for text in error.splitlines() if text]
     assert len(lines) == 1, error
@@ -239,7 +239,7 @@ def test_killed_interrupted_a_worker_lost_and_resumed_give_the_same_bytes(
     job = started(tmp_path, 1)
     more(job, tmp_path, 3)
     os.killpg(job.pid, signal.SIGINT)
-    _, error = job.communicate(timeout=120)
+    _, error = job.communicate(timeout=PATIENCE)
     assert job.returncode == 130, error
     assert "goes on from here" in error
     assert "Traceback" not in error

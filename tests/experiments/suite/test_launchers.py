@@ -14,8 +14,8 @@ from hydra.plugins.launcher import Launcher
 
 from experiments.records.atomic import write_json
 from experiments.suite import cli as commands
-from experiments.suite.job import FAILED
-from experiments.sweep import collect, expected
+from experiments.suite.folders import FAILED
+from experiments.suite.sweeps import collect, expected
 from tests.helpers import cli
 
 JOBS = len(expected("damping"))

@@ -13,7 +13,7 @@ import pytest
 
 from experiments.suite.job import execute
 from tests.experiments.test_configs import composed
-from tests.helpers import ROOT, cli, environment
+from tests.helpers import PATIENCE, ROOT, cli, environment
 
 KILLS = 5
 
@@ -35,7 +35,7 @@ def test_five_kills_and_a_resume_give_the_same_bytes(tmp_path: Path) -> None:
         )
         before = units_at_kill[-1] if units_at_kill else 0
         target = before + draw.randint(1, 9)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while parts(broken) < target and job.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
         time.sleep(draw.uniform(0, 0.03))  # anywhere inside a unit, or while it is written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from experiments.errors import ConfigError
 from experiments.records.record import Record
 from experiments.suite import cli
 from experiments.verification.claims import (
+    MARK,
     NOT_REPRODUCED,
     PARTLY,
     PATH,
@@ -21,12 +23,21 @@ from experiments.verification.claims import (
     STATUSES,
     Bound,
     Claim,
+    Verdict,
     judge,
     load,
     lookup,
     value_of,
 )
-from tests.experiments import verifying
+from experiments.verification.tables import (
+    as_json,
+    junit,
+    long_markdown,
+    short_markdown,
+    summary,
+    text,
+)
+from tests.experiments.verification import verifying
 from tests.helpers import ROOT
 
 CLAIMS = load()
@@ -71,7 +82,8 @@ def test_a_bound_that_says_nothing_is_refused(bad: Any) -> None:
     ("change", "word"),
     [
         ({"id": "Not An Id"}, "an id is made of"),
-        ({"run": "nowhere"}, "there is no run 'nowhere'"),
+        ({"run": "nowhere"}, "unknown run"),
+        ({"seen": {"date": "2026-11-25"}}, "seen has a date and a what"),
         ({"tolerance": "loose"}, "the tolerance is"),
         ({"partly": {"at_least": 0.5}}, "go together"),
         ({"sentense": "x"}, "unknown sentense"),
@@ -82,13 +94,70 @@ def test_a_bound_that_says_nothing_is_refused(bad: Any) -> None:
     ],
 )
 def test_the_yaml_is_read_strictly(tmp_path: Path, change: dict[str, Any], word: str) -> None:
-    content = yaml.safe_load(PATH.read_text())
-    first = {key: value for key, value in (content["claims"][0] | change).items() if value is not None}
-    second = content["claims"][1] | {"id": "second"}
-    path = tmp_path / "claims.yaml"
-    path.write_text(yaml.safe_dump({"runs": content["runs"], "claims": [first, second]}))
+    content = yaml.safe_load((PATH / "loo_linear.yaml").read_text())
+    first = {key: value for key, value in (content["claims"][2] | change).items() if value is not None}
+    second = content["claims"][3] | {"id": "second"}
+    path = tmp_path / "loo_linear.yaml"
+    path.write_text(yaml.safe_dump({"run": content["run"], "claims": [first, second]}))
     with pytest.raises(ConfigError, match=word):
-        load(path)
+        load(tmp_path)
+
+
+def test_embedded_data_have_no_value_in_the_paper(tmp_path: Path) -> None:
+    """A stand-in's number beside the paper's would read as a replication of it."""
+    assert all(claim.paper is None for claim in CLAIMS if claim.tier == "smoke")
+    content = yaml.safe_load((PATH / "smoke" / "spam.yaml").read_text())
+    content["claims"][0]["paper"] = 0.622
+    (tmp_path / "spam.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match="paper must be null"):
+        load(tmp_path)
+    held = Verdict(next(claim for claim in CLAIMS if claim.tier == "smoke"), REPRODUCED, 1.0)
+    for table in (text([held]), summary([held]), as_json([held], {}), junit([held]).decode()):
+        assert "reproduced" not in table
+        assert "holds" in table
+
+
+def test_a_bound_set_after_its_number_is_marked_in_every_table() -> None:
+    after = [claim for claim in CLAIMS if claim.after_its_number]
+    assert {"fig1-full", "sweep-temperature-best", "readmission-norm", "smoke-spam-found"} <= {
+        c.id for c in after
+    }
+    words = ("after the number was seen", "after a first trial", "after the record was seen")
+    assert not [c.id for c in CLAIMS if any(word in f"{c.reason}{c.partly_reason}" for word in words)]
+    marked = verifying.claim(seen={"date": "2026-11-25", "what": "its own record"}, headline=True)
+    verdict = judge(marked, verifying.record())
+    for table in (
+        text([verdict]),
+        short_markdown([verdict]),
+        long_markdown([verdict]),
+        junit([verdict]).decode(),
+    ):
+        assert f"{marked.bound} {MARK}" in table
+    assert json.loads(as_json([verdict], {}))["claims"][0]["set_or_moved_after_its_number"] is True
+    plain = judge(verifying.claim(headline=True), verifying.record())
+    assert not any(
+        MARK in table for table in (text([plain]), short_markdown([plain]), long_markdown([plain]))
+    )
+
+
+def test_each_sentence_stands_alone() -> None:
+    """It names what it is about: no word that points to the claim before it."""
+    for claim in CLAIMS:
+        first = claim.sentence.split()[0]
+        assert first not in ("So", "Their", "Its", "They", "It", "Before,", "This", "That"), claim.sentence
+        assert claim.sentence.endswith("."), claim.sentence
+        assert len(claim.sentence.split()) >= 6, claim.sentence
+    assert len({(claim.tier, claim.sentence) for claim in CLAIMS}) >= len(CLAIMS) - 6
+
+
+SECTIONS = {"components": "2.3", "loo_linear": "4.1", "loo_cnn": "4.2", "smooth_hinge": "4.3", "spam": "5.4"}
+SECTIONS |= {"rbf_vs_inception": "5.1", "attack_single": "5.2", "attack_group": "5.2", "readmission": "5.3"}
+
+
+def test_claims_name_the_paper_s_sections() -> None:
+    for spec in {claim.run for claim in CLAIMS}:
+        if spec.experiment in SECTIONS and not spec.sweep:
+            assert spec.section == SECTIONS[spec.experiment], spec.name
 
 
 def test_lookup_goes_through_dicts_and_lists() -> None:
@@ -140,8 +209,8 @@ def test_a_verdict_for_every_case() -> None:
 def test_there_are_enough_claims_and_each_is_complete() -> None:
     assert len(COMMITTED) >= 25
     for claim in CLAIMS:
-        for text in (claim.sentence, claim.section, claim.where, claim.reason, claim.fails_when):
-            assert text.strip(), claim.id
+        for said in (claim.sentence, claim.section, claim.where, claim.reason, claim.fails_when):
+            assert said.strip(), claim.id
         assert claim.section[0] in "2345", claim.id
         assert all({"date", "from", "reason"} == set(move) for move in claim.moved), claim.id
     for claim in [claim for claim in CLAIMS if claim.tier == "smoke"] + COMMITTED:

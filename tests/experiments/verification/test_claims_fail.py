@@ -17,9 +17,9 @@ import experiments.data
 from experiments.records.record import Record
 from experiments.suite.job import execute
 from experiments.verification.claims import NOT_REPRODUCED, REPRODUCED, Claim, Spec, judge, load
-from experiments.verify import verify
-from tests.experiments import verifying
+from experiments.verification.outcome import verify
 from tests.experiments.test_configs import composed
+from tests.experiments.verification import verifying
 
 SMOKE = {claim.id: claim for claim in load() if claim.tier == "smoke"}
 # Experiment, settings that spoil it, and the claims that must then fail on its finished record.

@@ -12,8 +12,8 @@ import pytest
 from experiments.records.atomic import write_bytes, write_json
 from experiments.verification import report
 from experiments.verification.claims import Bound, Spec
-from experiments.verify import Verification, verify
-from tests.experiments import verifying
+from experiments.verification.outcome import Verification, verify
+from tests.experiments.verification import verifying
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>\' onload="alert(3) {{ 7*7 }} & </style>'
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="4" height="4"></svg>'

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.verification import report
 from experiments.verification.claims import load
-from experiments.verify import chosen, verify
+from experiments.verification.outcome import chosen, verify
 from tests.browser import browser
 from tests.helpers import ROOT
 

@@ -14,12 +14,12 @@ import torch
 from influence import DataError, DeviceError, Hessian, LinearObjective
 from influence.objectives import distributed
 from influence.objectives.distributed import rows_of
-from tests.helpers import ROOT, environment
+from tests.helpers import PATIENCE, ROOT, environment
 from tests.influence.objectives.distributed_worker import linear
 
 
 def torchrun(
-    processes: int, *arguments: str, timeout: float = 90, **extra: str
+    processes: int, *arguments: str, timeout: float = PATIENCE, **extra: str
 ) -> subprocess.CompletedProcess[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return subprocess.run(

@@ -22,7 +22,7 @@ from influence import (
 )
 from influence.objectives import streaming
 from influence.objectives.streaming import ArraySource, ProducedSource, StreamedScores, stream, stream_scores
-from tests.helpers import ROOT, environment
+from tests.helpers import PATIENCE, ROOT, environment
 from tests.influence.objectives.distributed_worker import contract, linear, network
 
 
@@ -193,7 +193,7 @@ def peak(kind: str, n: int, folder: Path, data: str = "") -> tuple[int, int]:
     folder.mkdir()
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, kind, str(n), str(folder), data],
-        env=environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=120, check=False,
+        env=environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     before, highest = done.stdout.split()

@@ -1,0 +1,163 @@
+"""Settings are data: a composed config must not name code, and only Hydra's own plugins are made from one.
+
+Hydra calls what a config names in ``_target_`` (launchers, sweepers, callbacks), ``logging`` calls what a
+logging config names, a search path of the form ``pkg://x`` imports x, and ``env_set`` changes what later
+programs load. A YAML file can bring any of them, by ``--config-dir`` or packaged ``_global_``. So the whole
+config is checked after it was composed and before Hydra acts on it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.errors import ConfigError
+from experiments.suite.folders import require_sweep_folder
+
+_PLUGINS = ("hydra_plugins.", "hydra._internal.core_plugins.")
+# dotted place -> what its _target_ must begin with
+_TARGETS = {
+    "hydra.launcher": _PLUGINS,
+    "hydra.sweeper": _PLUGINS,
+    "hydra.sweeper.sampler": ("optuna.samplers.",),
+}
+_HANDLERS = ("logging.StreamHandler", "logging.NullHandler", "logging.Formatter")
+_STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+# Commands and programs: only a person at the command line may name them, never a file.
+_TYPED = (
+    "hydra.launcher.setup",
+    "hydra.launcher.python",
+    "hydra.launcher.srun_args",
+    "hydra.launcher.additional_parameters",
+    "experiment.peers",
+)
+_HARMLESS = {"experiment.peers": (".peers", ".no-peers")}
+_ON_COMMAND_LINE = (
+    r"_target_|pkg://|^[+~]*hydra[./](callbacks|job_logging|hydra_logging|searchpath|output_subdir)|"
+    r"^[+~]*hydra\.job\.env_(set|copy)"
+)
+
+
+def refuse_arguments(arguments: Sequence[str]) -> None:
+    """Exits with 2 for an override on the command line that names code."""
+    for argument in arguments:
+        if re.search(_ON_COMMAND_LINE, argument):
+            print(f"error: {argument}: a setting must not name code to run; leave it out.", file=sys.stderr)
+            raise SystemExit(2)
+
+
+def install() -> None:
+    """Makes Hydra check every config that it composes, and every job of a sweep before a launcher gets it."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.plugins import Plugins
+    from hydra.types import RunMode
+
+    if getattr(ConfigLoaderImpl.load_configuration, "guarded", False):
+        return
+    compose, process = ConfigLoaderImpl.load_configuration, ConfigLoaderImpl._process_config_searchpath
+    make_launcher = Plugins.instantiate_launcher
+
+    def load_configuration(self: Any, *arguments: Any, **named: Any) -> DictConfig:
+        config = compose(self, *arguments, **named)
+        check(config, sys.argv[1:])
+        return config
+
+    def process_searchpath(self: Any, config_name: Any, parsed_overrides: Any, repo: Any) -> None:
+        loaded = repo.load_config(config_path=config_name) if config_name is not None else None
+        primary = loaded.config if loaded is not None else None
+        if isinstance(primary, DictConfig) and OmegaConf.select(primary, "hydra.searchpath"):
+            raise ConfigError("hydra.searchpath must not stand in a config: use --config-dir=FOLDER.")
+        process(self, config_name, parsed_overrides, repo)
+
+    def instantiate_launcher(self: Any, **named: Any) -> Any:
+        config = named["config"]
+        if config.hydra.mode == RunMode.MULTIRUN:  # before Hydra writes its multirun.yaml there
+            require_sweep_folder(Path(config.hydra.sweep.dir), list(config.hydra.overrides.task))
+        launcher = make_launcher(self, **named)
+        context, launch = named["hydra_context"], launcher.launch
+
+        def checked(job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Any:
+            for overrides in job_overrides:  # a launcher's own processes compose without this guard
+                context.config_loader.load_sweep_config(config, list(overrides))
+            return launch(job_overrides, initial_job_idx)
+
+        if not type(launcher).__module__.startswith("hydra._internal"):
+            launcher.launch = checked
+        return launcher
+
+    load_configuration.guarded = True  # type: ignore[attr-defined]
+    ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]
+    ConfigLoaderImpl._process_config_searchpath = process_searchpath  # type: ignore[method-assign]
+    Plugins.instantiate_launcher = instantiate_launcher  # type: ignore[method-assign]
+
+
+def check(config: DictConfig, arguments: Sequence[str] = ()) -> None:
+    """Raises ConfigError for the first thing in a composed ``config`` that would run code.
+
+    arguments: the command line, whose reader may name a launcher's commands.
+    """
+    content: Any = OmegaConf.to_container(config, resolve=False)
+    for place, target in targets(content):
+        if not str(target).startswith(_TARGETS.get(place, ("\0",))):
+            refuse(f"{place}._target_".lstrip("."), target)
+    if found := OmegaConf.select(config, "hydra.callbacks"):
+        refuse("hydra.callbacks", ", ".join(map(str, found)))
+    if OmegaConf.select(config, "hydra.output_subdir"):
+        raise ConfigError("hydra.output_subdir must stay null: a run writes its own folder; remove it.")
+    for key, value in (OmegaConf.select(config, "hydra.job.env_set") or {}).items():
+        if os.environ.get(key) != value:  # env_copy stands there too, and changes nothing
+            refuse(f"hydra.job.env_set.{key}", value)
+    if space := OmegaConf.select(config, "hydra.sweeper.custom_search_space"):
+        refuse("hydra.sweeper.custom_search_space", space)
+    for name in ("hydra.job_logging", "hydra.hydra_logging"):
+        node = OmegaConf.select(config, name)
+        try:
+            check_logging(name, OmegaConf.to_container(node, resolve=True) if node is not None else None)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{name} cannot be resolved: leave it at none.") from error
+    for path in _TYPED:
+        value = OmegaConf.select(config, path)
+        typed = any(argument.lstrip("+").startswith((f"{path}=", f"{path}.")) for argument in arguments)
+        if value and not typed and value not in _HARMLESS.get(path, ()):
+            raise ConfigError(
+                f"{path} names a program or its arguments: it may stand on the command line, not in a config."
+            )
+
+
+def refuse(place: str, value: Any) -> None:
+    """Raises the one sentence."""
+    raise ConfigError(f"a config must not name code to run: remove {place} ({value}).")
+
+
+def targets(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every ``_target_`` below ``node`` with the dotted place of the mapping that holds it."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield place, node["_target_"]
+        for key, value in node.items():
+            yield from targets(value, f"{place}.{key}".lstrip("."))
+    elif isinstance(node, (list, tuple)):
+        for position, value in enumerate(node):
+            yield from targets(value, f"{place}.{position}".lstrip("."))
+
+
+def check_logging(place: str, node: Any) -> None:
+    """Refuses what ``logging.config.dictConfig`` would call or import: factories, classes, ``ext://``."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            inside = f"{place}.{key}"
+            if str(key) in ("()", ".") or (str(key) == "class" and value not in _HANDLERS):
+                refuse(inside, value)
+            check_logging(inside, value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            check_logging(place, value)
+    elif isinstance(node, str) and "://" in node and node not in _STREAMS:
+        refuse(place, node)

@@ -1,0 +1,137 @@
+"""What became of the runs behind the claims: read from records, or run, and judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import ConfigError, UserError
+from experiments.records import provenance
+from experiments.records.places import WORK
+from experiments.records.record import Record
+from experiments.verification.claims import NOT_REPRODUCED, NOT_RUN, Claim, Spec, Verdict, judge
+
+
+@dataclass
+class Outcome:
+    """One run behind the claims: its record and provenance where there are any, else why not."""
+
+    spec: Spec
+    folder: Path
+    record: Record | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    ran: bool = True  # false: there is nothing to read
+
+
+@dataclass
+class Verification:
+    """Everything that a table or a report of it needs."""
+
+    verdicts: list[Verdict]
+    outcomes: dict[str, Outcome]
+    details: dict[str, Any]
+
+    @property
+    def accepted(self) -> bool:
+        """Whether no claim was missed."""
+        return all(verdict.accepted for verdict in self.verdicts)
+
+
+def chosen(claims: Sequence[Claim], tiers: Sequence[str], ids: str | None) -> list[Claim]:
+    """The claims of the tiers, or those named; ConfigError where a name is unknown or nothing is left."""
+    found = [claim for claim in claims if claim.tier in tiers]
+    if ids is not None:
+        wanted = [name for name in ids.split(",") if name]
+        unknown = sorted(set(wanted) - {claim.id for claim in found})
+        if unknown:
+            known = ", ".join(claim.id for claim in found)
+            raise ConfigError(f"no claim {', '.join(unknown)} at tier {', '.join(tiers)}; there are {known}.")
+        found = [claim for claim in found if claim.id in wanted]
+    if not found:
+        raise ConfigError(f"there are no claims at tier {', '.join(tiers)}.")
+    return found
+
+
+def read(spec: Spec, folder: Path) -> Outcome:
+    """The record in ``folder``: whole, its arrays its own, its seal unbroken."""
+    outcome = Outcome(spec, folder)
+    if not (folder / "record.json").is_file():
+        place = folder.relative_to(WORK) if folder.is_relative_to(WORK) else folder
+        outcome.ran, outcome.problem = False, f"no record in {place}"
+        return outcome
+    try:
+        record = Record.load(folder)
+        if "seal" not in json.loads((folder / "record.json").read_text()):
+            raise UserError(f"{folder / 'record.json'} has no seal: publish the run again.")
+        outcome.record = record
+        outcome.provenance = provenance.read(folder)
+    except (UserError, OSError, ValueError) as error:
+        outcome.record, outcome.problem = None, str(error)
+    return outcome
+
+
+def execute(spec: Spec, folder: Path, log: Path, extra: Sequence[str] = ()) -> Outcome:
+    """Runs the experiment in a process of its own (so that one cannot spoil the next), then reads it."""
+    own = [f"output={folder}", "tracking=none"]
+    steps = [["experiments", *["--multirun"] * bool(spec.sweep), *spec.arguments, *own, *extra]]
+    if spec.sweep:
+        steps.append(["experiments.sweep", str(folder), *shlex.split(spec.sweep)])
+    environment = dict(os.environ)
+    if spec.tier == "smoke":  # so small that two threads mostly wait for each other, worst on a busy machine
+        environment.setdefault("OMP_NUM_THREADS", "1")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w") as stream:
+        for step in steps:  # the collector is asked even where a job failed: its table then stands in the log
+            command = [sys.executable, "-m", *step]
+            code = subprocess.run(
+                command, cwd=WORK, env=environment, stdout=stream, stderr=subprocess.STDOUT, check=False
+            ).returncode
+    if code:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines
+        return Outcome(spec, folder, problem=f"exit code {code}: {said[-1] if said else ''} ({log})")
+    return read(spec, folder)
+
+
+def verdicts_of(claims: Sequence[Claim], outcomes: dict[str, Outcome]) -> list[Verdict]:
+    """Each claim against the record of its run."""
+    found = []
+    for claim in claims:
+        outcome = outcomes[claim.run.name]
+        if outcome.record is not None:
+            found.append(judge(claim, outcome.record))
+        else:
+            status = NOT_REPRODUCED if outcome.ran else NOT_RUN
+            found.append(Verdict(claim, status, None, outcome.problem))
+    return found
+
+
+def verify(
+    claims: Sequence[Claim], source: str, results: Path, output: Path, extra: Sequence[str] = ()
+) -> Verification:
+    """Reads (``source`` results) or runs (``source`` run) what the claims need, and judges them.
+
+    ``extra``: overrides added to every command, such as where the data are.
+    """
+    specs = {claim.run.name: claim.run for claim in claims}
+    outcomes = {}
+    for position, (name, spec) in enumerate(specs.items(), start=1):
+        if source == "results":
+            outcomes[name] = read(spec, results / name)
+            continue
+        start = time.monotonic()
+        print(f"[{position}/{len(specs)}] {spec.command}", end=" ", file=sys.stderr, flush=True)
+        outcomes[name] = execute(spec, output / "runs" / name, output / "logs" / f"{name}.log", extra)
+        said = f"{time.monotonic() - start:.1f} s {outcomes[name].problem}"
+        print(said.rstrip(), file=sys.stderr, flush=True)
+    details = {"from": source, "tiers": sorted({claim.tier for claim in claims}), "code": provenance.code()}
+    return Verification(verdicts_of(claims, outcomes), outcomes, details)

@@ -1,0 +1,46 @@
+"""For every test: no process that it started is alive after it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_PR_SET_CHILD_SUBREAPER = 36
+_KEPT = (b"resource_tracker",)  # multiprocessing's own helper of this process, which ends with it
+
+
+def descendants(pid: int) -> dict[int, bytes]:
+    """The living processes below ``pid`` by id, with their command lines (Linux; elsewhere none)."""
+    found: dict[int, bytes] = {}
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, task.read_text().split()):
+                with contextlib.suppress(OSError):
+                    command = Path(f"/proc/{child}/cmdline").read_bytes()
+                    if command and not any(kept in command for kept in _KEPT):
+                        found[child] = command
+                found |= descendants(child)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_child_survives_its_test() -> Iterator[None]:
+    """Kills what a test left running, and fails the test that did."""
+    with contextlib.suppress(OSError, AttributeError):  # orphans of a killed process come to this one
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    before = descendants(os.getpid())
+    yield
+    left = {pid: command for pid, command in descendants(os.getpid()).items() if pid not in before}
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+    names = [command.replace(b"\0", b" ").decode(errors="replace")[:120] for command in left.values()]
+    assert not left, f"processes outlived their test and were killed: {names}"

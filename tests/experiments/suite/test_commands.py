@@ -1,0 +1,135 @@
+"""The parser of all commands: what it takes, what it refuses, and that each command's help teaches and is
+light.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.errors import ConfigError
+from experiments.suite.commands import Command, Option, Words, flag, names
+from experiments.suite.completion import candidates
+from experiments.suite.console import COMMANDS, command
+from experiments.suite.teaching import comments, of_experiment, options, overview
+from tests.helpers import ROOT, cli, environment, one_sentence
+
+SMALL = Command(
+    "small",
+    "Does little.",
+    words=Words("FOLDER", most=None, help="folders"),
+    options=(
+        Option("to", None, "a file", kind=Path, shown="FILE"),
+        Option("count", "3", "how many", kind=int),
+        Option("tier", "a", "which", kind=names, choices=("a", "b")),
+        Option("draw", "true", "a figure too", kind=flag),
+    ),
+    rest="COMMAND",
+)
+HEAVY = {"torch", "torchvision", "wandb", "sklearn", "tensorflow_datasets", "pandas", "matplotlib"}
+
+
+def test_words_settings_and_what_follows_the_dashes() -> None:
+    given = SMALL.parse(["one", "./a=b", "to=x=y", "tier=a,b", "draw=false", "--", "k=v", "--flag"])
+    assert given.words == ["one", "./a=b"]
+    assert given["to"] == Path("x=y")
+    assert (given["count"], given["tier"], given["draw"], given["debug"]) == (3, ["a", "b"], False, False)
+    assert given.rest == ["k=v", "--flag"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["one", "cuont=3", "--", "x"], "did you mean count"),
+        (["one", "count=three", "--", "x"], "a whole number"),
+        (["one", "tier=c", "--", "x"], "choose from a, b"),
+        (["one", "draw=yes", "--", "x"], "true or false"),
+        (["one", "--count", "3"], "--count is no setting"),
+        (["--", "x"], "FOLDER is missing"),
+        (["one"], "-- COMMAND is missing"),
+    ],
+)
+def test_what_is_wrong_is_named(arguments: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        SMALL.parse(arguments)
+
+
+def test_one_word_too_many_is_named() -> None:
+    with pytest.raises(ConfigError, match="'two' is one word too many"):
+        Command("x", "X.", words=Words("FOLDER")).parse(["one", "two"])
+
+
+def test_every_file_in_the_root_is_a_command_or_the_ground() -> None:
+    files = {path.stem for path in (ROOT / "experiments").glob("*.py")}
+    assert files - {"__init__", "__main__", "errors", "schema", "ranges"} == set(COMMANDS) & files
+    assert {f"experiments.{name}" for name in files} >= {m for m in COMMANDS.values() if m.count(".") == 1}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_answers_help_without_torch(name: str) -> None:
+    found = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", COMMANDS[name], "--help"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == command(name).help().strip()
+    assert "usage: python -m experiments." in found.stdout
+    assert all(f"  {option.name}=" in found.stdout for option in command(name).options)
+    loaded = {line.split("|")[-1].strip().split(".")[0] for line in found.stderr.splitlines()}
+    assert not loaded & HEAVY
+    assert max(map(len, found.stdout.splitlines())) <= 120
+
+
+def test_the_overview_names_every_experiment_and_command() -> None:
+    text = overview()
+    assert all(f"\n  {name} " in text for name in [*options("experiment"), *COMMANDS])
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_help_on_an_experiment_says_what_it_shows_its_settings_and_its_cost(name: str) -> None:
+    text = of_experiment(name, [f"experiment={name}"])
+    assert f"python -m experiments experiment={name} tier=paper" in text
+    assert " min, " in text
+    assert "  experiment." in text
+    assert "  data.mirror=null" in text
+    assert "seed=0" in text
+
+
+def test_help_shows_the_values_of_the_tier_asked_for() -> None:
+    assert "experiment.removed=500" in of_experiment("loo_linear", ["experiment=loo_linear", "tier=paper"])
+    small = cli("experiment=loo_linear", "experiment.removed=7", "--help")
+    assert small.returncode == 0
+    assert "experiment.removed=7 " in small.stdout
+    wrong = cli("experiment=loo_linaer", "--help")
+    assert wrong.returncode == 2
+    assert "loo_linear" in one_sentence(wrong)
+
+
+def test_the_comments_of_a_schema_are_its_help() -> None:
+    from experiments.models.schema import CGSolver
+
+    assert comments(CGSolver)["tolerance"] == "relative residual of each column"
+    assert "damping" in comments(CGSolver)
+
+
+def test_a_command_runs_by_its_name_alone() -> None:
+    by_name, by_module = cli("table"), cli(module="experiments.table")
+    assert by_name.returncode == 0
+    assert by_name.stdout == by_module.stdout != ""
+
+
+def test_the_tab_key_offers_what_fits() -> None:
+    assert candidates("ver", []) == ["verify"]
+    assert candidates("experiment=loo", []) == ["experiment=loo_cnn", "experiment=loo_linear"]
+    assert candidates("tier=p", ["verify"]) == ["tier=paper"]
+    assert candidates("from=", ["verify"]) == ["from=results", "from=run"]
+    assert "experiment.removed=" in candidates("experiment.r", ["experiment=loo_linear"])
+    assert candidates("solver.tol", ["experiment=loo_linear"]) == ["solver.tolerance="]
+    assert "complete -o default" in cli("completion", "bash").stdout
+    assert "name a shell" in one_sentence(cli("completion", "tcsh"))
