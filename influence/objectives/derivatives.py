@@ -1,9 +1,11 @@
-"""No derivative of an unknown module is trusted unseen: each way is compared with differences before it is used.
+"""No derivative of an unknown module is trusted unseen: each way is compared with differences before it is
+used.
 
-PyTorch's rules for forward over reverse are wrong for some layers (LayerNorm, InstanceNorm, ``linalg.solve``) and
-missing for others (fused attention, GLU, cdist); ``vmap`` fails on recurrent layers. So an objective of an unknown
-module takes a few of its examples, a random point near its θ and a random direction, all in float64, and compares,
-for a quadratic function of the outputs in place of the loss (whose derivatives are known):
+PyTorch's rules for forward over reverse are wrong for some layers (LayerNorm, InstanceNorm, ``linalg.solve``)
+and missing for others (fused attention, GLU, cdist); ``vmap`` fails on recurrent layers. So an objective of
+an unknown module takes a few of its examples, a random point near its θ and a random direction, all in
+float64, and compares, for a quadratic function of the outputs in place of the loss (whose derivatives are
+known):
 
 - the gradient with central differences of the loss;
 - the Hessian product with central differences of that gradient;
@@ -11,13 +13,14 @@ for a quadratic function of the outputs in place of the loss (whose derivatives 
 - per-example gradients with the gradient of one example at a time;
 - mixed derivatives with central differences of gradients, when they are first asked for.
 
-The fastest way that agrees is taken. A kink (ReLU, max pooling) between the two points of a difference would raise
-a false alarm. Differences at two steps must therefore agree with each other before anything is held against them;
-if not, smaller steps and then other directions and fewer examples are tried.
+The fastest way that agrees is taken. A kink (ReLU, max pooling) between the two points of a difference would
+raise a false alarm. Differences at two steps must therefore agree with each other before anything is held
+against them; if not, smaller steps and then other directions and fewer examples are tried.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -85,7 +88,8 @@ class Derivatives:
     def __str__(self) -> str:
         parts = []
         for name, way in self.ways().items():
-            kernels = ", without fused kernels" if way.plain_kernels else ""
+            fused = way.plain_kernels and way.method is not Method.DIFFERENCES
+            kernels = ", without fused kernels" if fused else ""
             parts.append(f"{name}: {_WORDS[way.method]}{kernels}")
         return "; ".join(parts) + "".join(f". {note}" for note in self.notes)
 
@@ -148,17 +152,17 @@ class Check:
     Args:
         network: in the dtype of the objective.
         x: all examples; a few are taken.
+        most: how many at most.
 
     Raises:
         DataError: the gradient is not that of the outputs, or the outputs are not differentiable.
     """
 
-    def __init__(self, network: Network, x: Inputs) -> None:
+    def __init__(self, network: Network, x: Inputs, most: int = 8) -> None:
         self.network, self.loss = network, Probe()
         self.double = network if network.dtype == torch.float64 else network.to(torch.float64)
-        most = 8 if network.p <= 100_000 else 4 if network.p <= 1_000_000 else 2
         n = count(x)
-        m = min(n, most)
+        m = min(n, most, 8 if network.p <= 100_000 else 4 if network.p <= 1_000_000 else 2)
         self.x = self.double.on_examples(take(x, torch.arange(m, device=leaves(x)[0].device) * n // m))
         self.m = m
         self._generator = torch.Generator().manual_seed(0)
@@ -177,15 +181,15 @@ class Check:
             if second is not None:
                 return self._noted(second)
         raise DataError(
-            f"differences of the {self._name()}'s gradients do not settle as their step shrinks, so its second "
-            "derivatives mean nothing: it rounds, samples or jumps somewhere; use smooth operations there"
+            f"differences of the {self._name()}'s gradients do not settle as their step shrinks, so its "
+            "second derivatives mean nothing: it jumps somewhere; use smooth operations there"
         )
 
     def choose_mixed(self, chosen: Derivatives) -> Way:
         """The way of ``∇_x (v·∇_θ ℓ)``."""
         for share in _DRAWS:
             draw = self._draw(share)
-            oracle = central(lambda t: draw.passes.input_gradient(LAST, t, draw.batch), *draw.line)
+            oracle = central(draw.input_gradient, *draw.line)
             if oracle is not None:
                 run = self._runner(draw, lambda p, way, t, v, b: p.mixed(way, t, v, b))
                 return self._fastest(run, oracle)
@@ -218,7 +222,8 @@ class Check:
             return None
         run = self._runner(draw, lambda p, way, t, v, b: p.gradient(way, t, b))
         for way in WAYS:
-            # One number along v stands for the whole gradient: an error e shows as e·v, of the size of |e||v|.
+            # One number along v stands for the whole gradient: an error e shows as e·v, of the size of
+            # |e||v|.
             g = self._attempt(run, way)
             scale = 0.0 if g is None else float((g * draw.v).norm())
             if g is not None and Estimate(losses.value, losses.error + _AGREE * scale).agrees(
@@ -249,9 +254,10 @@ class Check:
                 owner = _owner(passes.network.model, piece.name)
                 raise DataError(
                     f"the gradient in the parameter {piece.name} of {owner} is not that of the loss "
-                    f"({float(g @ v):.6g} along a direction in which the loss changes by {float(losses.value):.6g}): "
-                    "an operation there has a backward pass of its own (straight-through estimator, detach, "
-                    "padding_idx); write it without, or freeze the parameter with requires_grad_(False)"
+                    f"({float(g @ v):.6g} along a direction in which that changes by "
+                    f"{float(losses.value):.6g}): an operation there has a backward pass of its own "
+                    "(straight-through estimator, padding_idx, checkpoint with use_reentrant=True); write it "
+                    "without, or freeze the parameter with requires_grad_(False)"
                 )
 
     def _second_derivatives(self, draw: Draw, chosen: Derivatives) -> Derivatives | None:
@@ -300,16 +306,19 @@ class Check:
     def _fastest(self, run: Callable[[Way, torch.dtype], Tensor], oracle: Estimate) -> Way:
         for way in WAYS:
             exact = self._attempt(run, way)
-            if exact is not None and oracle.agrees(exact):
-                return way
+            if exact is not None:
+                if oracle.agrees(exact):
+                    return way
+                off = float((exact - oracle.value).norm()) / (float(oracle.value.norm()) or 1.0)
+                self.why = f"the rule of torch is off by {off:.1g} of its size"
         return LAST
 
     def _attempt(self, run: Callable[[Way, torch.dtype], Tensor], way: Way) -> Tensor | None:
         """The result in float64, or None if the way fails there or in the objective's own dtype."""
         try:
-            exact = run(way, torch.float64)
+            exact = self._strictly(run, way, torch.float64)
             if self.network.dtype != torch.float64:
-                own = run(way, self.network.dtype).double()
+                own = self._strictly(run, way, self.network.dtype).double()
                 if not Estimate(exact, 1e-6).agrees(own, _LOOSE):
                     self.why = (
                         f"it differs by more than {_LOOSE:.0%} between {self.network.dtype} and float64"
@@ -321,6 +330,16 @@ class Check:
             self.why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
             return None
         return exact
+
+    @staticmethod
+    def _strictly(run: Callable[[Way, torch.dtype], Tensor], way: Way, dtype: torch.dtype) -> Tensor:
+        """The result; an operation that vmap does one example at a time counts as a failure."""
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            result = run(way, dtype)
+        if any("performance drop" in str(warning.message) for warning in said):
+            raise RuntimeError("vmap runs an operation of the model one example at a time")
+        return result
 
     def _runner(
         self, draw: Draw, compute: Callable[[Passes, Way, Tensor, Tensor, Batch], Tensor]
@@ -367,10 +386,12 @@ class Check:
         return f"model {type(self.network.model).__name__}"
 
     def _noted(self, chosen: Derivatives) -> Derivatives:
-        for name in chosen.by_differences():
+        names = chosen.by_differences()
+        if names:
             chosen.notes.append(
-                f"No exact way to the {name} of this model agrees with differences ({self.why}), so it is computed "
-                "by central differences in float64, good to about eight digits"
+                f"No exact way to these derivatives of this model agrees with differences: {', '.join(names)}"
+                f" ({self.why}). They are central differences of first derivatives in float64, good to about "
+                "eight digits"
             )
         for piece in self.network.pieces:
             if piece.fixed is not None:
@@ -398,6 +419,10 @@ class Draw:
     def line(self) -> tuple[Tensor, Tensor, float]:
         """Point, direction and size for :func:`central`."""
         return self.theta, self.v, self.size
+
+    def input_gradient(self, theta: Tensor) -> Tensor:
+        """``w_i ∇_x ℓ_i(θ)``."""
+        return self.passes.input_gradient(LAST, theta, self.batch)
 
     def loss_at(self, theta: Tensor) -> Tensor:
         """``Σ w_i ℓ_i(θ)``."""

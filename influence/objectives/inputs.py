@@ -1,4 +1,5 @@
-"""Inputs of a model: one tensor, or several in a tuple, list or mapping, with the examples along the first axis.
+"""Inputs of a model: one tensor, or several in a tuple, list or mapping, with the examples along the first
+axis.
 
 Everything that an objective does with inputs goes through these functions, so a model with two arguments or a
 dictionary of token ids and masks is handled as one tensor is.
@@ -65,8 +66,8 @@ def floating_leaf(inputs: Inputs) -> Tensor:
     floating = [tensor for tensor in leaves(inputs) if tensor.is_floating_point()]
     if len(floating) != 1:
         raise DataError(
-            f"derivatives in the inputs need floating inputs, exactly one tensor of them, got {len(floating)}; "
-            "embed the inputs first, or close over the others"
+            f"derivatives in the inputs need floating inputs, exactly one tensor, got {len(floating)}; embed "
+            "the inputs first, or make the others part of the model"
         )
     return floating[0]
 

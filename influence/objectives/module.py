@@ -1,10 +1,10 @@
 """The training objective of any ``torch.nn.Module``, with every derivative that influence needs.
 
-``R(θ) = (1/n) Σ_i w_i L(z_i, θ) + (λ/2)‖m ⊙ θ‖²`` (Koh & Liang 2017, section 2), where ``L(z, θ) = ℓ(f_θ(x), y)``,
-``w_i`` are weights (1 unless given) and the 0/1 mask ``m`` says which parameters λ touches. Only the network ``f``
-is differentiated by torch, in ways that were checked on a few examples (:mod:`.derivatives`). The loss ℓ brings its
-own output gradient ``g`` and output Hessian ``B`` (:mod:`influence.losses`), so hinge kinks and flat softmax tails
-are handled where they are understood.
+``R(θ) = (1/n) Σ_i w_i L(z_i, θ) + (λ/2)‖m ⊙ θ‖²`` (Koh & Liang 2017, section 2), where ``L(z, θ) = ℓ(f_θ(x),
+y)``, ``w_i`` are weights (1 unless given) and the 0/1 mask ``m`` says which parameters λ touches. Only the
+network ``f`` is differentiated by torch, in ways that were checked on a few examples (:mod:`.derivatives`).
+The loss ℓ brings its own output gradient ``g`` and output Hessian ``B`` (:mod:`influence.losses`), so hinge
+kinks and flat softmax tails are handled where they are understood.
 
 All calls walk the data in batches of ``batch_size`` and keep no graph between batches, so memory is bounded
 by the batch whatever n is. Shapes: n examples, p parameters, c outputs, k columns; a block is ``(p, k)``.
@@ -114,7 +114,8 @@ class Objective(TrainingObjective):
         weights = torch.as_tensor(weights)
         if weights.shape != (self.n,) or not bool(torch.isfinite(weights).all()):
             raise DataError(
-                f"weights must be finite, one for each of the {self.n} examples; got shape {tuple(weights.shape)}"
+                f"weights must be finite, one for each of the {self.n} examples; got shape "
+                f"{tuple(weights.shape)}"
             )
         return weights.to(self.device, self.dtype)
 
@@ -134,7 +135,10 @@ class Objective(TrainingObjective):
 
     def _choose_derivatives(self) -> None:
         """The fastest ways that agree with differences (:mod:`.derivatives`)."""
-        self.derivatives = Check(self.network, self.inputs).choose()
+        self.derivatives = self._check().choose()
+
+    def _check(self) -> Check:
+        return Check(self.network, self.inputs, self.batch_size)
 
     @property
     def targets(self) -> Tensor:
@@ -147,7 +151,7 @@ class Objective(TrainingObjective):
         return self.network.model
 
     def on(self, inputs: Inputs, targets: Tensor) -> Self:
-        """The same model, loss and λ on other data, such as the test set (one example is enough); no weights."""
+        """The same model, loss and λ on other data without weights, such as the test set (one will do)."""
         other = copy.copy(self)
         other.weights = None
         other._set_data(inputs, targets)
@@ -358,13 +362,13 @@ class Objective(TrainingObjective):
         batch = next(iter(self._batches(idx)))[0]
         chosen = self.derivatives
         if chosen.mixed_direction is None:
-            chosen.mixed_direction = Check(self.network, self.inputs).choose_mixed_direction(chosen)
+            chosen.mixed_direction = self._check().choose_mixed_direction(chosen)
         return self._passes.mixed_direction(chosen.mixed_direction, theta, batch, delta[None].to(x))
 
     def _mixed_way(self) -> Way:
         chosen = self.derivatives
         if chosen.mixed is None:
-            chosen.mixed = Check(self.network, self.inputs).choose_mixed(chosen)
+            chosen.mixed = self._check().choose_mixed(chosen)
         return chosen.mixed
 
 

@@ -16,9 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from influence.errors import DataError, DeviceError
 from influence.objectives.inputs import Inputs, convert, count, shape_of
+from influence.objectives.substitutes import PlainEmbeddingBag, substitute
 
 _FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
-_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag, PlainEmbeddingBag)
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Piece:
 class Network:
     """``f_θ(x)`` of a module, θ ``(p,)`` its trainable parameters in the module's order.
 
-    A row of an embedding at its ``padding_idx`` is no part of θ: torch gives it no gradient, so training never
-    moves it. In θ, it would make the loss depend on a coordinate in which its gradient is zero.
+    A row of an embedding at its ``padding_idx`` is no part of θ: torch gives it no gradient, so training
+    never moves it. In θ, it would make the loss depend on a coordinate in which its gradient is zero.
 
     Args:
         model: copied. Parameters with ``requires_grad=False`` keep their values.
@@ -54,7 +55,11 @@ class Network:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        self.model = _copied(model).to(dtype)
+        self._given = _copied(model).to(dtype)
+        self.model = copy.deepcopy(self._given)
+        if not substitute(self.model):
+            self._given = self.model
+        self._twin: nn.Module | None = None
         self.dtype = dtype
         trainable = [(name, w) for name, w in self.model.named_parameters() if w.requires_grad]
         if not trainable:
@@ -112,7 +117,7 @@ class Network:
 
     def module(self, theta: Tensor) -> nn.Module:
         """A copy of the module that carries θ as its parameters."""
-        model = copy.deepcopy(self.model)
+        model = copy.deepcopy(self._given)
         with torch.no_grad():
             own = dict(model.named_parameters())
             for name, value in self.unflatten(theta).items():
@@ -122,7 +127,8 @@ class Network:
     def to(self, dtype: torch.dtype) -> Self:
         """The same network in another floating type (a copy)."""
         other = copy.copy(self)
-        other.model = copy.deepcopy(self.model).to(dtype)
+        other.model = other._given = copy.deepcopy(self.model).to(dtype)
+        other._twin = None
         other.dtype = dtype
         other._rows = {name: row.to(dtype) for name, row in self._rows.items()}
         return other
@@ -136,7 +142,24 @@ class Network:
             DataError: the module returns no tensor with one row an example.
         """
         args, kwargs = arguments(self.model, x)
-        outputs = functional_call(self.model, self.unflatten(theta), args, kwargs)
+        return self._rows_of(functional_call(self.model, self.unflatten(theta), args, kwargs), x)
+
+    def bind(self, theta: Tensor) -> Bound:
+        """A copy of the module with θ in its own parameters, for plain reverse mode.
+
+        Unlike :meth:`__call__`, the parameters stay in place during the backward pass, as recomputation
+        (``torch.utils.checkpoint``) needs. The copy is kept: binding another θ ends the use of the earlier
+        one.
+        """
+        if self._twin is None:
+            self._twin = copy.deepcopy(self.model)
+        own = dict(self._twin.named_parameters())
+        with torch.no_grad():
+            for name, value in self.unflatten(theta).items():
+                own[name].copy_(value)
+        return Bound(self, self._twin, [own[piece.name] for piece in self.pieces])
+
+    def _rows_of(self, outputs: Any, x: Inputs) -> Tensor:
         m = count(x)
         if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2) or len(outputs) != m:
             got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
@@ -155,13 +178,41 @@ class Network:
                 stack.enter_context(_without_fast_path())
             if plain_kernels:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+                stack.enter_context(_without(torch.backends.cudnn))
+                stack.enter_context(_without(torch.backends.mkldnn))
             yield
 
     def on_examples(self, x: Inputs) -> Inputs:
         """Inputs in this network's floating type."""
         return convert(x, self.dtype)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A module that carries θ in its own parameters."""
+
+    network: Network
+    module: nn.Module
+    parameters: list[nn.Parameter]
+
+    def outputs(self, x: Inputs) -> Tensor:
+        """``(m, c)``, with a graph."""
+        args, kwargs = arguments(self.module, x)
+        with torch.enable_grad():
+            return self.network._rows_of(self.module(*args, **kwargs), x)
+
+    def gradient(self, outputs: Tensor, u: Tensor | None = None, *, create_graph: bool = False) -> Tensor:
+        """``Jᵀu`` as one vector ``(p,)``; with ``create_graph`` it can be differentiated again."""
+        found = torch.autograd.grad(
+            outputs, self.parameters, u, create_graph=create_graph, retain_graph=True, allow_unused=True,
+            materialize_grads=True,
+        )  # fmt: skip
+        parts = []
+        for piece, g in zip(self.network.pieces, found, strict=True):
+            if piece.fixed is not None:
+                g = torch.cat([g[: piece.fixed], g[piece.fixed + 1 :]])
+            parts.append(g.reshape(-1))
+        return torch.cat(parts)
 
 
 def arguments(model: nn.Module, x: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -182,6 +233,16 @@ def arguments(model: nn.Module, x: Inputs) -> tuple[tuple[Any, ...], dict[str, A
 
 
 @contextlib.contextmanager
+def _without(backend: Any) -> Iterator[None]:
+    """``torch.backends.cudnn`` or ``.mkldnn`` switched off."""
+    before, backend.enabled = backend.enabled, False
+    try:
+        yield
+    finally:
+        backend.enabled = before
+
+
+@contextlib.contextmanager
 def _without_fast_path() -> Iterator[None]:
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -196,15 +257,16 @@ def _copied(model: nn.Module) -> nn.Module:
         copied = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
         raise DataError(
-            f"the model {type(model).__name__} cannot be copied ({str(error).splitlines()[0]}); for weight_norm "
-            "and spectral_norm use those of torch.nn.utils.parametrizations"
+            f"the model {type(model).__name__} cannot be copied: "
+            f"{str(error).splitlines()[0].partition('.')[0]}; for weight_norm and spectral_norm use those of "
+            "torch.nn.utils.parametrizations"
         ) from None
     for name, part in copied.named_modules():
-        if isinstance(part, _EMBEDDINGS):
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag):
             if part.max_norm is not None:
                 raise DataError(
-                    f"the embedding {name or 'itself'} has max_norm, which changes its weights in every pass; "
-                    "renormalise them once and set max_norm=None"
+                    f"the embedding {name or 'itself'} has max_norm, which changes its weights in every "
+                    "pass; renormalise them once and set max_norm=None"
                 )
             part.sparse = False  # the gradient is needed dense
     return copied

@@ -1,4 +1,5 @@
-"""Derivatives of one batch of a network, each in several ways that a check chooses among (:mod:`.derivatives`).
+"""Derivatives of one batch of a network, each in several ways that a check chooses among
+(:mod:`.derivatives`).
 
 With outputs ``o_i = f(θ, x_i)``, the loss's gradient ``g_i`` and Hessian ``B_i`` in the outputs and weights
 ``w_i``:
@@ -94,11 +95,10 @@ class Passes:
             if way.method is Method.TRANSFORMS:
                 outputs, pull = vjp(lambda t: self.network(t, batch.x), theta)
                 return pull(batch.weigh(self.loss.output_gradient(outputs, batch.y)))[0]
-            with torch.enable_grad():
-                leaf = theta.detach().requires_grad_(True)
-                outputs = self.network(leaf, batch.x)
+            bound = self.network.bind(theta)
+            outputs = bound.outputs(batch.x)
             g = batch.weigh(self.loss.output_gradient(outputs.detach(), batch.y))
-            return _gradient(outputs, leaf, g)
+            return bound.gradient(outputs, g)
 
     def pull(self, way: Way, theta: Tensor, x: Inputs, u: Tensor) -> Tensor:
         """``J_iᵀ u_i``: ``(m, c) -> (m, p)``."""
@@ -109,13 +109,9 @@ class Passes:
                     return (self.network(t, map_tensors(lambda a: a[None], x))[0] * u).sum()
 
                 return vmap(grad(pulled), in_dims=(None, 0, 0))(theta, x, u)
-            rows = []
-            leaf = theta.detach().requires_grad_(True)
-            for i in range(len(u)):
-                with torch.enable_grad():
-                    outputs = self.network(leaf, take(x, slice(i, i + 1)))
-                rows.append(_gradient(outputs, leaf, u[i : i + 1]))
-            return torch.stack(rows)
+            bound = self.network.bind(theta)
+            one = (slice(i, i + 1) for i in range(len(u)))
+            return torch.stack([bound.gradient(bound.outputs(take(x, i)), u[i]) for i in one])
 
     def tangents(self, way: Way, theta: Tensor, v: Tensor, x: Inputs) -> tuple[Tensor, Tensor]:
         """Outputs and ``J_i v``: both ``(m, c)``."""
@@ -125,11 +121,11 @@ class Passes:
             if way.method is Method.TRANSFORMS:
                 with torch.no_grad():
                     return jvp(lambda t: self.network(t, x), (theta,), (v,))
+            bound = self.network.bind(theta)
+            outputs = bound.outputs(x)
+            u = torch.zeros_like(outputs).requires_grad_(True)
             with torch.enable_grad():
-                leaf = theta.detach().requires_grad_(True)
-                outputs = self.network(leaf, x)
-                u = torch.zeros_like(outputs).requires_grad_(True)
-                pairing = torch.autograd.grad(outputs, leaf, u, create_graph=True)[0] @ v
+                pairing = bound.gradient(outputs, u, create_graph=True) @ v
             return outputs.detach(), _gradient(pairing, u)
 
     # -- second derivatives --------------------------------------------------------------------------------
@@ -144,7 +140,7 @@ class Passes:
         with self.network.settings(way.plain_kernels):
             if way.method is Method.TRANSFORMS:
                 return self._reverse_over_forward(theta, v, batch, batch.x, theta.detach(), full=full)
-            return self._double_backward(theta, v, batch, batch.x, None, full=full)
+            return self._double_backward(theta, v, batch, None, full=full)
 
     def mixed(self, way: Way, theta: Tensor, s: Tensor, batch: Batch) -> Tensor:
         """``∇_x (s·∇_θ ℓ_i)``: the shape of the one floating input."""
@@ -154,7 +150,7 @@ class Passes:
         with self.network.settings(way.plain_kernels):
             if way.method is Method.TRANSFORMS:
                 return self._reverse_over_forward(theta, s, batch, None, point, full=True)
-            return self._double_backward(theta, s, batch, None, point, full=True)
+            return self._double_backward(theta, s, batch, point, full=True)
 
     def mixed_direction(self, way: Way, theta: Tensor, batch: Batch, delta: Tensor) -> Tensor:
         """``∇_θ (δ·∇_x ℓ)`` summed over the batch, δ of the shape of its floating input: ``(p,)``."""
@@ -170,17 +166,15 @@ class Passes:
                     return pull(batch.weigh(self.loss.output_gradient(outputs, batch.y)))[0]
 
                 return jvp(gradient, (point,), (delta,))[1]
+            bound = self.network.bind(theta)
+            value = point.detach().clone().requires_grad_(True)
+            outputs = bound.outputs(with_floating(batch.x, value))
+            fixed = outputs.detach()
+            u = batch.weigh(self.loss.output_gradient(fixed, batch.y)).requires_grad_(True)
             with torch.enable_grad():
-                leaf = theta.detach().requires_grad_(True)
-                value = point.detach().clone().requires_grad_(True)
-                outputs = self.network(leaf, with_floating(batch.x, value))
-                fixed = outputs.detach()
-                u = batch.weigh(self.loss.output_gradient(fixed, batch.y)).requires_grad_(True)
                 pairing = (torch.autograd.grad(outputs, value, u, create_graph=True)[0] * delta).sum()
-            curved, tangent = torch.autograd.grad(
-                pairing, (leaf, u), retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-            return curved + _gradient(outputs, leaf, self._bent(fixed, tangent, batch))
+            curved, tangent = bound.gradient(pairing), _gradient(pairing, u)
+            return curved + bound.gradient(outputs, self._bent(fixed, tangent, batch))
 
     def _bent(self, outputs: Tensor, tangent: Tensor, batch: Batch) -> Tensor:
         """``w_i B_i J_i v``: ``(m, c)``."""
@@ -211,29 +205,27 @@ class Passes:
             return torch.autograd.grad(total, leaf)[0]
 
     def _double_backward(
-        self, theta: Tensor, v: Tensor, batch: Batch, x: Inputs | None, point: Tensor | None, *, full: bool
+        self, theta: Tensor, v: Tensor, batch: Batch, point: Tensor | None, *, full: bool
     ) -> Tensor:
         """The same by reverse mode alone: ``∂/∂θ`` (or ``∂/∂x``) and ``∂/∂u`` of ``v·Jᵀu`` at ``u = w g``."""
+        bound = self.network.bind(theta)
+        value = None if point is None else point.requires_grad_(True)
+        outputs = bound.outputs(batch.x if value is None else with_floating(batch.x, value))
+        fixed = outputs.detach()
+        u = batch.weigh(self.loss.output_gradient(fixed, batch.y)).requires_grad_(True)
         with torch.enable_grad():
-            leaf = theta.detach().requires_grad_(True)
-            target = leaf if point is None else point.requires_grad_(True)
-            outputs = self.network(leaf, with_floating(batch.x, target) if x is None else x)
-            fixed = outputs.detach()
-            u = batch.weigh(self.loss.output_gradient(fixed, batch.y)).requires_grad_(True)
-            pairing = torch.autograd.grad(outputs, leaf, u, create_graph=True)[0] @ v
-        curved, tangent = torch.autograd.grad(
-            pairing, (target, u), retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        straight = _gradient(outputs, target, self._bent(fixed, tangent, batch))
-        return curved + straight if full else straight
+            pairing = bound.gradient(outputs, u, create_graph=True) @ v
+        bent = self._bent(fixed, _gradient(pairing, u), batch)
+        if value is not None:
+            return _gradient(pairing, value) + _gradient(outputs, value, bent)
+        straight = bound.gradient(outputs, bent)
+        return straight + bound.gradient(pairing) if full else straight
 
     def _pull_sum(self, way: Way, theta: Tensor, x: Inputs, u: Tensor) -> Tensor:
         """``Σ J_iᵀ u_i``: ``(p,)``."""
         with self.network.settings(way.plain_kernels):
-            with torch.enable_grad():
-                leaf = theta.detach().requires_grad_(True)
-                outputs = self.network(leaf, x)
-            return _gradient(outputs, leaf, u)
+            bound = self.network.bind(theta)
+            return bound.gradient(bound.outputs(x), u)
 
     # -- differences: in float64, whatever the objective computes in ---------------------------------------
 
@@ -276,9 +268,8 @@ class Passes:
     def input_gradient(self, way: Way, theta: Tensor, batch: Batch) -> Tensor:
         """``w_i ∇_x ℓ_i``: the shape of the floating input."""
         with self.network.settings(way.plain_kernels):
-            with torch.enable_grad():
-                value = floating_leaf(batch.x).detach().clone().requires_grad_(True)
-                outputs = self.network(theta.detach(), with_floating(batch.x, value))
+            value = floating_leaf(batch.x).detach().clone().requires_grad_(True)
+            outputs = self.network.bind(theta).outputs(with_floating(batch.x, value))
             g = batch.weigh(self.loss.output_gradient(outputs.detach(), batch.y))
             return _gradient(outputs, value, g)
 
@@ -290,7 +281,9 @@ def step(point: Tensor, along: Tensor, relative: float = STEP) -> float:
 
 
 def _gradient(outputs: Tensor, leaf: Tensor, u: Tensor | None = None) -> Tensor:
-    return torch.autograd.grad(outputs, leaf, u, allow_unused=True, materialize_grads=True)[0]
+    return torch.autograd.grad(
+        outputs, leaf, u, retain_graph=True, allow_unused=True, materialize_grads=True
+    )[0]
 
 
 def doubled(network: Network, batch: Batch) -> Batch:

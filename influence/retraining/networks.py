@@ -17,7 +17,7 @@ from torch import Tensor
 
 from influence.errors import DataError
 from influence.objectives.module import Objective
-from influence.retraining.leave_one_out import Journal, paired_gradients
+from influence.retraining.leave_one_out import Journal
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 _SAVE_EVERY = 500  # steps between two entries in the journal
@@ -130,7 +130,7 @@ def _gradients(objective: Objective, thetas: Tensor, batch: Tensor, left_out: Te
     hit = torch.isin(left_out, batch).nonzero()[:, 0]
     if len(hit):
         columns = hit.to(device)
-        own = paired_gradients(objective, thetas[:, columns], left_out[hit].to(device))
+        own = objective.paired_gradients(thetas[:, columns], left_out[hit].to(device))
         l2 = objective.l2 * objective.l2_mask[:, None] * thetas[:, columns]
         gradients[:, columns] = (size * (gradients[:, columns] - l2) - own) / (size - 1) + l2
     return gradients
