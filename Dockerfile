@@ -20,7 +20,8 @@ WORKDIR /app
 COPY constraints.txt ./
 RUN python -m pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch torchvision
 COPY pyproject.toml ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+      print(*p['dependencies'], *p['optional-dependencies']['experiments'], sep='\n')" \
       > /tmp/packages.txt \
  && python -m pip install --constraint constraints.txt --requirement /tmp/packages.txt \
  && rm /tmp/packages.txt

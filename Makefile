@@ -2,13 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: reproduce test test-faults test-slow lint format table peers clean
+.PHONY: reproduce paper test test-faults test-slow lint format table peers clean
 
 reproduce: .venv/installed
 	$(BIN)/python -m experiments experiment=loo_linear
 
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Every figure of the paper, then the sweeps, on all cores; MIRROR is a folder with the original files, without it
+# they are fetched. The same command resumes after a kill; OUTPUT takes records, tables and the report.
+OUTPUT ?= outputs/paper
+paper: .venv/installed
+	$(BIN)/python -m experiments.verify tier=paper from=run output=$(OUTPUT) $(if $(MIRROR),data.mirror=$(MIRROR))
 
 # Kills, full disks and hung ranks in every experiment: minutes. Recorded in results/faults.txt.
 test-faults: .venv/installed-dev
@@ -21,6 +27,8 @@ test-slow: .venv/installed-dev
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
@@ -34,7 +42,7 @@ table: .venv/installed
 
 # The stamps make a second `make` install nothing while pyproject.toml and constraints.txt stand as they are.
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[experiments]'
 	touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
@@ -50,4 +58,4 @@ peers: .peers/installed
 	touch $@
 
 clean:
-	rm -rf .venv .peers outputs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .peers outputs build .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

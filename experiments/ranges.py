@@ -29,6 +29,7 @@ class Range:
     high: float = math.inf
     low_open: bool = False
     high_open: bool = False
+    words: tuple[str, ...] = ()  # texts that may stand in place of a number
 
     def holds(self, value: float) -> bool:
         """Whether a finite ``value`` lies inside."""
@@ -40,7 +41,7 @@ class Range:
         low = f"{'more than' if self.low_open else 'at least'} {self.low:g}"
         high = f"{'less than' if self.high_open else 'at most'} {self.high:g}"
         parts = [low] * math.isfinite(self.low) + [high] * math.isfinite(self.high)
-        return " and ".join(parts) or "a finite number"
+        return ", or ".join([" and ".join(parts) or "a finite number", *self.words])
 
 
 def at_least(low: float, high: float = math.inf) -> Range:
@@ -53,6 +54,7 @@ def above(low: float, high: float = math.inf) -> Range:
     return Range(low, high, low_open=True)
 
 
+NOT_NEGATIVE_OR_AUTO = Range(0, words=("auto",))
 COUNT, POSITION, POSITIVE, NOT_NEGATIVE = at_least(1), at_least(0), above(0), at_least(0)
 TOLERANCE = Range(0, 1, low_open=True, high_open=True)  # a norm or a residual that ends something
 SEED = at_least(0, 2**32 - 1)  # what numpy's legacy generator takes
@@ -86,18 +88,25 @@ def check(cfg: Any) -> None:
 
 
 def numbers(node: Any, path: str = "") -> Iterator[tuple[str, float, Range]]:
-    """Every number of a composed config with its dotted path and its range (any finite one if unsaid)."""
+    """Every number of a composed config with its dotted path and its range (any finite one if unsaid).
+
+    Raises:
+        ConfigError: a text stands where only a number, or another text, may.
+    """
     if isinstance(node, DictConfig):
         kind = OmegaConf.get_type(node)
         ranges = ranges_of(kind) if isinstance(kind, type) and kind is not dict else {}
         for key in node:
             if OmegaConf.is_missing(node, key):
                 continue
-            inside, value = f"{path}.{key}".lstrip("."), node[key]
-            items = list(value) if isinstance(value, ListConfig) and str(key) in ranges else [value]
-            for item in items:
+            inside, value = f"{path}.{key!s}".lstrip("."), node[key]
+            allowed = ranges.get(str(key), Range())
+            several = isinstance(value, ListConfig) and str(key) in ranges and not allowed.words
+            for item in list(value) if several else [value]:
                 if isinstance(item, (int, float)) and not isinstance(item, bool):
-                    yield inside, item, ranges.get(str(key), Range())
+                    yield inside, item, allowed
+                elif allowed.words and item not in allowed.words:
+                    raise ConfigError(f"{inside}={item}: give {allowed}.")
                 else:
                     yield from numbers(item, inside)
     elif isinstance(node, ListConfig):

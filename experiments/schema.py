@@ -22,7 +22,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from experiments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, ranged
+from experiments.ranges import COUNT, NOT_NEGATIVE_OR_AUTO, POSITIVE, SEED, ranged
 
 
 @dataclass
@@ -52,13 +52,13 @@ class Model:
     l2: float = MISSING
 
 
-@ranged(damping=NOT_NEGATIVE)
+@ranged(damping=NOT_NEGATIVE_OR_AUTO)
 @dataclass
 class Solver:
     """How ``s_test = (H + damping I)^-1 v`` is computed."""
 
     name: str = MISSING
-    damping: float = 0.0
+    damping: Any = 0.0  # a number, or auto: what makes the Hessian positive definite, 0 if it already is
 
 
 @dataclass

@@ -9,6 +9,7 @@ missed: not reproduced, not run, missing or not finite.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from experiments.errors import ConfigError
@@ -82,9 +83,14 @@ def main(given: Given) -> None:
     claims = chosen(load(), given["tier"], given["claims"])
     base = Path(os.environ.get("INFLUENCE_OUTPUT") or WORK / "outputs")
     output = (given["output"] or base / "verify" / stamp()).resolve()
-    require_own(output, ["verification.json", "runs"])
+    require_own(output, ["verification.json", "runs", "schedule.json"])
     if given["data.mirror"]:
         os.environ["INFLUENCE_MIRROR"] = str(given["data.mirror"].resolve())  # read by every loader
+    if source == "run" and given["tier"] != ["smoke"]:
+        from experiments.data.check import of_mirror
+
+        for line in of_mirror(given["data.mirror"]):
+            print(line, file=sys.stderr, flush=True)
     found = verify(claims, source, given["results"], output, [f"device={device}"] if device != "cpu" else [])
     tables.write(found.verdicts, found.details, output)
     from experiments.verification import report

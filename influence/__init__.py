@@ -11,23 +11,29 @@ from influence.errors import (
     NotPositiveDefiniteError,
     SolverError,
 )
+from influence.groups import InfluentialSet, group_change, most_influential_set
 from influence.losses import Loss, get_loss
 from influence.objectives.linear import LinearObjective
 from influence.objectives.module import Objective
+from influence.retraining.groups import leave_groups_out
 from influence.retraining.leave_one_out import Retrained, leave_one_out
 from influence.scores import (
     TrainingGradient,
     pert_loss,
     pert_params,
     predicted_change,
+    removal_change,
     s_test,
     self_influence,
     test_gradients,
     up_loss,
     up_params,
+    verified_self_influence,
 )
 from influence.solvers import CG, Exact, LiSSA, Solution, Solver, Status
 from influence.training import Certificate, Fit, fit
+
+__version__ = "0.1.0"
 
 __all__ = [
     "CG",
@@ -43,6 +49,7 @@ __all__ = [
     "GaussNewton",
     "Hessian",
     "InfluenceError",
+    "InfluentialSet",
     "LiSSA",
     "LinearObjective",
     "Loss",
@@ -61,13 +68,18 @@ __all__ = [
     "eigenvalue_report",
     "fit",
     "get_loss",
+    "group_change",
+    "leave_groups_out",
     "leave_one_out",
+    "most_influential_set",
     "pert_loss",
     "pert_params",
     "predicted_change",
+    "removal_change",
     "s_test",
     "self_influence",
     "test_gradients",
     "up_loss",
     "up_params",
+    "verified_self_influence",
 ]

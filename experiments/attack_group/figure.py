@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.attacks.shown import change_of
 from experiments.records import style
 from experiments.records.record import Record
 
@@ -34,7 +35,7 @@ def draw(record: Record, path: Path) -> None:
     margins.set_title(f"{m['flipped']} of {m['attacked']} flipped")
     margins.legend(fontsize=8)
     if with_images:
-        original, delta = a["picture_original"][0], a["picture_delta"][0].astype(np.float64)
+        original, delta = a["picture_original"][0], change_of(a["picture_delta"][0])
         pictures = (original, np.clip(original + delta, 0, 255) / 255, np.clip(0.5 + delta, 0, 1))
         heads = (f"{m['row_class']}, p = {m['certainty']:.2f}", "perturbed", "difference, amplified")
         for panel, picture, head in zip(axes[0, 2:], pictures, heads, strict=True):

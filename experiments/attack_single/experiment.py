@@ -23,26 +23,28 @@ from experiments.data.dataset import permutation
 from experiments.errors import ConfigError, UserError
 from experiments.records import machine
 from experiments.records.record import Record
-from experiments.suite.context import Run
+from experiments.suite.context import Context
 
 GROWS = "experiment.test_images"  # a run with more of them goes on in the same folder (experiments.suite.job)
 
 
-def run(cfg: DictConfig, run: Run) -> Record:
+def run(cfg: DictConfig, context: Context) -> Record:
     """Clean fit, rankings, attempts of every size, verification, what it took."""
     settings = cfg.experiment
     check(settings, cfg.device)
-    clean = clean_model(cfg, run)
+    clean = clean_model(cfg, context)
     chosen = choose(clean, settings.test_images, cfg.seed)
     most = max([settings.singles, *settings.together])
     workers = machine.workers(settings.workers, "threads", least=1)
-    parts = ranking.rankings(clean, run, chosen, settings.screened, workers)
+    parts = ranking.rankings(clean, context, chosen, settings.screened, workers)
     ranked = np.stack([part["order"][:most] for part in parts])
-    recall = ranking.recall(clean, run, chosen[: settings.exact_rankings], settings.screened, most, workers)
+    recall = ranking.recall(
+        clean, context, chosen[: settings.exact_rankings], settings.screened, most, workers
+    )
     rows = {f"candidate {i + 1}": ranked[:, i : i + 1] for i in range(settings.singles)}
     rows |= {f"top {m}": ranked[:, :m] for m in settings.together}
 
-    campaign = Campaign(run, clean, settings, chosen, workers)
+    campaign = Campaign(context, clean, settings, chosen, workers)
     reach = campaign.full_length(rows["candidate 1"])
     left = np.arange(len(chosen))
     stages: dict[str, outcome.Stage] = {}

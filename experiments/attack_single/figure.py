@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from experiments.attacks.shown import change_of
 from experiments.records import style
 from experiments.records.record import Record
 
@@ -35,11 +36,11 @@ def flips(record: Record, panel: Axes) -> None:
     share = [found[f"by_{count}"]["share"] for count in counts]
     place = np.arange(len(counts))
     panel.bar(place, share, color=style.BLUE, width=0.6, label=f"{record.metrics['backbone']}, here")
-    for x, count, value in zip(place, counts, share, strict=True):
+    for x, count, value in zip(place.tolist(), counts, share, strict=True):
         panel.text(x, value + 0.015, f"{found[f'by_{count}']['count']}", ha="center", fontsize=8.5)
     theirs = {
         int(e["metric"].split("by_")[1].split(".")[0]): e["value"]
-        for e in record.paper.values()
+        for e in (record.paper or {}).values()
         if "metric" in e
     }
     shown = [
@@ -101,9 +102,11 @@ def by_images(record: Record, panel: Axes, x: np.ndarray, y: np.ndarray) -> None
 def images(record: Record) -> Figure:
     """A row a flip."""
     a, lines = record.arrays, record.metrics["shown"]
-    figure, axes = style.panels(len(lines), 4, width=2.1, height=2.3)
+    whole = a["picture_original"].shape[1] > 112  # records before November 2026 kept thinned pictures
+    side = 2.9 if whole else 2.1
+    figure, axes = style.panels(len(lines), 4, width=side, height=side + 0.2)
     for row, line in enumerate(lines):
-        original, delta = a["picture_original"][row], a["picture_delta"][row].astype(np.float64)
+        original, delta = a["picture_original"][row], change_of(a["picture_delta"][row])
         perturbed = np.clip(original + delta, 0, 255) / 255  # what the network saw
         shown = (original, perturbed, np.clip(0.5 + delta, 0, 1), a["picture_test"][row])
         below = (

@@ -16,7 +16,7 @@ from experiments.attacks import outcome
 from experiments.attacks.attempt import Attempts, Setting, Unit, Verifications
 from experiments.attacks.clean import Clean
 from experiments.records.journal import Journal
-from experiments.suite.context import Run
+from experiments.suite.context import Context
 from experiments.suite.parallel.threads import Count, spread
 
 
@@ -24,14 +24,14 @@ class Campaign:
     """All attempts of one run; ``chosen (k,)`` are the positions of the test images attacked."""
 
     def __init__(
-        self, run: Run, clean: Clean, settings: DictConfig, chosen: np.ndarray, workers: int
+        self, context: Context, clean: Clean, settings: DictConfig, chosen: np.ndarray, workers: int
     ) -> None:
-        self.run, self.clean, self.settings, self.chosen = run, clean, settings, chosen
+        self.context, self.clean, self.settings, self.chosen = context, clean, settings, chosen
         self.workers = workers
         self.setting = Setting(
             clean.backbone, clean.refits, settings.alpha, settings.iterations, settings.training_tolerance
         )
-        self.journal = run.journal("attempts")
+        self.journal = context.journal("attempts")
 
     def units(self, name: str, rows: np.ndarray, places: np.ndarray, stop: bool = True) -> Iterator[Unit]:
         """Chunks of the attacks ``name`` at ``places``: ``side_by_side`` training images, or one attack."""
@@ -47,7 +47,7 @@ class Campaign:
         missing = [unit for unit in units if journal.get(unit.key) is None]
         total = sum(len(unit.places) for unit in units)
         done = total - sum(len(unit.places) for unit in missing)
-        with self.run.progress(total, label) as advance:
+        with self.context.progress(total, label) as advance:
             count = Count(advance, done)
             for unit, part in spread(what, missing, self.workers, count) if missing else ():
                 journal.put(unit.key, part)
@@ -59,7 +59,7 @@ class Campaign:
         stage = outcome.Stage(rows.shape[1], len(self.chosen))
         for unit in units:
             stage.add(unit.key, unit.places, self.journal.get(unit.key) or {})
-        outcome.timing(self.run, name, stage, self.clean)
+        outcome.timing(self.context, name, stage, self.clean)
         return stage
 
     def full_length(self, rows: np.ndarray) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Campaign:
 
     def verify(self, stages: dict[str, outcome.Stage], rows: dict[str, np.ndarray]) -> None:
         """Has every flip checked from its saved images; fills the stages' ``checks``."""
-        checks = self.run.journal("verification")
+        checks = self.context.journal("verification")
         units = {
             name: [
                 unit

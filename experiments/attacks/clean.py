@@ -11,14 +11,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from experiments.attacks.memory import keep_freed
 from experiments.attacks.steps import Targets
 from experiments.data import Dataset
-from experiments.errors import ConfigError
 from experiments.models import backbones, build
 from experiments.models.backbones import Backbone
 from experiments.models.features import features
-from experiments.suite.context import Run, Timing
+from experiments.suite.context import Context, Timing
+from experiments.suite.parallel.memory import keep_freed
 from influence.objectives.linear import LinearObjective
 from influence.retraining.perturbed import Refits
 from influence.retraining.relabelled import LogisticRefits
@@ -61,27 +60,26 @@ class Clean:
         return Targets(self.test_features[index][:, None], self.test_y[index][:, None])
 
 
-def clean_model(cfg: DictConfig, run: Run) -> Clean:
+def clean_model(cfg: DictConfig, context: Context) -> Clean:
     """Features of all images, the fit of the top layer, and its factor; all noted in the run."""
-    settings, data = cfg.experiment, run.data()
-    if cfg.model.loss != "logistic":
-        raise ConfigError(
-            f"model.loss={cfg.model.loss}: the attacked top layer is logistic; use model=logistic."
-        )
+    settings = cfg.experiment
+    build.only_logistic(cfg.model, "the attacked top layer")
+    data = context.data()
     if cfg.device == "cpu":
         keep_freed()
     backbone = backbones.load(**cfg.backbone, device=cfg.device)
     work = backbone_work(backbone)
-    X, X_test = both_features(cfg, run, data, backbone, work[0])
+    X, X_test = both_features(cfg, context, data, backbone, work[0])
     y, y_test = (build.targets_of(split.y, True).to(cfg.device) for split in (data.train, data.test))
     objective = LinearObjective(torch.as_tensor(X, device=cfg.device), y, cfg.model.loss, cfg.model.l2)
-    with run.timer("clean fit and factor"):
+    with context.timer("clean fit and factor"):
         logistic = LogisticRefits(X, cfg.model.l2)
         found, certificate = logistic.fit(y.cpu().numpy(), tolerance=settings.training_tolerance)
         theta = torch.as_tensor(found, device=cfg.device)
         refits = Refits(objective, theta, settings.tolerance)
     test_features = torch.as_tensor(X_test, device=cfg.device)
-    notes(run, backbone, data)
+    notes(context, backbone, data)
+    zeros, ones = (torch.as_tensor(X[data.train.y == label]) for label in (0, 1))
     means = [X[data.train.y == label].mean(0) for label in (0, 1)]
     return Clean(
         data,
@@ -92,19 +90,19 @@ def clean_model(cfg: DictConfig, run: Run) -> Clean:
         y_test,
         (y_test * (test_features @ theta)).cpu().numpy(),
         float(np.linalg.norm(means[0] - means[1])),
-        float(torch.cdist(*(torch.as_tensor(X[data.train.y == label]) for label in (0, 1))).median()),
+        float(torch.cdist(zeros, ones).median()),
         work,
     )
 
 
 def both_features(
-    cfg: DictConfig, run: Run, data: Dataset, backbone: Backbone, work: float
+    cfg: DictConfig, context: Context, data: Dataset, backbone: Backbone, work: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features of the training and the test images; their time stays known when a resumed run reads them."""
-    journal, began, computed = run.journal("features"), time.perf_counter(), 0
+    journal, began, computed = context.journal("features"), time.perf_counter(), 0
     n, n_test = len(data.train), len(data.test)
     found = []
-    with run.progress(n + n_test, "features") as advance:
+    with context.progress(n + n_test, "features") as advance:
         for split, before in ((data.train, 0), (data.test, n)):
 
             def count(done: int, before: int = before) -> None:
@@ -118,26 +116,33 @@ def both_features(
         journal.put("all", {"seconds": seconds})
     measured = journal.get("all")
     if measured is None:
-        run.timings.append(Timing("features, read from the cache", None, float(seconds)))
+        context.timings.append(Timing("features, read from the cache", None, float(seconds)))
     else:
         label = f"features of {n + n_test} images"
         seconds = measured["seconds"].item()
-        run.timings.append(Timing(label, work * (n + n_test), seconds, dtype=backbone.precision))
+        context.timings.append(Timing(label, work * (n + n_test), seconds, dtype=backbone.precision))
     return found[0], found[1]
 
 
-def notes(run: Run, backbone: Backbone, data: Dataset) -> None:
+def notes(context: Context, backbone: Backbone, data: Dataset) -> None:
     """What differs from the paper's setting."""
-    if backbone.name != "inception_v3":
-        run.note(
+    if backbone.name == "inception_v3_7a":
+        context.note(
+            f"The network is {backbone.label} ({backbone.n_features:,} features, {backbone.origin}): the "
+            "paper's network less its last two blocks."
+        )
+    elif backbone.name != "inception_v3":
+        context.note(
             f"The network is {backbone.label} at {backbone.size} x {backbone.size} pixels "
             f"({backbone.origin}), not Inception v3 at 299 x 299."
         )
-    if data.name == "dogfish":
-        run.note("The classes are English springer and tench, not the paper's broad dog and fish synsets.")
+    if data.name in ("dogfish", "one_dog"):
+        context.note(
+            "The classes are English springer and tench, not the paper's broad dog and fish synsets."
+        )
     height, width = data.train.X.shape[1:3]
     if (height, width) != (backbone.size, backbone.size):
-        run.note(
+        context.note(
             f"The images are {height} x {width} pixels resized to {backbone.size} x {backbone.size} and "
             "rounded to 8 bits: that is the stored image which an attack leaves unchanged."
         )
@@ -152,7 +157,7 @@ def backbone_work(backbone: Backbone) -> tuple[float, float]:
     for backward in (False, True):
         with FlopCounterMode(display=False) as counter:
             if backward:
-                backbone.pull_back(x, torch.ones(1, backbone.n_features))
+                backbone.vjp(x, torch.ones(1, backbone.n_features))
             else:
                 with torch.no_grad():
                     backbone(x)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.attacks.clean import Clean
-from experiments.suite.context import Run, Timing
+from experiments.suite.context import Context, Timing
 from influence.retraining.perturbed import Worst
 
 
@@ -28,8 +28,7 @@ class Stage:
         self.iterations = np.zeros(self.total, dtype=np.int64)
         self.margin = np.full(self.total, np.nan)
         self.loss = np.full(self.total, np.nan)
-        for name in ("movement", "linf", "l2"):
-            setattr(self, name, np.full((self.total, self.m), np.nan))
+        self.movement, self.linf, self.l2 = (np.full((self.total, self.m), np.nan) for _ in range(3))
 
     def add(self, key: str, places: np.ndarray, part: dict[str, np.ndarray]) -> None:
         """Takes in the attempts on the test images at ``places`` (k,).
@@ -136,11 +135,11 @@ def worst(stages: dict[str, Stage]) -> Worst:
     return found
 
 
-def timing(run: Run, name: str, stage: Stage, clean: Clean) -> None:
+def timing(context: Context, name: str, stage: Stage, clean: Clean) -> None:
     """Seconds and floating-point work of a stage, summed over its journalled parts."""
     images = sum(int(part["iterations"].sum() + len(part["iterations"])) * stage.m for part in stage.parts)
     seconds = sum(part["seconds"].item() for part in stage.parts)
     products = sum(Worst.of(part["worst"]).products for part in stage.parts)
     flops = clean.work[1] * images + clean.refits.flops(products)
     label = f"{name}: {images} image iterations, worker seconds"
-    run.timings.append(Timing(label, flops, seconds, dtype=clean.backbone.precision, by_workers=True))
+    context.timings.append(Timing(label, flops, seconds, dtype=clean.backbone.precision, by_workers=True))

@@ -1,4 +1,4 @@
-"""The images that a figure of an attack shows, small enough for a committed record, and the whole ones."""
+"""The images that a figure of an attack shows, at the size that the network sees them, and the float ones."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ import numpy as np
 from experiments.attacks.clean import Clean
 from experiments.attacks.outcome import Stage
 from experiments.attacks.pixels import stored
+from experiments.attacks.shown import kept
 from experiments.records.journal import Journal
-
-SIDE = 112  # pixels a side at most in the figure: every second, third, … pixel, so that steps keep their size
-
-
-def thinned(images: np.ndarray) -> np.ndarray:
-    """Every so-manieth pixel of ``(..., height, width, 3)``, so that at most SIDE a side are left."""
-    stride = -(-images.shape[-2] // SIDE)
-    return images[..., ::stride, ::stride, :]
 
 
 def examples(
     journal: Journal, stages: dict[str, Stage], rows: dict[str, np.ndarray], count: int
 ) -> list[tuple[int, int, np.ndarray]]:
-    """The first flips by one image: (place of the test image, training row, delta ``(size, size, 3)``)."""
-    found: list[tuple[int, int, np.ndarray]] = []
+    """The first flips by one image, each by another one: (place of the test image, training row, delta).
+
+    delta: ``(size, size, 3)``. Where fewer training images did it, fewer are shown.
+    """
+    found: dict[int, tuple[int, int, np.ndarray]] = {}
     for name, stage in stages.items():
         for key, places in stage.keys if stage.m == 1 else []:
             won = np.flatnonzero(stage.flipped[places])
-            if len(won) and len(found) < count:
-                saved = journal.get(key)
-                deltas = saved["delta"][: count - len(found)] if saved is not None else []
-                found += [
-                    (int(places[i]), int(rows[name][places[i], 0]), delta[0].transpose(1, 2, 0))
-                    for i, delta in zip(won, deltas, strict=False)
-                ]
-    return found
+            new = [i for i, place in enumerate(won) if int(rows[name][places[place], 0]) not in found]
+            if not new or len(found) >= count:
+                continue
+            saved = journal.get(key)
+            if saved is None:
+                continue
+            for i in new:
+                place = int(places[won[i]])
+                row = int(rows[name][place, 0])
+                if row not in found and len(found) < count:
+                    found[row] = (place, row, saved["delta"][i][0].transpose(1, 2, 0))
+    return list(found.values())
 
 
 def arrays(
@@ -43,8 +43,8 @@ def arrays(
 ) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """The figure's images and a line about each.
 
-    ``poisoned``: the whole float images; ``picture_original``, ``picture_delta`` (float16, 8-bit units) and
-    ``picture_test``: thinned.
+    ``poisoned``: the float images; ``picture_original``, ``picture_test`` and ``picture_delta`` (int8, the
+    change in 254ths of a step): at full size, for the committed record.
     """
     if not found:
         return {}, []
@@ -65,8 +65,8 @@ def arrays(
     ]
     return {
         "poisoned": originals.astype(np.float32) + delta,
-        "picture_original": thinned(originals),
-        "picture_delta": thinned(delta).astype(np.float16),
-        "picture_test": thinned(stored(tests)),
+        "picture_original": originals,
+        "picture_delta": kept(delta),
+        "picture_test": stored(tests),
         "shown": places,
     }, lines

@@ -29,7 +29,7 @@ def pixel_influence(
     s_test: (p,). A small change δ of an image moves the test loss by I_pert,loss · δ / n.
     """
     cotangent = pert_loss(objective, theta, s_test, idx)
-    return backbone.pull_back(images, cotangent)
+    return backbone.vjp(images, cotangent)
 
 
 def rank(

@@ -13,16 +13,16 @@ from experiments.attacks.clean import Clean
 from experiments.attacks.pixels import rank
 from experiments.attacks.steps import test_gradients
 from experiments.models.backbones import Backbone
-from experiments.suite.context import Run, Timing
+from experiments.suite.context import Context, Timing
 from experiments.suite.parallel.threads import Count, spread
 from influence.objectives.linear import LinearObjective
 from influence.scores import pert_loss
 
 
-def s_tests(clean: Clean, positions: np.ndarray) -> torch.Tensor:
+def s_tests(clean: Clean, test_indices: np.ndarray) -> torch.Tensor:
     """``s_test`` of the test images under the clean model, by its factor: ``(p, k)``."""
-    thetas = clean.refits.theta[:, None].repeat(1, len(positions))
-    return clean.refits.inverse @ test_gradients(clean.refits, thetas, clean.targets(positions))
+    thetas = clean.refits.theta[:, None].repeat(1, len(test_indices))
+    return clean.refits.inverse @ test_gradients(clean.refits, thetas, clean.targets(test_indices))
 
 
 @dataclass(frozen=True)
@@ -46,36 +46,36 @@ class Rankings:
 
 
 def rankings(
-    clean: Clean, run: Run, positions: np.ndarray, count: int | None, workers: int
+    clean: Clean, context: Context, test_indices: np.ndarray, count: int | None, workers: int
 ) -> list[dict[str, np.ndarray]]:
     """The ranking of the training images for each test image; ``count`` as in ``rank``. Journalled."""
     what = "exact ranking" if count is None else "ranking"
-    journal, s = run.journal(what), s_tests(clean, positions)
+    journal, s = context.journal(what), s_tests(clean, test_indices)
     missing = [
-        (int(position), s[:, place].clone(), count)
-        for place, position in enumerate(positions)
-        if journal.get(int(position)) is None
+        (int(test_index), s[:, place].clone(), count)
+        for place, test_index in enumerate(test_indices)
+        if journal.get(int(test_index)) is None
     ]
     work = Rankings(clean.backbone, clean.objective, clean.refits.theta, clean.data.train.X)
     each = clean.n if count is None else min(count, clean.n)
-    with run.progress(each * len(positions), f"{what}, gradients") as advance:
-        done = Count(advance, each * (len(positions) - len(missing)))
+    with context.progress(each * len(test_indices), f"{what}, gradients") as advance:
+        done = Count(advance, each * (len(test_indices) - len(missing)))
         for unit, part in spread(work, missing, workers, done) if missing else ():
             journal.put(unit[0], part)
-    parts = [journal.get(int(position)) or {} for position in positions]
+    parts = [journal.get(int(test_index)) or {} for test_index in test_indices]
     images = sum(len(part["order"]) for part in parts)
     seconds = sum(part["seconds"].item() for part in parts)
-    label = f"{what} for {len(positions)} test images, {images} gradients, worker seconds"
-    run.timings.append(
+    label = f"{what} for {len(test_indices)} test images, {images} gradients, worker seconds"
+    context.timings.append(
         Timing(label, clean.work[1] * images, seconds, dtype=clean.backbone.precision, by_workers=True)
     )
     return parts
 
 
 def recall(
-    clean: Clean, run: Run, positions: np.ndarray, count: int | None, kept: int, workers: int
+    clean: Clean, context: Context, test_indices: np.ndarray, count: int | None, kept: int, workers: int
 ) -> dict[str, Any]:
-    """How much of the exact ranking the screening finds, on the test images ``positions``.
+    """How much of the exact ranking the screening finds, on the test images ``test_indices``.
 
     ``found_K``: share of the exact top K that a ranking of ``count`` screened images has among its own top K;
     ``needed``: how many images the screening would have to let through, at most, to hold the exact top
@@ -83,8 +83,8 @@ def recall(
     """
     found: dict[str, list[float]] = {"found_1": [], f"found_{kept}": []}
     needed: list[int] = []
-    s = s_tests(clean, positions)
-    exact_rankings = rankings(clean, run, positions, None, workers)
+    s = s_tests(clean, test_indices)
+    exact_rankings = rankings(clean, context, test_indices, None, workers)
     for place, part in enumerate(exact_rankings):
         lengths = pert_loss(clean.objective, clean.refits.theta, s[:, place]).norm(dim=1)
         by_length = lengths.argsort(descending=True, stable=True).cpu().numpy()
@@ -98,7 +98,7 @@ def recall(
         needed.append(int(place_of[exact[:kept]].max()) + 1)
     return {
         "screened": count or clean.n,
-        "test_images": len(positions),
+        "test_images": len(test_indices),
         "needed": max(needed, default=0),
         **{name: float(np.mean(values)) if values else float("nan") for name, values in found.items()},
     }

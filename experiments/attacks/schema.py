@@ -45,7 +45,15 @@ class AttackSingle(Attack):
 
 
 @register("experiment", "attack_group")
-@ranged(target_class=POSITION, test_images=COUNT, row=POSITION, checkpoint=COUNT)
+@ranged(
+    target_class=POSITION,
+    test_images=COUNT,
+    row=POSITION,
+    radii=POSITIVE,
+    checkpoint=COUNT,
+    compared=POSITION,
+    refactor=COUNT,
+)
 @dataclass
 class AttackGroup(Attack):
     """One training image against many test images of one class."""
@@ -55,5 +63,9 @@ class AttackGroup(Attack):
     iterations: int = 2000
     target_class: int | None = None  # of the test images; null: the class of the least certain training image
     test_images: int = 30  # correctly classified ones of that class, chosen by seed
-    row: int | None = None  # training image attacked; null: the best ranked one
+    attacked: str = "best_ranked"  # training image: best_ranked, or least_certain as in the paper
+    row: int | None = None  # its position instead
+    radii: list[float] = field(default_factory=lambda: [1.0, 2.0, 4.0, 8.0])  # features moved freely so far
     checkpoint: int = 250  # iterations between two entries of the journal
+    compared: int = 5  # iterations timed with the top layer as it was and as it is; 0: none
+    refactor: int = 50  # iterations between two new factors of the top layer's Hessian

@@ -1,7 +1,8 @@
 """Projected sign steps on the pixels of training images, several attacks side by side (section 5.2).
 
-One iteration is a forward pass whose graph is kept, the exact refit of every changed top layer, ``s_test``
-at the new parameters, the closed-form cotangent in feature space and one backward pass:
+One iteration is a forward pass whose graph is kept, one low-rank update of the factored Hessian, the exact
+refit of every changed top layer, ``s_test`` at the new parameters, the closed-form cotangent in feature space
+and one backward pass. Features of images that no attack changes are never computed again:
 
     x ← Π(x + α sign(I_pert,loss(x, z_test)))
 """
@@ -44,6 +45,8 @@ class SignSteps:
         rows: ``(k, m)`` positions of these images in the training set.
         targets: of each attack.
         alpha: length of a step, in 8-bit units.
+        refactor: looks between two new factors of the top layer's Hessian, for one attack alone; null: that
+            of the clean model serves all the way.
 
     Attributes:
         images: as ``originals``, after the steps so far.
@@ -59,8 +62,10 @@ class SignSteps:
         rows: Tensor,
         targets: Targets,
         alpha: float,
+        refactor: int | None = None,
     ) -> None:
         self.backbone, self.refits, self.alpha = backbone, refits, alpha
+        self.refactor, self.since_factor = refactor, 0
         self.originals, self.images, self.rows, self.targets = originals, originals.clone(), rows, targets
         self.thetas = refits.theta[:, None].repeat(1, len(rows))
         self.previous = self.thetas
@@ -79,7 +84,11 @@ class SignSteps:
         self.features = found.to(self.thetas.dtype).reshape(*self.rows.shape, -1)
         start = 2 * self.thetas - self.previous  # steps are short and alike, so the next refit is about there
         self.previous, changed = self.thetas, Changed(self.rows, self.features)
-        self.thetas = self.refits.refit(start, changed)
+        if self.refactor is not None and self.since_factor >= self.refactor:
+            self.refits, self.since_factor = self.refits.rebased(start[:, 0], changed), 0
+        self.since_factor += 1
+        self.correction = self.refits.correction(start, changed)
+        self.thetas = self.refits.refit(start, changed, self.correction)
         return torch.einsum("ktd,dk->kt", self.targets.features, self.thetas) * self.targets.y
 
     def losses(self, margins: Tensor) -> Tensor:
@@ -102,12 +111,14 @@ class SignSteps:
         """
         changed, thetas = Changed(self.rows, self.features).of(models), self.thetas[:, models]
         gradients = test_gradients(self.refits, thetas, self.targets.of(models))
-        self.s_tests = self.refits.s_tests(thetas, changed, gradients, self.s_tests[:, models])
+        self.s_tests = self.refits.s_tests(
+            thetas, changed, gradients, self.s_tests[:, models], self.correction.of(models)
+        )
         cotangent = torch.zeros_like(self.features)
         cotangent[models] = self.refits.cotangents(thetas, self.s_tests, changed)
-        return self._pull_back(cotangent, models)[models]
+        return self._feature_gradients(cotangent, models)[models]
 
-    def _pull_back(self, cotangent: Tensor, models: Tensor) -> Tensor:
+    def _feature_gradients(self, cotangent: Tensor, models: Tensor) -> Tensor:
         """∇_x of every image, from the graphs of the last ``look``; zero where an attack is over."""
         wanted = models.repeat_interleave(self.rows.shape[1]).split(self.backbone.batch)
         chunks = cotangent.flatten(0, 1).split(self.backbone.batch)
@@ -130,4 +141,4 @@ def test_gradients(refits: Refits, thetas: Tensor, targets: Targets) -> Tensor:
     return torch.einsum("kt,ktd->dk", slopes, targets.features)
 
 
-test_gradients.__test__ = False  # the field's name for it; not a test
+test_gradients.__test__ = False  # type: ignore[attr-defined]  # the field's name for it; not a test

@@ -23,7 +23,7 @@ from experiments.records.journal import Journal
 from experiments.records.machine import cores
 from experiments.records.places import ROOT
 from experiments.records.record import Record
-from experiments.suite.context import Run
+from experiments.suite.context import Context
 
 REFERENCES: dict[str, dict[str, Any]] = {
     "linear": {"by": "bare", "method": "dense"},
@@ -36,14 +36,14 @@ REFERENCES: dict[str, dict[str, Any]] = {
 class Bench:
     """The run's problems, its journal, and what both need to measure."""
 
-    def __init__(self, cfg: DictConfig, run: Run) -> None:
+    def __init__(self, cfg: DictConfig, context: Context) -> None:
         settings: Any = OmegaConf.to_container(cfg.experiment, resolve=True)
-        self.settings, self.folder = settings, run.output / "problems"
+        self.settings, self.folder = settings, context.output / "problems"
         self.peers = Path(settings["peers"])
         self.peers = self.peers if self.peers.is_absolute() else ROOT / self.peers
         self.threads = cfg.threads or cores()
-        arrays = run.data().manifest.get("arrays", {})
-        self.journal = Journal(run.output / "journal", "measurements", {"data": arrays})
+        arrays = context.data().manifest.get("arrays", {})
+        self.journal = Journal(context.output / "journal", "measurements", {"data": arrays})
 
     def key(self, problem: str, measurement: dict[str, Any]) -> str:
         """Names a measurement by everything that decides it."""
@@ -58,7 +58,7 @@ class Bench:
         """The dense float64 answer, kept beside the problem."""
         path = self.folder / problem / "reference.npy"
         points = self.settings["test_points"] if problem == "linear" else 1
-        measurement = {"dtype": "float64", "repeats": 1, "options": {}} | REFERENCES[problem]
+        measurement: dict[str, Any] = {"dtype": "float64", "repeats": 1, "options": {}, **REFERENCES[problem]}
         measurement["options"] = measurement["options"] | {"test_points": points}
         if not path.is_file():
             outcome, answer = self.start(problem, measurement, timed=False)
@@ -117,16 +117,16 @@ class Bench:
         return self.reference(problem)
 
 
-def run(cfg: DictConfig, run: Run) -> Record:
+def run(cfg: DictConfig, context: Context) -> Record:
     """Problems, references, measurements, growth."""
-    bench = Bench(cfg, run)
-    settings, data = bench.settings, run.data()
+    bench = Bench(cfg, context)
+    settings, data = bench.settings, context.data()
     wanted = {task["problem"] for task in settings["tasks"].values() if task["measurements"]}
-    with run.timer("problems"):
+    with context.timer("problems"):
         problems.linear(bench.folder, data, cfg.experiment, cfg.model.l2)
         if "network" in wanted:
             problems.network(bench.folder, data, cfg.experiment, cfg.seed)
-    with run.timer("reference of the linear problem"):
+    with context.timer("reference of the linear problem"):
         scores = bench.reference("linear")
     problems.choose_removed(bench.folder, scores, settings["removed"])
     n_train, n_test, classes = len(data.train), len(data.test), len(data.classes)
@@ -136,7 +136,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
     count = sum(len(task["measurements"]) for task in settings["tasks"].values())
     count += len(settings["growth_rows"]) + len(settings["growth_features"])
     tasks: dict[str, Any] = {}
-    with run.timer("measurements"), run.progress(count, "measurements") as advance:
+    with context.timer("measurements"), context.progress(count, "measurements") as advance:
         done = 0
         for name, task in settings["tasks"].items():
             outcomes = {}
@@ -154,7 +154,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
                 advance(done)
             axis = sizes if over == "n" else [classes * size for size in sizes]
             growths[over] = summary.growth(over, axis, found)
-    note(run, tasks)
+    note(context, tasks)
     machine = latest_machine(tasks)
     return Record(
         experiment="benchmark",
@@ -193,15 +193,17 @@ def growing(settings: dict[str, Any], over: str, size: int) -> dict[str, Any]:
     return {"by": "ours", "method": "growth", "dtype": "float64", "repeats": repeats, "options": options}
 
 
-def note(run: Run, tasks: dict[str, Any]) -> None:
+def note(context: Context, tasks: dict[str, Any]) -> None:
     """What was not measured, or not in full, as sentences of the record."""
     for name, task in tasks.items():
         for method, line in task["methods"].items():
             if line["status"] != "measured":
-                run.note(f"{name}, {method}: {line['status']}: {line['reason']}.")
+                context.note(f"{name}, {method}: {line['status']}: {line['reason']}.")
             elif line["extrapolated"]:
                 done, whole = line["done_of"]
-                run.note(f"{name}, {method}: {done:g} of {whole:g} units measured, scaled to all of them.")
+                context.note(
+                    f"{name}, {method}: {done:g} of {whole:g} units measured, scaled to all of them."
+                )
 
 
 def latest_machine(tasks: dict[str, Any]) -> dict[str, float]:

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,9 @@ def machine_rates(size: int = 2048) -> dict[str, float]:
     rates = {}
     for dtype in (torch.float32, torch.float64):
         a = torch.rand(size, size, dtype=dtype)
-        rates[f"gflops_{str(dtype).removeprefix('torch.')}"] = 2 * size**3 / best(3, lambda a=a: a @ a) / 1e9
+        rates[f"gflops_{str(dtype).removeprefix('torch.')}"] = (
+            2 * size**3 / best(3, partial(torch.matmul, a, a)) / 1e9
+        )
     source = torch.zeros(12 * size * size, dtype=torch.float32)
     target = torch.empty_like(source)
     rates["bandwidth_gbytes"] = 2 * source.numel() * 4 / best(3, lambda: target.copy_(source)) / 1e9

@@ -20,7 +20,7 @@ from influence.objectives.linear import LinearObjective
 from influence.training import fit
 
 ADAM_STEPS = {"tanh_cnn": 3000, "tanh_cnn_small": 1000}
-LBFGS_STEPS = 20  # of 20 each, on all examples: near a minimum H + damping I is positive definite
+LBFGS_STEPS = 400  # on all examples: near a minimum H + damping I is positive definite
 
 
 def write(folder: Path, facts: dict[str, Any], **arrays: np.ndarray) -> None:
@@ -39,7 +39,7 @@ def fitted(X: np.ndarray, y: np.ndarray, classes: int, l2: float) -> np.ndarray:
 
 def test_block(data: Dataset, first: int, count: int) -> np.ndarray:
     """Positions in the test split: ``first``, then 0, 1, ... without it."""
-    build.test_position(first, len(data.test))
+    build.checked_test_index(first, len(data.test))
     others = [index for index in range(len(data.test)) if index != first]
     return np.array([first, *others])[:count]
 

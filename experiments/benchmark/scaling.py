@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.benchmark import page as beside
+from experiments.benchmark import comparison
 from experiments.records.record import Record
 
 GPUS = (1, 8, 64)
@@ -160,7 +160,7 @@ def page(benchmark: Record, ranks: dict[str, Any], gpu: Gpu) -> str:
             `results/distributed.json`; a test fails when it is stale."""
         ),
         "## Beside other libraries",
-        beside_others(benchmark),
+        with_other_libraries(benchmark),
         "## Measured growth",
         paragraph(
             f"""Task A of the benchmark (one test point, CG to 1e-5, all scores; {measured_on}), growing in n
@@ -199,7 +199,7 @@ def page(benchmark: Record, ranks: dict[str, Any], gpu: Gpu) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def beside_others(benchmark: Record) -> str:
+def with_other_libraries(benchmark: Record) -> str:
     """The benchmark's table and what is to be said about it."""
     m = benchmark.metrics
     machine = m["machine"]
@@ -211,8 +211,8 @@ def beside_others(benchmark: Record) -> str:
         work. All lines, errors, runs and settings stand in `results/benchmark/record.json`, the figure beside
         it. Seconds change with the machine, ratios less."""
     )
-    lines = [f"- {sentence}" for sentence in [*beside.extra(m), *beside.gaps(m["tasks"])]]
-    return "\n\n".join([intro, table(beside.HEAD, beside.rows(m["tasks"])), "\n".join(lines)])
+    lines = [f"- {sentence}" for sentence in [*comparison.extra(m), *comparison.gaps(m["tasks"])]]
+    return "\n\n".join([intro, table(comparison.HEAD, comparison.rows(m["tasks"])), "\n".join(lines)])
 
 
 def apart(found: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,7 +84,7 @@ def task(settings: Mapping[str, Any], outcomes: Mapping[str, dict[str, Any]]) ->
     return found
 
 
-def slope(sizes: list[float], values: list[float]) -> float:
+def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
     """Exponent b of the least-squares fit log value = a + b log size; NaN for fewer than two sizes."""
     if len(sizes) < 2 or min(values) <= 0:
         return float("nan")
@@ -142,8 +142,8 @@ def gains(tasks: Mapping[str, dict[str, Any]]) -> dict[str, float | None]:
 
     found: dict[str, float | None] = {}
     for dtype in ("float64", "float32"):
-        mine, bare = best("A", dtype), seconds("A", f"bare_cg_{dtype}")
-        found[f"a_over_bare_cg_{dtype}"] = mine / bare if mine and bare else None
+        mine, by_hand = best("A", dtype), seconds("A", f"bare_cg_{dtype}")
+        found[f"a_over_bare_cg_{dtype}"] = mine / by_hand if mine and by_hand else None
     single, block = seconds("C", "one_by_one"), best("C")
     found["block_gain"] = single / block if single and block else None
     return found

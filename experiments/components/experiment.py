@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from experiments.errors import ConfigError
 from experiments.models import build
 from experiments.records.record import Record
-from experiments.suite.context import Run
+from experiments.suite.context import Context
 from influence.curvature.operators import Hessian
 from influence.scores import test_gradients, up_loss
 from influence.training import fit
@@ -26,35 +26,35 @@ from influence.training import fit
 VARIANTS = ("full", "no_train_loss", "no_hessian", "neither")
 
 
-def run(cfg: DictConfig, run: Run) -> Record:
+def run(cfg: DictConfig, context: Context) -> Record:
     """Fit, s_test, four score vectors, and the share of same-label points that each calls harmful."""
     settings = cfg.experiment
-    data = run.data()
+    data = context.data()
     train = build.linear_objective(data.train, cfg.model, len(data.classes))
     if train.loss.name != "logistic":
         raise ConfigError(f"components needs model=logistic, not {cfg.model.loss}.")
     test = train.on(data.test.X, build.targets_of(data.test.y, True))
-    position = build.test_position(settings.test_index, test.n)
+    test_index = build.checked_test_index(settings.test_index, test.n)
 
-    with run.timer("fit"), run.progress(100, "fit") as advance:
+    with context.timer("fit"), context.progress(100, "fit") as advance:
         fitted = fit(train, tolerance=settings.training_tolerance, progress=advance)
     theta = fitted.theta
-    gradient = test_gradients(test, theta, [position])
+    gradient = test_gradients(test, theta, [test_index])
     operator = build.damped(Hessian(train, theta), cfg.solver.damping)
-    with run.timer("s_test"):
+    with context.timer("s_test"):
         solution = build.solver(cfg.solver).solve(operator, gradient)
-    run.status(cfg.solver.name, solution)
-    with run.timer(f"4 x {train.n} scores"):
+    context.status(cfg.solver.name, solution)
+    with context.timer(f"4 x {train.n} scores"):
         score = variants(data, train, theta, solution.value, gradient)
 
-    same = data.train.y == data.test.y[position]
+    same = data.train.y == data.test.y[test_index]
     ranked = np.flatnonzero(same)[np.argsort(score["full"][same], kind="stable")]
     if not 1 <= settings.harmful_rank <= len(ranked):
         raise ConfigError(
             f"experiment.harmful_rank={settings.harmful_rank}: there are {len(ranked)} same-label points."
         )
     harmful = int(ranked[settings.harmful_rank - 1])
-    margin = float(test.outputs(theta, torch.tensor([position]))[0, 0] * test.targets[position])
+    margin = float(test.outputs(theta, torch.tensor([test_index]))[0, 0] * test.targets[test_index])
     return Record(
         experiment="components",
         metrics={
@@ -62,9 +62,10 @@ def run(cfg: DictConfig, run: Run) -> Record:
             "n_test": test.n,
             "n_parameters": train.p,
             "l2": train.l2,
-            "test_index": position,
-            "test_label": data.classes[int(data.test.y[position])],
-            "test_loss": float(test.example_losses(theta)[position]),
+            **build.chosen_damping(cfg.solver.damping, operator),
+            "test_index": test_index,
+            "test_label": data.classes[int(data.test.y[test_index])],
+            "test_loss": float(test.example_losses(theta)[test_index]),
             "test_margin": margin,
             "test_accuracy": float((test.outputs(theta)[:, 0].sign() == test.targets).double().mean()),
             "harmful": {
@@ -80,11 +81,11 @@ def run(cfg: DictConfig, run: Run) -> Record:
         arrays={
             **score,
             "same_label": same,
-            "test_image": image(data, data.test, position),
+            "test_image": image(data, data.test, test_index),
             "harmful_image": image(data, data.train, harmful),
         },
         captions={
-            "components": f"Influence on test point {position} of all {train.n} training points "
+            "components": f"Influence on test point {test_index} of all {train.n} training points "
             f"({data.name}), against the same without the training loss, without H, and without both."
         },
         certificates=[{"fit": "all training points", **fitted.certificate.to_dict()}],
@@ -96,15 +97,15 @@ def variants(
 ) -> dict[str, np.ndarray]:
     """n times the predicted change (n,) of each variant; positive = helpful."""
     y = train.targets
-    bare = {
+    without_loss = {
         name: (-y * train.outputs(direction[:, 0])[:, 0]).numpy()  # (-y x) . direction
         for name, direction in (("no_train_loss", s_test), ("neither", gradient))
     }
     return {
-        "full": -up_loss(train, theta, s_test)[:, 0].numpy(),
-        "no_train_loss": bare["no_train_loss"],
-        "no_hessian": -up_loss(train, theta, gradient)[:, 0].numpy(),
-        "neither": bare["neither"],
+        "full": -up_loss(train, theta, s_test, "loss")[:, 0].numpy(),
+        "no_train_loss": without_loss["no_train_loss"],
+        "no_hessian": -up_loss(train, theta, gradient, "loss")[:, 0].numpy(),
+        "neither": without_loss["neither"],
     }
 
 
@@ -117,7 +118,7 @@ def shares(score: np.ndarray, full: np.ndarray, same: np.ndarray) -> dict[str, f
     }
 
 
-def image(data: Any, split: Any, position: int) -> np.ndarray:
+def image(data: Any, split: Any, test_index: int) -> np.ndarray:
     """One example in its picture's shape (a single row where it has none)."""
-    x = np.asarray(split.X[position], dtype=np.float64)
+    x = np.asarray(split.X[test_index], dtype=np.float64)
     return x.reshape(data.image_shape or (1, -1))

@@ -20,6 +20,7 @@ _LOADERS = {
     "digit_pairs": ("embedded", "load_digit_pairs"),
     "breast_cancer": ("embedded", "load_breast_cancer"),
     "dogfish": ("dogfish", "load"),
+    "one_dog": ("one_dog", "load"),
     "readmission": ("readmission", "load"),
     "readmission_synthetic": ("synthetic", "load"),
     "enron": ("enron", "load"),

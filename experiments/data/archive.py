@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import stat
 import tarfile
 import zipfile
@@ -107,3 +108,25 @@ def read_member(path: Path, member: str, max_bytes: int) -> bytes:
         if PurePosixPath(name).name == member:
             return content
     raise DataError(f"{path} holds no {member}; use the original archive.")
+
+
+def folder_digest(path: Path, folder: str, max_bytes: int) -> str:
+    """sha256 over the names and contents of the JPEG files in the archive's folders called ``folder``.
+
+    Sorted by name, whatever their order in the archive. DataError where there are none.
+    """
+
+    def wanted(name: str) -> bool:
+        place = PurePosixPath(name)
+        return place.parent.name == folder and place.suffix == ".jpg"
+
+    found = {
+        PurePosixPath(name).name: hashlib.sha256(content).digest()
+        for name, content in read_archive(path, max_file=max_bytes, max_total=2 * max_bytes, wanted=wanted)
+    }
+    if not found:
+        raise DataError(f"{path} holds no folder {folder} of JPEG files; use the original archive.")
+    digest = hashlib.sha256()
+    for name in sorted(found):
+        digest.update(name.encode() + b"\0" + found[name])
+    return digest.hexdigest()

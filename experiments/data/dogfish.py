@@ -224,4 +224,5 @@ def load(
         names = np.array([name.decode() for name in columns["name"]])[order]
         y = columns["label"][order].astype(np.int64)
         splits.append(Split(columns["image"][order], y, order.astype(np.int64), {"name": names}))
-    return Dataset("dogfish", *splits, None, CLASSES, None, manifest, (size, size, 3))
+    train, test = splits
+    return Dataset("dogfish", train, test, None, CLASSES, None, manifest, (size, size, 3))

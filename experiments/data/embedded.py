@@ -134,6 +134,4 @@ def load_breast_cancer(
     features = tuple(str(name) for name in bunch.feature_names) + (("intercept",) if intercept else ())
     classes = tuple(str(name) for name in bunch.target_names)
     manifest = {"breast_cancer": source, "arrays": arrays_manifest(**splits)}
-    return Dataset(
-        "breast_cancer", **splits, validation=None, classes=classes, feature_names=features, manifest=manifest
-    )
+    return Dataset("breast_cancer", splits["train"], splits["test"], None, classes, features, manifest)

@@ -123,4 +123,5 @@ def load(*, mirror: Any, cache: Any, seed: int = 0, min_df: int = 5, stop_words:
             Split(X.tocsr(), columns["label"][index].astype(np.int64), index.astype(np.int64), extra)
         )
     words = tuple(str(word) for word in vectorizer.get_feature_names_out())
-    return Dataset("enron", *splits, None, CLASSES, words, manifest)
+    train, test = splits
+    return Dataset("enron", train, test, None, CLASSES, words, manifest)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from experiments.data.archive import read_member
+from experiments.data.archive import folder_digest, read_member
 from experiments.data.errors import ChecksumMismatch, DataError, FileMissing
 
 MIRROR_VARIABLE = "INFLUENCE_MIRROR"
@@ -30,9 +30,10 @@ _TIMEOUT_SECONDS = 30.0
 class Source:
     """An original file: where a mirror holds it, where it is published, and what its bytes must hash to.
 
-    sha256: accepted digests: of the file itself, of its gunzipped content where `gunzip` is set, or of the
-    one file `member` of the archive (wrappers of the same content differ between publishers). `max_bytes`
-    bounds the download and the gunzipped content.
+    sha256: accepted digests: of the file itself, of its gunzipped content where `gunzip` is set, of the one
+    file `member` of the archive, or of the JPEG files in its folders called `folder`, names and contents
+    (wrappers of the same content differ between publishers). `max_bytes` bounds the download and the
+    gunzipped content.
     """
 
     path: str
@@ -41,11 +42,14 @@ class Source:
     max_bytes: int
     gunzip: bool = False
     member: str = ""
+    folder: str = ""
 
     @property
     def what(self) -> str:
         if self.member:
             return f"sha256 of {self.member} in it"
+        if self.folder:
+            return f"sha256 of the names and contents of {self.folder}/*.jpg in it"
         return "sha256 of the uncompressed content" if self.gunzip else "sha256"
 
 
@@ -124,8 +128,10 @@ def verify(source: Source, path: Path) -> str:
 
 def _digest(source: Source, path: Path) -> tuple[str, str]:
     digest, size = hashlib.sha256(), 0
-    if source.member:
+    if source.member or source.folder:
         try:
+            if source.folder:
+                return folder_digest(path, source.folder, source.max_bytes), ""
             return hashlib.sha256(read_member(path, source.member, source.max_bytes)).hexdigest(), ""
         except DataError as error:
             return hashlib.sha256(path.read_bytes()).hexdigest(), str(error).rstrip(".")

@@ -29,7 +29,7 @@ Arrays = dict[str, dict[str, Any]]  # {split: {feature: array (n, ...) or list o
 
 
 def prepared(
-    builder_class: Callable[..., Any],
+    builder_class: Any,
     sources: dict[str, Source] | Callable[[], dict[str, Fetched]],
     *,
     mirror: str | os.PathLike[str] | None,
@@ -67,7 +67,7 @@ def prepared(
 
 
 def _build(
-    builder_class: Callable[..., Any],
+    builder_class: Any,
     root: Path,
     sources: dict[str, Source] | Callable[[], dict[str, Fetched]],
     mirror: str | os.PathLike[str] | None,

@@ -140,7 +140,7 @@ def load(*, mirror: Any, cache: Any, seed: int = 2) -> Dataset:
     X = np.hstack([columns["counts"].astype(np.float64), columns["indicators"].astype(np.float64)])
     positive = columns["readmitted"] == READMITTED.index("<30")
     train, test = authors_split(positive, N_PER_CLASS, seed)
-    splits = [
+    first, second = (
         Split(X[rows], positive[rows].astype(np.int64), rows.astype(np.int64)) for rows in (train, test)
-    ]
-    return Dataset("readmission", *splits, None, CLASSES, feature_names(), manifest)
+    )
+    return Dataset("readmission", first, second, None, CLASSES, feature_names(), manifest)

@@ -59,6 +59,17 @@ class DogfishData(Data):
     fish: list[str] | None = None  # synsets; null: tench, n01440764
 
 
+@register("data", "one_dog")
+@ranged(count=COUNT)
+@dataclass
+class OneDogData(DogfishData):
+    """The training images of dogfish; as test images photographs of one dog."""
+
+    photos: str | None = None  # a folder of photographs; null: the sequence "dog" of DAVIS
+    label: str = "dog"  # the class that the photographs show: dog or fish
+    count: int | None = 30  # of the photographs, evenly spaced in the order of their names; null: all
+
+
 @register("data", "breast_cancer")
 @ranged(test_fraction=Range(0, 1, True, True), seed=SEED)
 @dataclass

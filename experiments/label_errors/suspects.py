@@ -21,24 +21,24 @@ from experiments.records import atomic
 from experiments.records.csv import line
 from experiments.records.machine import available_gib
 from experiments.records.record import Record
-from experiments.suite.context import Run
+from experiments.suite.context import Context
 from influence.retraining.relabelled import LogisticRefits
 
 FILE = "suspects.csv"
 MATRICES = 3  # square matrices that the exact self-influence holds at once
 
 
-def ranked(cfg: DictConfig, run: Run) -> Record:
+def ranked(cfg: DictConfig, context: Context) -> Record:
     """Fit, self-influence and loss of every training row, suspects.csv, record."""
-    settings, data = cfg.experiment, run.data()
+    settings, data = cfg.experiment, context.data()
     y = targets_of(data.train.y, True).numpy()
     n, d = data.train.X.shape
     enough_memory(min(n, d), f"{n} rows and {d} features")
     refits = LogisticRefits(data.train.X, cfg.model.l2)
-    with run.timer("fit") as timing:
+    with context.timer("fit") as timing:
         theta, certificate = refits.fit(y, tolerance=settings.tolerance)
         timing.flops = refits.flops
-    with run.timer(f"exact self-influence of all {n}", refits.self_influence_flops):
+    with context.timer(f"exact self-influence of all {n}", refits.self_influence_flops):
         influence = refits.self_influence(theta, y)
     losses = refits.losses(theta, y)
     order = np.argsort(-influence, kind="stable")
@@ -55,7 +55,7 @@ def ranked(cfg: DictConfig, run: Run) -> Record:
         "loss": losses[order],
         "loss_rank": loss_rank[order],
     }
-    atomic.write_text(run.output / FILE, listed(columns, data, order))
+    atomic.write_text(context.output / FILE, listed(columns, data, order))
     disagree = (margins > 0) != (y > 0)
     first = order[: settings.shown]
     metrics: dict[str, Any] = {

@@ -22,7 +22,7 @@ from experiments.models import networks as models
 from experiments.models.autograd import AutogradHessian, eigenvalues_below
 from experiments.records.agreement import agreement, largest
 from experiments.records.record import Record
-from experiments.suite.context import Run
+from experiments.suite.context import Context
 from influence.curvature.networks import gauss_newton_preconditioner
 from influence.curvature.operators import Hessian
 from influence.objectives import distributed
@@ -35,9 +35,9 @@ from influence.solvers import CG
 SHARE = 0.95  # of the output Hessians' trace in the preconditioner
 
 
-def run(cfg: DictConfig, run: Run) -> Record:
+def run(cfg: DictConfig, context: Context) -> Record:
     """Train, s_test, scores, retraining beside a run on all data, comparison."""
-    settings, data, device = cfg.experiment, run.data(), torch.device(cfg.device)
+    settings, data, device = cfg.experiment, context.data(), torch.device(cfg.device)
     chosen = subset(len(data.train.y), settings.n_train, settings.subset_seed)
     arrays = {"train": (data.train.X[chosen], data.train.y[chosen]), "test": (data.test.X, data.test.y)}
     tensors = {
@@ -62,7 +62,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
     if not 1 <= settings.removed < train.n:
         raise ConfigError(f"experiment.removed={settings.removed}: give 1 to {train.n - 1}.")
 
-    with run.timer("training"), run.progress(settings.steps, "training") as advance:
+    with context.timer("training"), context.progress(settings.steps, "training") as advance:
         trained = adam(
             objective(getattr(torch, settings.dtype)),
             start(train.initial().to(getattr(torch, settings.dtype))),
@@ -70,44 +70,49 @@ def run(cfg: DictConfig, run: Run) -> Record:
             piecewise([tuple(pair) for pair in settings.rates]),
             settings.batch,
             cfg.seed,
-            journal=run.journal("training"),
+            journal=context.journal("training"),
             progress=advance,
         ).to(torch.float64)
     theta = trained.thetas[:, 0].clone()
     losses = test.example_losses(theta)
     index = int(losses.argmax()) if settings.test_index is None else settings.test_index
-    position = build.test_position(index, test.n)
-    gradient = test_gradients(test, theta, [position])
+    test_index = build.checked_test_index(index, test.n)
+    gradient = test_gradients(test, theta, [test_index])
 
-    damping = cfg.solver.damping
     spread = distributed.shard(train)  # over the ranks, under torchrun
-    operator = build.damped(Hessian(spread, theta), damping)
-    with run.timer("s_test: preconditioner"):
+    operator = build.damped(Hessian(spread, theta), cfg.solver.damping)
+    damping = build.chosen_damping(cfg.solver.damping, operator).get("damping", cfg.solver.damping)
+    with context.timer("s_test: preconditioner"):
         preconditioner = gauss_newton_preconditioner(train, theta, damping, share=SHARE)
-    solver = CG(cfg.solver.tolerance, cfg.solver.max_iterations, preconditioner, cfg.solver.raise_on_failure)
-    with run.timer("s_test: CG"):
+    solver = CG(
+        cfg.solver.tolerance,
+        cfg.solver.max_iterations,
+        preconditioner,
+        raise_on_failure=cfg.solver.raise_on_failure,
+    )
+    with context.timer("s_test: CG"):
         solution = solver.solve(operator, gradient)
-    run.status(cfg.solver.name, solution)
-    with run.timer(f"{train.n} scores"):
+    context.status(cfg.solver.name, solution)
+    with context.timer(f"{train.n} scores"):
         upweighted = up_loss(spread, theta, solution.value, "objective")[:, 0]
     scores = predicted_change(upweighted, train.n, "objective").cpu().numpy()
     removed = largest(scores, settings.removed)
 
-    before = float(losses[position])
-    changes, gradient_norms = retrain(run, settings, train, test, trained, removed, position, before)
+    before = float(losses[test_index])
+    changes, gradient_norms = retrain(context, settings, train, test, trained, removed, test_index, before)
     drift = changes[:, -1]
     actual = changes[:, :-1] - drift[:, None]
     raw = agreement(scores[removed], changes[-1, :-1])
     corrected = agreement(scores[removed], actual[-1])
-    one = torch.tensor([position], device=device)
+    one = torch.tensor([test_index], device=device)
     metrics = {
         "n_train": train.n,
         "n_test": test.n,
         "n_parameters": train.p,
         "l2": train.l2,
         "damping": damping,
-        "test_index": position,
-        "test_label": data.classes[int(data.test.y[position])],
+        "test_index": test_index,
+        "test_label": data.classes[int(data.test.y[test_index])],
         "test_predicted": data.classes[int(test.outputs(theta, one).argmax())],
         "test_loss": before,
         "objective": float(train.value(theta)),
@@ -126,7 +131,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
         "s_test": solution.summary(),
     }
     if settings.eigenvalues:
-        with run.timer("smallest eigenvalues of the Hessian"):
+        with context.timer("smallest eigenvalues of the Hessian"):
             values = eigenvalues_below(Hessian(train, theta), settings.eigenvalues, cfg.seed)
         metrics["hessian"] = {
             "smallest": float(values[0]),
@@ -134,7 +139,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
             "computed": len(values),
         }
     if settings.autograd_tolerance is not None:
-        metrics["autograd"] = against_autograd(run, cfg, train, net, theta, gradient)
+        metrics["autograd"] = against_autograd(context, cfg, train, net, theta, gradient, damping)
     return Record(
         experiment="loo_cnn",
         metrics=metrics,
@@ -150,7 +155,8 @@ def run(cfg: DictConfig, run: Run) -> Record:
         },
         table=["index", "original_index", "label", "predicted", "actual", "actual_raw"],
         captions={
-            "loo_cnn": f"Predicted against actual change of the loss of test point {position} when training "
+            "loo_cnn": f"Predicted against actual change of the loss of test point {test_index} "
+            f"when training "
             f"of a {train.p}-parameter tanh network goes on without each of {len(removed)} training points; "
             f"the drift of the same run on all data is subtracted ({data.name}, n = {train.n})."
         },
@@ -192,13 +198,13 @@ def moments(settings: DictConfig) -> list[int]:
 
 
 def retrain(
-    run: Run,
+    context: Context,
     settings: DictConfig,
     train: Objective,
     test: Objective,
     trained: AdamState,
     removed: np.ndarray,
-    position: int,
+    test_index: int,
     before: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Changes of the test loss ``(moments, removed + 1)`` and final gradient norms ``(removed + 1,)`` of the
@@ -206,8 +212,8 @@ def retrain(
     the journal.
     """
     left_out = torch.as_tensor(np.append(removed, -1))
-    journal = run.journal("retraining", key={"removed": removed.tolist()})
-    one = torch.tensor([position], device=train.device)
+    journal = context.journal("retraining", key={"removed": removed.tolist()})
+    one = torch.tensor([test_index], device=train.device)
     blocks = dict(enumerate(left_out.split(settings.block)))
     parts = {number: journal.get(f"block-{number}") for number in blocks}
 
@@ -221,7 +227,7 @@ def retrain(
                 step - done,
                 lambda _: settings.retraining_rate,
                 settings.batch,
-                run.cfg.seed + 1,
+                context.cfg.seed + 1,
                 left_out=points,
                 offset=done,
             )
@@ -232,22 +238,29 @@ def retrain(
 
     missing = [number for number in blocks if parts[number] is None]
     with (
-        run.timer(f"{len(removed)} retrainings"),
-        run.progress(len(blocks), "blocks of retrainings") as advance,
+        context.timer(f"{len(removed)} retrainings"),
+        context.progress(len(blocks), "blocks of retrainings") as advance,
         ThreadPoolExecutor(settings.workers) as pool,
     ):
         for number, part in zip(missing, pool.map(one_block, missing), strict=True):
             journal.put(f"block-{number}", part)
             parts[number] = part
             advance(len(blocks) - len(missing) + missing.index(number) + 1)
+    done = [part for part in (parts[number] for number in blocks) if part is not None]
     return (
-        np.concatenate([parts[number]["change"] for number in blocks], axis=1),
-        np.concatenate([parts[number]["gradient_norm"] for number in blocks]),
+        np.concatenate([part["change"] for part in done], axis=1),
+        np.concatenate([part["gradient_norm"] for part in done]),
     )
 
 
 def against_autograd(
-    run: Run, cfg: DictConfig, train: Objective, net: Any, theta: torch.Tensor, gradient: torch.Tensor
+    context: Context,
+    cfg: DictConfig,
+    train: Objective,
+    net: Any,
+    theta: torch.Tensor,
+    gradient: torch.Tensor,
+    damping: float,
 ) -> dict[str, Any]:
     """The same solve by plain autograd Hessian products and by ours, both from nothing to all scores; the
     seconds go to the timings.
@@ -258,15 +271,15 @@ def against_autograd(
     )
     values = {}
     for name, objective in (("ours", train), ("plain autograd", plain)):
-        with run.timer(f"{name}: s_test to {tolerance:g} and all scores"):
+        with context.timer(f"{name}: s_test to {tolerance:g} and all scores"):
             if objective is train:
-                made: Any = gauss_newton_preconditioner(train, theta, cfg.solver.damping, share=SHARE)
+                made: Any = gauss_newton_preconditioner(train, theta, damping, share=SHARE)
                 base: Any = Hessian(train, theta)
             else:
                 made, base = "none", AutogradHessian(plain, theta)
-            operator = build.damped(base, cfg.solver.damping)
+            operator = build.damped(base, damping)
             solution = CG(tolerance, preconditioner=made, raise_on_failure=False).solve(operator, gradient)
-            values[name] = up_loss(objective, theta, solution.value)[:, 0]
+            values[name] = up_loss(objective, theta, solution.value, "loss")[:, 0]
         found[name.replace(" ", "_")] = solution.summary()
     difference = (values["ours"] - values["plain autograd"]).norm() / values["ours"].norm()
     return found | {"tolerance": tolerance, "scores_relative_difference": float(difference)}

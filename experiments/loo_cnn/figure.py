@@ -26,7 +26,7 @@ def draw(record: Record, path: Path) -> None:
         f"drift {found['drift']:+.4f}",
         f"n = {len(actual)} left out",
     ]
-    paper = record.paper.get("pearson")
+    paper = (record.paper or {}).get("pearson")
     if paper and record.data == "mnist":
         lines.append(f"paper: Pearson {paper['value']}")
     style.note(panel, lines)

@@ -44,7 +44,7 @@ def draw(record: Record, path: Path) -> None:
             f"slope {found['slope']:.3f}",
             f"n = {len(actual)} left out",
         ]
-        paper = record.paper.get("pearson")
+        paper = (record.paper or {}).get("pearson")
         if paper and record.data == "mnist" and name == "lissa":  # the rerun was of that panel alone
             lines.append(f"rerun of the paper: Pearson {paper['value']}")
         style.note(panel, lines)

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from experiments.errors import ConfigError, UserError
 from experiments.records import provenance
 from experiments.records.record import Record
-from experiments.suite.context import Run
+from experiments.suite.context import Context
 from influence.retraining.leave_one_out import leave_one_out
 
 SAME = ("n_train", "n_test", "n_parameters", "l2", "test_index")
@@ -40,20 +40,20 @@ class GroundTruth:
 
 
 def retrained(
-    run: Run,
+    context: Context,
     settings: DictConfig,
     train: Any,
     test: Any,
     theta: torch.Tensor,
     removed: np.ndarray,
-    position: int,
+    test_index: int,
     state: Any,
 ) -> tuple[GroundTruth, float]:
     """Leaves out each of ``removed`` and fits again to ``settings.retraining_tolerance``; the Newton steps
     taken over all models stand beside it. ``state``: the prepared exact solver of the full model.
     """
-    journal = run.journal("retraining", key={"removed": removed.tolist(), "block": settings.block})
-    with run.progress(len(removed), "retraining") as advance:
+    journal = context.journal("retraining", key={"removed": removed.tolist(), "block": settings.block})
+    with context.progress(len(removed), "retraining") as advance:
         found = leave_one_out(
             train,
             theta,
@@ -64,7 +64,7 @@ def retrained(
             journal=journal,
             progress=advance,
         )
-    one = torch.tensor([position])
+    one = torch.tensor([test_index])
     before = float(test.example_losses(theta, one)[0])
     actual = (test.example_losses_many(found.thetas, one)[0] - before).numpy()
     certificate = {
@@ -78,7 +78,7 @@ def retrained(
     return GroundTruth(removed, actual, norms, iterations, certificate), float(found.iterations.sum())
 
 
-def recorded(folder: str | Path, run: Run, problem: dict[str, Any], test_loss: float) -> GroundTruth:
+def recorded(folder: str | Path, context: Context, problem: dict[str, Any], test_loss: float) -> GroundTruth:
     """The ground truth of the record in ``folder``.
 
     problem: the values of ``SAME`` here. Raises ConfigError where the record is of another problem, and
@@ -96,7 +96,7 @@ def recorded(folder: str | Path, run: Run, problem: dict[str, Any], test_loss: f
     different = [name for name in SAME if record.metrics.get(name) != problem[name]]
     if abs(record.metrics["test_loss"] - test_loss) > SAME_LOSS * abs(test_loss):
         different.append("test_loss")
-    if hashes(path) != run.data().manifest.get("arrays"):
+    if hashes(path) != context.data().manifest.get("arrays"):
         different.append("data")
     if different:
         raise ConfigError(
@@ -104,8 +104,12 @@ def recorded(folder: str | Path, run: Run, problem: dict[str, Any], test_loss: f
             "record of the same data, model and test point, or null to retrain."
         )
     certificate = next(each for each in record.certificates if each.get("fit") == "without one point each")
+    index, actual, norms, iterations = (record.arrays[name] for name in needed)
     return GroundTruth(
-        *(record.arrays[name] for name in needed),
+        index,
+        actual,
+        norms,
+        iterations,
         certificate=certificate | {"from": "an earlier record (experiment.retrained)"},
         exact=record.arrays.get("scores_exact"),
     )

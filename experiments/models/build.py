@@ -26,6 +26,16 @@ def loss_of(model: DictConfig) -> Any:
     return get_loss(model.loss)
 
 
+def only_logistic(model: DictConfig, what: str) -> None:
+    """ConfigError unless the model is the logistic regression that ``what`` is."""
+    if model.loss != "logistic":
+        raise ConfigError(f"model.loss={model.loss}: {what} is a logistic regression; use model=logistic.")
+    if model.temperature is not None:
+        raise ConfigError(
+            f"model.temperature={model.temperature}: the logistic loss has none; leave it null."
+        )
+
+
 def targets_of(y: np.ndarray, binary: bool) -> torch.Tensor:
     """Labels 0..C-1 as int64 classes, or as -1.0/+1.0 for a binary loss."""
     labels = torch.as_tensor(y)
@@ -51,7 +61,7 @@ def linear_objective(split: Split, model: DictConfig, n_classes: int) -> LinearO
     )
 
 
-def test_position(index: int, n: int) -> int:
+def checked_test_index(index: int, n: int) -> int:
     """``index``, if it is a position in a test split of ``n`` examples."""
     if not 0 <= index < n:
         raise UserError(f"experiment.test_index={index} is out of range: the test split has 0..{n - 1}.")
@@ -62,7 +72,7 @@ def solver(settings: DictConfig) -> Any:
     """The solver of ``cfg.solver`` (without its damping: that belongs to the operator)."""
     from influence import solvers
 
-    options = {key: value for key, value in settings.items() if key not in ("name", "damping")}
+    options = {str(key): value for key, value in settings.items() if key not in ("name", "damping")}
     kind = {"exact": "Exact", "cg": "CG", "lissa": "LiSSA"}.get(settings.name)
     if kind is None or not hasattr(solvers, kind):
         raise ConfigError(f"solver.name={settings.name!r} is unknown; choose exact, cg or lissa.")
@@ -71,10 +81,21 @@ def solver(settings: DictConfig) -> Any:
     return getattr(solvers, kind)(**options)
 
 
-def damped(operator: Any, damping: float) -> Any:
-    """``operator + damping I``; the operator itself at 0."""
-    from influence.curvature.operators import Damped
+def damped(operator: Any, damping: float | str) -> Any:
+    """``operator + damping I``; the operator itself at 0. "auto": what makes it positive definite.
 
-    if damping < 0:
+    Raises:
+        ConfigError: a negative damping.
+    """
+    from influence.curvature import spectrum
+
+    if not isinstance(damping, str) and damping < 0:
         raise ConfigError(f"solver.damping={damping}: damping must not be negative.")
-    return Damped(operator, damping) if damping else operator
+    return spectrum.damped(operator, damping)
+
+
+def chosen_damping(setting: float | str, operator: Any) -> dict[str, float]:
+    """``{"damping": δ}`` if ``setting`` left it to the Hessian's spectrum: the record then names it."""
+    from influence.curvature.operators import base_of
+
+    return {"damping": base_of(operator)[1]} if isinstance(setting, str) else {}

@@ -49,7 +49,8 @@ def tanh_cnn(name: str, side: int, classes: int, generator: torch.Generator) -> 
             nn.init.trunc_normal_(
                 layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation, generator=generator
             )
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
     return net
 
 

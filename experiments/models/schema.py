@@ -65,3 +65,4 @@ class PretrainedBackbone(Backbone):
     batch: int = 4  # images a forward pass; on a CPU small batches stay near the cache
     mirror: str | None = None  # folder with weight files; INFLUENCE_MIRROR is used where this is null
     seed: int = 0  # of random_conv's weights
+    count_padding: bool | None = None  # of Inception's average poolings; null: as the weights need

@@ -18,7 +18,7 @@ from experiments.models import backbones, build, kernels
 from experiments.models.features import features
 from experiments.models.svm import fit_hinge
 from experiments.records.record import Record
-from experiments.suite.context import Run
+from experiments.suite.context import Context
 from influence.curvature.operators import Hessian
 from influence.losses import get_loss
 from influence.objectives.linear import LinearObjective
@@ -29,31 +29,40 @@ MODELS = ("svm", "network")
 SHOWN_SIDE = 112  # pixels of an image in the record: what the figure can show
 
 
-def run(cfg: DictConfig, run: Run) -> Record:
+def run(cfg: DictConfig, context: Context) -> Record:
     """Both fits, the test image, both score vectors, and the figure's findings as numbers."""
-    settings, data = cfg.experiment, run.data()
+    settings = cfg.experiment
+    build.only_logistic(cfg.model, "the network's top layer")
+    data = context.data()
     y, y_test = (build.targets_of(split.y, True) for split in (data.train, data.test))
     n = len(data.train)
 
     backbone = backbones.load(**cfg.backbone, device=cfg.device)
-    with run.timer("features"), run.progress(n + len(data.test), "features") as advance:
+    with context.timer("features"), context.progress(n + len(data.test), "features") as advance:
         X = features(backbone, data.train.X, cache=cfg.data.data_dir, progress=advance)
         X_test = features(
             backbone, data.test.X, cache=cfg.data.data_dir, progress=lambda done: advance(n + done)
         )
-    if backbone.name != "inception_v3":
-        run.note(f"The network is {backbone.label}, not Inception v3 ({backbone.origin}).")
+    if backbone.name == "inception_v3_7a":
+        context.note(
+            f"The network is {backbone.label} ({backbone.n_features:,} features, {backbone.origin}): the "
+            "paper's network less its last two blocks."
+        )
+    elif backbone.name != "inception_v3":
+        context.note(f"The network is {backbone.label}, not Inception v3 ({backbone.origin}).")
     if data.name == "dogfish":
-        run.note("The classes are English springer and tench, not the paper's broad dog and fish synsets.")
+        context.note(
+            "The classes are English springer and tench, not the paper's broad dog and fish synsets."
+        )
 
-    with run.timer("kernel"):
+    with context.timer("kernel"):
         pixels, pixels_test = kernels.scaled(data.train.X), kernels.scaled(data.test.X)
         Phi, Phi_test = kernels.rbf_features(pixels, pixels_test, settings.gamma)
-    with run.timer("svm: fit"):
+    with context.timer("svm: fit"):
         weights, gap = fit_hinge(Phi, y.numpy(), cfg.model.l2, 1e-8, settings.largest_gap)
     smooth = get_loss("smooth_hinge", temperature=settings.temperature)
     network = LinearObjective(X, y, "logistic", cfg.model.l2)
-    with run.timer("network: fit"):
+    with context.timer("network: fit"):
         fitted = fit(network, tolerance=settings.training_tolerance)
     objectives = {"svm": LinearObjective(Phi, y, smooth, cfg.model.l2), "network": network}
     thetas = {"svm": torch.as_tensor(weights), "network": fitted.theta}
@@ -64,23 +73,23 @@ def run(cfg: DictConfig, run: Run) -> Record:
     margins = {m: (tests[m].outputs(thetas[m])[:, 0] * y_test).numpy() for m in MODELS}
     right = {m: margins[m] > 0 for m in MODELS}
     if settings.test_index is None:
-        position = choose(margins["svm"], right["network"])
+        test_index = choose(margins["svm"], right["network"])
     else:
-        position = build.test_position(settings.test_index, len(data.test))
+        test_index = build.checked_test_index(settings.test_index, len(data.test))
 
-    distance = np.sqrt(kernels.squared_distances(pixels_test[position : position + 1], pixels)[0])
-    same = data.train.y == data.test.y[position]
+    distance = np.sqrt(kernels.squared_distances(pixels_test[test_index : test_index + 1], pixels)[0])
+    same = data.train.y == data.test.y[test_index]
     metrics: dict[str, Any] = {}
     arrays = {"distance": distance, "same_class": same, "label": data.train.y, "index": data.train.index}
     solver = build.solver(cfg.solver)
     for model in MODELS:
         objective, theta = objectives[model], thetas[model]
-        with run.timer(f"{model}: s_test and {n} scores"):
+        with context.timer(f"{model}: s_test and {n} scores"):
             operator = build.damped(Hessian(objective, theta), cfg.solver.damping)
-            solution = solver.solve(operator, test_gradients(tests[model], theta, [position]))
-            scores = up_loss(objective, theta, solution.value)[:, 0]
+            solution = solver.solve(operator, test_gradients(tests[model], theta, [test_index]))
+            scores = up_loss(objective, theta, solution.value, "loss")[:, 0]
             predicted = predicted_change(scores, n, "loss").numpy()
-        run.status(model, solution)
+        context.status(model, solution)
         helpful = np.argsort(-predicted, kind="stable")
         arrays |= {
             f"predicted_{model}": predicted,
@@ -88,15 +97,19 @@ def run(cfg: DictConfig, run: Run) -> Record:
             f"images_{model}": thumbnails(np.asarray(data.train.X[helpful[: settings.shown]])),
         }
         metrics[model] = findings(predicted, distance, same, helpful, settings.extremes)
-        metrics[model] |= other_class(predicted, distance, same, settings.extremes) | {
+        metrics[model] |= other_class(predicted, distance, same, settings.extremes)
+        metrics[model] |= sides(predicted, distance, same) | {
             "train_accuracy": float((objective.outputs(theta)[:, 0] * y > 0).double().mean()),
             "test_accuracy": float(right[model].mean()),
             "test_loss": float(tests[model].example_losses(theta).mean()),
             "train_loss": float(objective.example_losses(theta).mean()),
             "theta_norm": float(theta.norm()),
-            "test_image_right": bool(right[model][position]),
+            **build.chosen_damping(cfg.solver.damping, operator),
+            "test_image_right": bool(right[model][test_index]),
+            "loss_of_test_image": float(tests[model].example_losses(theta)[test_index]),
+            "largest_change": float(np.abs(predicted).max()),
         }
-    arrays["image_test"] = thumbnails(np.asarray(data.test.X[position : position + 1]))[0]
+    arrays["image_test"] = thumbnails(np.asarray(data.test.X[test_index : test_index + 1]))[0]
     return Record(
         experiment="rbf_vs_inception",
         metrics={
@@ -106,16 +119,16 @@ def run(cfg: DictConfig, run: Run) -> Record:
             "n_train": n,
             "n_test": len(data.test),
             "classes": list(data.classes),
-            "test_index": position,
-            "test_label": data.classes[int(data.test.y[position])],
+            "test_index": test_index,
+            "test_label": data.classes[int(data.test.y[test_index])],
             **metrics,
         },
         arrays=arrays,
         table=["index", "label", "distance", "predicted_svm", "predicted_network"],
         captions={
-            "rbf_vs_inception": f"Predicted change of the loss of test image {position} when a training "
+            "rbf_vs_inception": f"Predicted change of the loss of test image {test_index} when a training "
             f"image is left out, against the distance of their pixels: RBF SVM and {backbone.label} "
-            f"({data.name}, n = {n}); below, the most helpful training images of each."
+            f"({data.name}, n = {n}); below, the most helpful training images of each. {sizes(metrics)}"
         },
         certificates=[
             {"fit": "svm", "method": "LinearSVC on the kernel's factor", "relative_duality_gap": gap},
@@ -158,6 +171,44 @@ def findings(
         "harmful_share_of_other_class": float((predicted[~same] < 0).mean()),
         "harmful_share_of_same_class": float((predicted[same] < 0).mean()),
     }
+
+
+def sizes(metrics: dict[str, Any]) -> str:
+    """How small the effects are: the largest change of each model beside the loss that it changes."""
+    svm, network = metrics["svm"], metrics["network"]
+    return (
+        f"One image left out changes the loss by at most {svm['largest_change']:.2g} of "
+        f"{svm['loss_of_test_image']:.2g} (SVM) and {network['largest_change']:.2g} of "
+        f"{network['loss_of_test_image']:.2g} nats (network): the two vertical scales differ."
+    )
+
+
+def sides(predicted: np.ndarray, distance: np.ndarray, same: np.ndarray) -> dict[str, Any]:
+    """On which side of zero each class lies: by count and by share of influence, near and influential.
+
+    ``other_*``: share of the other class that is harmful, ``same_*``: of the same class that is helpful.
+    ``all``: of all images of the class; ``nearest_K``: of its K nearest ones; ``influential``: of those with
+    at least a fifth of the largest influence of any image. ``count`` counts images, ``weight`` weighs them;
+    ``of_class``: the part's share of all influence of the class.
+    """
+    found: dict[str, Any] = {}
+    strong = np.abs(predicted) >= 0.2 * np.abs(predicted).max()
+    for name, members, sign in (("other", ~same, -1.0), ("same", same, 1.0)):
+        rows = np.flatnonzero(members)
+        by_distance = rows[np.argsort(distance[rows], kind="stable")]
+        whole = float(np.abs(predicted[rows]).sum())
+        parts = {"all": rows, "influential": np.flatnonzero(members & strong)}
+        parts |= {f"nearest_{k}": by_distance[:k] for k in (20, 50, 90)}
+        for part, chosen in parts.items():
+            values = sign * predicted[chosen]
+            weight = float(np.abs(values).sum())
+            found[f"{name}_{part}"] = {
+                "images": len(chosen),
+                "count": float((values > 0).mean()) if len(chosen) else float("nan"),
+                "weight": float(values[values > 0].sum()) / weight if weight else float("nan"),
+                "of_class": weight / whole if whole else float("nan"),
+            }
+    return found
 
 
 def other_class(predicted: np.ndarray, distance: np.ndarray, same: np.ndarray, near: int) -> dict[str, float]:

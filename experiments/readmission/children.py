@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,16 @@ from experiments.errors import UserError
 from experiments.records.agreement import largest
 
 READMITTED = 1  # the positive class
+
+
+@dataclass
+class Model:
+    """A fit: its objective, parameters (p,), the patients it was fitted to, and the fit's certificate."""
+
+    train: Any
+    theta: torch.Tensor
+    split: Split
+    certificate: dict[str, Any]
 
 
 def without_healthy_children(train: Split, child: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,10 +44,10 @@ def misclassified(test: Any, theta: torch.Tensor, rows: np.ndarray) -> np.ndarra
     return rows[wrong.numpy()]
 
 
-def described(model: dict[str, Any], test: Any, child: int, position: int) -> dict[str, Any]:
+def described(model: Model, test: Any, child: int, test_index: int) -> dict[str, Any]:
     """One model in numbers."""
-    theta, split = model["theta"], model["split"]
-    margin = float(test.outputs(theta, torch.tensor([position]))[0, 0] * test.targets[position])
+    theta, split = model.theta, model.split
+    margin = float(test.outputs(theta, torch.tensor([test_index]))[0, 0] * test.targets[test_index])
     is_child = split.X[:, child] == 1
     order = np.argsort(-theta.abs().numpy(), kind="stable")
     return {
@@ -50,7 +61,7 @@ def described(model: dict[str, Any], test: Any, child: int, position: int) -> di
     }
 
 
-def stopped(models: dict[str, Any], test: Any, children: np.ndarray, iterations: int) -> dict[str, Any]:
+def stopped(models: dict[str, Model], test: Any, children: np.ndarray, iterations: int) -> dict[str, Any]:
     """The same two models by L-BFGS from zero, given up after ``iterations``: what an early stop does."""
     from scipy.optimize import minimize
 
@@ -58,7 +69,7 @@ def stopped(models: dict[str, Any], test: Any, children: np.ndarray, iterations:
 
     found: dict[str, Any] = {"iterations": iterations}
     for name, model in models.items():
-        objective, split = model["train"], model["split"]
+        objective, split = model.train, model.split
         plain = LogisticRefits(sp.csr_matrix(split.X), objective.l2)  # two thirds of the entries are zero
         y = 2.0 * split.y - 1
         result = minimize(
@@ -80,8 +91,8 @@ def stopped(models: dict[str, Any], test: Any, children: np.ndarray, iterations:
     return found
 
 
-def standing(scores: np.ndarray, children: np.ndarray) -> dict[str, Any]:
-    """Where the children stand among all n by |score|: ranks, and ratios to the largest of the others."""
+def ranks_and_ratios(scores: np.ndarray, children: np.ndarray) -> dict[str, Any]:
+    """The children among all n by |score|: their ranks, and ratios to the largest score of the others."""
     ranks = np.empty(len(scores), dtype=int)
     ranks[np.argsort(-np.abs(scores), kind="stable")] = np.arange(1, len(scores) + 1)
     others = np.delete(np.abs(scores), children).max()
@@ -103,7 +114,7 @@ def every_point(
         {
             "test_index": point,
             "scores": scores[children, column].tolist(),
-            **standing(scores[:, column], children),
+            **ranks_and_ratios(scores[:, column], children),
         }
         for column, point in enumerate(points)
         if point in wrong

@@ -79,8 +79,16 @@ def features(record: Record, panel: Axes) -> None:
     readmitted = dict(zip(a["index"].tolist(), a["readmitted"].tolist(), strict=True))
     for j, patient in enumerate(a["children"].tolist()):
         what = "readmitted" if readmitted.get(patient) else "not readmitted"
-        style_of = {"marker": marks[j % 6], "color": colours[j % 6], "label": f"{patient}, {what}"}
-        panel.scatter(size[j, order], np.arange(len(order)), s=22, alpha=0.8, linewidths=0, **style_of)
+        panel.scatter(
+            size[j, order],
+            np.arange(len(order)),
+            s=22,
+            alpha=0.8,
+            linewidths=0,
+            marker=marks[j % 6],
+            color=colours[j % 6],
+            label=f"{patient}, {what}",
+        )
     panel.set_xlim(left=0)
     panel.set_yticks(np.arange(len(order)), names[order], fontsize=7)
     panel.grid(axis="y", linewidth=0.4)

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written beside, flushed to disk, moved into place."""
+"""Files that are either whole or not there: written temporary, flushed to disk, moved into place."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from experiments.errors import BusyError
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes ``content`` to ``path`` atomically; raises OSError and leaves no trace where it can't."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(beside, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -14,7 +14,7 @@ from typing import Any
 from experiments.errors import UserError
 from experiments.records.atomic import sha256
 from experiments.records.machine import cores
-from experiments.records.places import ROOT
+from experiments.records.places import IN_REPOSITORY, ROOT
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "hydra-core", "omegaconf", "wandb")
 
@@ -34,7 +34,9 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def git(*arguments: str) -> str | None:
-    """git's answer in the repository, or None where there is none."""
+    """git's answer in the repository; None if this is an installed package or git does not answer."""
+    if not IN_REPOSITORY:  # git would answer for whatever repository the environment happens to be in
+        return None
     try:
         answer = subprocess.run(
             ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True

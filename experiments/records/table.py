@@ -36,7 +36,7 @@ def one_line(content: Any) -> str:
 def rows_of(record: Record) -> list[tuple[str, ...]]:
     """One row a value of the paper."""
     rows = []
-    for name, entry in record.paper.items():
+    for name, entry in (record.paper or {}).items():
         ours = record.metric(entry.get("metric", name))
         label = f"{record.experiment} ({record.data})"
         row = (label, name, shown(entry.get("value")), shown(ours), entry.get("where", ""))

@@ -10,7 +10,7 @@ loss).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,44 +22,44 @@ from experiments.models import build
 from experiments.models.svm import fit_hinge
 from experiments.records.agreement import agreement, largest
 from experiments.records.record import Record
-from experiments.suite.context import Run
+from experiments.suite.context import Context
 from influence.curvature.operators import Hessian
-from influence.losses import get_loss
+from influence.losses import MarginLoss, get_loss
 from influence.objectives.linear import LinearObjective
 from influence.scores import predicted_change, test_gradients, up_loss
 from influence.solvers import Exact
 
 
-def run(cfg: DictConfig, run: Run) -> Record:
+def run(cfg: DictConfig, context: Context) -> Record:
     """Hinge fit, influence at every temperature, hinge refits, comparison."""
     settings, l2 = cfg.experiment, cfg.model.l2
-    data = run.data()
+    data = context.data()
     train, test = first(data.train, settings.multiple), first(data.test, settings.multiple)
     X, Z = np.asarray(train.X, dtype=np.float64), np.asarray(test.X, dtype=np.float64)
     y = build.targets_of(train.y, True).numpy()
     labels = build.targets_of(test.y, True).numpy()
-    position, n = build.test_position(settings.test_index, len(labels)), len(y)
+    test_index, n = build.checked_test_index(settings.test_index, len(labels)), len(y)
     check(settings, n)
 
-    with run.timer("fit"):
+    with context.timer("fit"):
         w, gap = fit_hinge(X, y, l2, settings.tolerance, settings.largest_gap)
     predicted = {}
-    with run.timer(f"scores at {len(settings.temperatures)} temperatures"):
+    with context.timer(f"scores at {len(settings.temperatures)} temperatures"):
         for t in settings.temperatures:
-            predicted[t] = scores(X, y, Z, labels, w, l2, t, position)
+            predicted[t] = scores(X, y, Z, labels, w, l2, t, test_index)
     removed = largest(predicted[0.0], settings.removed)
 
-    before = hinge(Z[position] @ w * labels[position])
+    before = hinge(Z[test_index] @ w * labels[test_index])
     actual, gaps = np.empty(len(removed)), np.empty(len(removed))
-    journal = run.journal("retraining", key={"removed": removed.tolist()})
-    with run.timer(f"{len(removed)} refits"), run.progress(len(removed), "refits") as advance:
+    journal = context.journal("retraining", key={"removed": removed.tolist()})
+    with context.timer(f"{len(removed)} refits"), context.progress(len(removed), "refits") as advance:
         for done, point in enumerate(removed):
             part = journal.get(int(point))
             if part is None:
                 keep = np.arange(n) != point
                 v, own = fit_hinge(X[keep], y[keep], l2, settings.tolerance, settings.largest_gap)
-                change = hinge(Z[position] @ v * labels[position]) - before
-                part = {"actual": np.float64(change), "gap": np.float64(own)}
+                change = hinge(Z[test_index] @ v * labels[test_index]) - before
+                part = {"actual": np.array(change), "gap": np.array(own)}
                 journal.put(int(point), part)
             actual[done], gaps[done] = part["actual"].item(), part["gap"].item()
             advance(done + 1)
@@ -74,9 +74,9 @@ def run(cfg: DictConfig, run: Run) -> Record:
             "n_test": len(labels),
             "n_parameters": X.shape[1],
             "l2": l2,
-            "test_index": position,
-            "test_label": data.classes[int(test.y[position])],
-            "test_margin": float(test_margin[position]),
+            "test_index": test_index,
+            "test_label": data.classes[int(test.y[test_index])],
+            "test_margin": float(test_margin[test_index]),
             "test_loss": before,
             "train_accuracy": float((train_margin > 0).mean()),
             "test_accuracy": float((test_margin > 0).mean()),
@@ -102,7 +102,7 @@ def run(cfg: DictConfig, run: Run) -> Record:
         table=["index", "original_index", "label", "actual", *(f"predicted_{label(t)}" for t in predicted)],
         captions={
             "smooth_hinge": "The losses, and predicted against actual change of the hinge loss of test point "
-            f"{position} when each of {len(removed)} training points is left out ({data.name}, n = {n})."
+            f"{test_index} when each of {len(removed)} training points is left out ({data.name}, n = {n})."
         },
         certificates=[
             {"fit": "all training points", "method": "LinearSVC", "relative_duality_gap": gap},
@@ -143,12 +143,12 @@ def scores(
     w: np.ndarray,
     l2: float,
     t: float,
-    position: int,
+    test_index: int,
 ) -> np.ndarray:
     """Predicted change (n,) of the test loss, all smoothed at temperature t, at the hinge's weights."""
     train = LinearObjective(X, y, get_loss("smooth_hinge", temperature=t), l2)
     theta = torch.from_numpy(w.copy())
-    gradient = test_gradients(train.on(Z, labels), theta, [position])
+    gradient = test_gradients(train.on(Z, labels), theta, [test_index])
     s_test = Exact().solve(Hessian(train, theta), gradient).value
     return predicted_change(up_loss(train, theta, s_test, "objective")[:, 0], train.n, "objective").numpy()
 
@@ -160,7 +160,8 @@ def hinge(margin: float) -> float:
 
 def smooth(margins: np.ndarray, t: float) -> np.ndarray:
     """SmoothHinge(margins, t); the hinge at 0."""
-    return get_loss("smooth_hinge", temperature=t).of_margin(torch.from_numpy(margins)).numpy()
+    loss = cast(MarginLoss, get_loss("smooth_hinge", temperature=t))
+    return loss.of_margin(torch.from_numpy(margins)).numpy()
 
 
 def label(t: float) -> str:

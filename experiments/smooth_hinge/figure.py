@@ -41,7 +41,7 @@ def draw(record: Record, path: Path) -> None:
         panel.set_xlabel("Actual diff in loss")
         panel.set_ylabel("Predicted diff in loss")
         lines = [f"Pearson {found['pearson']:.4f}", f"slope {found['slope']:.2f}"]
-        paper = record.paper.get(f"pearson_{name}")
+        paper = (record.paper or {}).get(f"pearson_{name}")
         if paper and record.data == "mnist":
             lines.insert(1, f"paper: {paper['value']}")
         style.note(panel, lines)

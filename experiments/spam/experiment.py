@@ -20,23 +20,23 @@ from experiments.label_errors import suspects
 from experiments.models.build import targets_of
 from experiments.records import machine
 from experiments.records.record import Record
-from experiments.spam import label_fixing as labelfix
+from experiments.spam import label_fixing
 from experiments.spam.label_fixing import CLEAN, PARTS, RANKINGS, TRIES, LabelFixing
-from experiments.suite.context import Run, Timing
+from experiments.suite.context import Context, Timing
 from experiments.suite.parallel import processes as workers
 from experiments.suite.parallel import ranks
 
 PANELS = 2  # steps flipped in the paper's figure: 10 %
 
 
-def run(cfg: DictConfig, run: Run) -> Record:
+def run(cfg: DictConfig, context: Context) -> Record:
     """All repeats, in parallel, and the two panels of Fig. 6 for each number of flips."""
-    settings, data = cfg.experiment, run.data()
+    settings, data = cfg.experiment, context.data()
     check(cfg, data)
     if not (settings.plant if settings.plant is not None else data.name != "csv"):
-        return suspects.ranked(cfg, run)
+        return suspects.ranked(cfg, context)
     work = work_of(cfg, data)
-    found = repeats(run, work, settings)
+    found = repeats(context, work, settings)
     clean, n = found[CLEAN], len(work.y)
     units = [(k, r) for k in settings.flips for r in range(settings.repeats)]
 
@@ -59,11 +59,11 @@ def run(cfg: DictConfig, run: Run) -> Record:
         "largest_gradient_norm": float(max(norms.max(), *clean["gradient_norm"])),
     }
     for row, k in enumerate(settings.flips):
-        after = labelfix.mean_and_error(flipped_accuracy[row][:, None])
+        after = label_fixing.mean_and_error(flipped_accuracy[row][:, None])
         metrics[f"k{k}"] = {
             "flipped_accuracy": after[0][0],
             "flipped_accuracy_error": after[1][0],
-            **labelfix.curves(fixed[row], accuracy[row], k * work.step),
+            **label_fixing.curves(fixed[row], accuracy[row], k * work.step),
         }
     shown = found[work.shown_unit]
     rows = shown["suspects"]
@@ -167,23 +167,24 @@ def work_of(cfg: DictConfig, data: Dataset) -> LabelFixing:
     )
 
 
-def repeats(run: Run, work: LabelFixing, settings: DictConfig) -> dict[Any, dict[str, np.ndarray]]:
+def repeats(context: Context, work: LabelFixing, settings: DictConfig) -> dict[Any, dict[str, np.ndarray]]:
     """Every unit's arrays, from the journal or from the workers; what they took goes to the timings."""
     units: list[Any] = [CLEAN, *((k, r) for k in settings.flips for r in range(settings.repeats))]
-    journal = run.journal("repeats")
-    found = {unit: journal.get(unit) for unit in units}
-    missing = [unit for unit in units if found[unit] is None]
+    journal = context.journal("repeats")
+    kept = {unit: journal.get(unit) for unit in units}
+    found = {unit: arrays for unit, arrays in kept.items() if arrays is not None}
+    missing = [unit for unit in units if unit not in found]
     count = machine.workers(settings.workers, "processes", least=0)
     with (
-        run.timer(f"{len(units) - 1} repeats, all workers") as whole,
-        run.progress(len(units), "repeats") as advance,
+        context.timer(f"{len(units) - 1} repeats, all workers") as whole,
+        context.progress(len(units), "repeats") as advance,
     ):
         for unit, arrays in workers.spread(work, missing, count):
             journal.put(unit, arrays)
             found[unit] = arrays
-            advance(len(units) - sum(value is None for value in found.values()))
+            advance(len(found))
     peak = max(arrays["peak_mib"].item() for arrays in found.values())  # of one worker
-    run.add_workers(whole, min(count, len(missing)), peak)
+    context.add_workers(whole, min(count, len(missing)), peak)
     spent = {
         what: np.stack([found[unit][what] for unit in units]) for what in ("flops", "seconds", "processor")
     }
@@ -201,8 +202,8 @@ def repeats(run: Run, work: LabelFixing, settings: DictConfig) -> dict[Any, dict
     once = part(f"exact self-influence of all {n}, from nothing, best of {TRIES}", slice(0, 1), 1)
     together = ", seconds of all workers together"
     every = [part(labels[name] + together, slice(1, None), column) for column, name in enumerate(PARTS)]
-    run.timings.extend([once, *every])
-    return found
+    context.timings.extend([once, *every])
+    return {unit: found[unit] for unit in units}
 
 
 def captions(

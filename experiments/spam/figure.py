@@ -47,7 +47,7 @@ def curves(record: Record, panel: Axes, k: str, what: str, with_paper: bool) -> 
     """One panel: ours with standard errors, the paper's values dashed behind them."""
     metrics, checked = record.metrics, np.array(record.metrics["checked"])
     for name, (colour, mark, label) in LOOK.items():
-        paper = record.paper.get(f"{what}_{name}") if name != "authors" else None
+        paper = (record.paper or {}).get(f"{what}_{name}") if name != "authors" else None
         if with_paper and paper:
             panel.plot(
                 5 * np.arange(1, len(checked) + 1), paper["value"], "--", color=colour, alpha=0.45, zorder=1

@@ -58,7 +58,7 @@ class LabelFixing:
     checks: int
     seed: int = 0
     shown: int = 0
-    shown_unit: tuple[int, int] | None = None
+    shown_unit: tuple[int, int] = (0, 0)  # no repeat: k is at least 1
 
     @cached_property
     def refits(self) -> LogisticRefits:

@@ -9,6 +9,8 @@ import sys
 import time
 from difflib import get_close_matches
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from experiments import schema
@@ -21,6 +23,11 @@ _STAMP = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)
 def stamp() -> str:
     """The name of this process's output folders: UTC time to the second and four random letters."""
     return _STAMP
+
+
+def in_a_sweep() -> bool:
+    """Whether Hydra runs this job as one of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def prepare() -> None:
@@ -45,10 +52,10 @@ def flatten(message: str) -> str:
         if not re.match(r"(full_key|object_type|reference_type|Config search path|provider=)", line)
     ]
     text = lines[0] if lines else message
-    listing = next((i for i, line in enumerate(lines) if line.startswith("Available options")), None)
-    if listing is not None:
-        head = lines[listing].rstrip(":")
-        text = f"{' '.join(lines[:listing]).rstrip('.')}. {head}: {', '.join(lines[listing + 1 :])}."
+    start = next((i for i, line in enumerate(lines) if line.startswith("Available options")), None)
+    if start is not None:
+        head = lines[start].rstrip(":")
+        text = f"{' '.join(lines[:start]).rstrip('.')}. {head}: {', '.join(lines[start + 1 :])}."
     return text
 
 

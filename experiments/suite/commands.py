@@ -22,13 +22,14 @@ A command is a module with two names. ``COMMAND`` says what the command takes, `
 and was not given. A wrong setting raises ConfigError (exit code 2) with one sentence. Every command also
 takes ``debug=true``. ``run`` prints the help, parses, and turns errors into one sentence and an exit code.
 
-Register a new command in ``experiments.suite.console.COMMANDS``: its name then works after
+Register a new command in ``COMMANDS`` below: its name then works after
 ``influence-experiments``, stands in the help and is completed by the tab key. The module must not import
 torch before ``main`` runs.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 import textwrap
@@ -87,6 +88,11 @@ class Option:
     def sample(self) -> str:
         """The setting as the help shows it."""
         return f"{self.name}={self.default if self.default is not None else self.shown or self.name.upper()}"
+
+    def value(self, text: str | None) -> Any:
+        """What ``text`` or else the default means; None if there is neither."""
+        text = self.default if text is None else text
+        return None if text is None else self.convert(text)
 
     def convert(self, text: str) -> Any:
         """``text`` as a value.
@@ -211,12 +217,7 @@ class Command:
             else:
                 raise ConfigError(self._unknown(name))
         self._count(words)
-        values = {
-            name: None
-            if texts.get(name, option.default) is None
-            else option.convert(texts.get(name, option.default))
-            for name, option in self.known.items()
-        }
+        values = {name: option.value(texts.get(name)) for name, option in self.known.items()}
         missing = [
             option.sample for option in self.options if option.required and values[option.name] is None
         ]
@@ -244,7 +245,7 @@ class Command:
         arguments = sys.argv[1:] if arguments is None else arguments
         own = list(arguments)[: list(arguments).index("--")] if "--" in arguments else arguments
         if {"--help", "-h"} & set(own):
-            print(self.help())
+            guarded(lambda: print(self.help(), flush=True))
             return
         guarded(lambda: main(self.parse(arguments)), debug="debug=true" in own)
 
@@ -267,3 +268,22 @@ def columns(rows: Sequence[tuple[str, str]], least: int = 2) -> list[str]:
 def plain(text: str) -> str:
     """Markup of docstrings and comments taken away: double backquotes."""
     return re.sub(r"``", "", text)
+
+
+COMMANDS = {
+    "verify": "experiments.verify",
+    "sweep": "experiments.sweep",
+    "figures": "experiments.figures",
+    "table": "experiments.table",
+    "export": "experiments.export",
+    "publish": "experiments.publish",
+    "across_ranks": "experiments.across_ranks",
+    "scaling": "experiments.scaling",
+    "benchmark.profile": "experiments.benchmark.profile",
+}
+
+
+def command(name: str) -> Command:
+    """The description of a command."""
+    found: Command = importlib.import_module(COMMANDS[name]).COMMAND
+    return found

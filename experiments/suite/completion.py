@@ -8,17 +8,19 @@ from collections.abc import Sequence
 
 from experiments.errors import ConfigError
 from experiments.records.places import CONF
-from experiments.suite.commands import Command
+from experiments.suite.commands import COMMANDS, Command, command
 from experiments.suite.ending import guarded
 
 NAME = "influence-experiments"
 SHELLS = {
     "bash": f"""\
 _influence_experiments() {{
-  local IFS=$'\\n' word="${{COMP_LINE:0:COMP_POINT}}"
-  word="${{word##* }}"
-  COMPREPLY=($({NAME} --complete "$word" "${{COMP_WORDS[@]:1:COMP_CWORD-1}}" 2>/dev/null))
-  local cut="${{word%"${{word##*[=:]}}"}}"  # bash splits words at = and :, so it completes what follows them
+  local line="${{COMP_LINE:0:COMP_POINT}}" earlier word cut
+  word="${{line##* }}"  # bash also splits words at = and :, so COMP_WORDS is of no use
+  IFS=' ' read -ra earlier <<< "${{line% *}}"
+  local IFS=$'\\n'
+  COMPREPLY=($({NAME} --complete "$word" "${{earlier[@]:1}}" 2>/dev/null))
+  cut="${{word%"${{word##*[=:]}}"}}"  # only what follows the last = or : is replaced
   COMPREPLY=("${{COMPREPLY[@]#"$cut"}}")
   [[ "${{COMPREPLY[0]}}" == *= ]] && compopt -o nospace
 }}
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
         guarded(lambda: print(script(arguments[1:])))
         return
     word = arguments[1] if len(arguments) > 1 else ""
-    print("\n".join(candidates(word, arguments[2:])))
+    print("\n".join(candidates(word, [text for text in arguments[2:] if text])))
 
 
 def script(arguments: Sequence[str]) -> str:
@@ -69,8 +71,6 @@ def script(arguments: Sequence[str]) -> str:
 
 def candidates(word: str, earlier: Sequence[str]) -> list[str]:
     """What may stand in place of ``word`` after the words ``earlier``."""
-    from experiments.suite.console import COMMANDS, command
-
     if earlier and earlier[0] in COMMANDS:
         found = of_command(command(earlier[0]))
     else:

@@ -1,4 +1,4 @@
-"""Run: what an experiment is handed — data, journal, progress bars, timers, a seeded generator."""
+"""Context: what an experiment is handed — data, journal, progress bars, timers, a seeded generator."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Timing:
     by_workers: bool = False
 
 
-class Run:
+class Context:
     """One job in its folder. ``identity`` is the hash of the settings that decide a unit of work."""
 
     def __init__(self, cfg: DictConfig, output: Path, identity: str) -> None:
@@ -79,7 +79,7 @@ class Run:
         if self._dataset is None:
             from experiments.data import load
 
-            settings: dict[str, Any] = dict(OmegaConf.to_container(self.cfg.data, resolve=True))
+            settings: Any = OmegaConf.to_container(self.cfg.data, resolve=True)
             with self.timer("data"):
                 self._dataset = load(settings.pop("name"), **settings)
         return self._dataset

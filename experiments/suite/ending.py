@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -68,6 +69,9 @@ def guarded(main: Callable[[], Any], debug: bool | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted: the same command with the same output= folder resumes here.", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        raise SystemExit(1) from None
     except Exception as error:
         if debug:
             traceback.print_exc()

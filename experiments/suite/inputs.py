@@ -51,7 +51,7 @@ def changed(cfg: DictConfig, provenance: dict[str, Any]) -> list[str]:
     """
     from experiments.data import load
 
-    settings: dict[str, Any] = dict(OmegaConf.to_container(cfg.data, resolve=True))
+    settings: Any = OmegaConf.to_container(cfg.data, resolve=True)
     now = of_data(load(settings.pop("name"), **settings).manifest) | of_files(cfg)
     before = provenance.get("inputs")
     if before is None:  # a record from before there were inputs

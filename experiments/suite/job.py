@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
@@ -21,8 +20,8 @@ from experiments.records import atomic
 from experiments.records.record import Record
 from experiments.records.table import paper_and_ours
 from experiments.suite import folders, inputs
-from experiments.suite.cli import stamp
-from experiments.suite.context import Run
+from experiments.suite.cli import in_a_sweep, stamp
+from experiments.suite.context import Context
 from experiments.suite.ending import JobFailed, sentence
 from experiments.suite.folders import FAILED, FREE, without
 from experiments.suite.parallel import ranks
@@ -36,14 +35,9 @@ def folder_of(cfg: DictConfig) -> Path:
     return Path(cfg.output) if cfg.output else Path("outputs") / cfg.experiment.name / stamp()
 
 
-def in_a_sweep() -> bool:
-    """Whether Hydra runs this job as one of a sweep."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
     """The resolved settings that decide the numbers."""
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
     return without(settings, FREE)
 
 
@@ -131,13 +125,17 @@ def say(folder: Path) -> None:
 
 def compute(experiment: Any, cfg: DictConfig, folder: Path, identity: str) -> None:
     """Runs the module ``experiment``, then writes its record, figures and W&B run."""
-    run = Run(cfg, folder, identity)
-    record: Record = experiment.run(cfg, run)
+    context = Context(cfg, folder, identity)
+    record: Record = experiment.run(cfg, context)
     if ranks.follower():
         return
-    record.deviations = [*record.deviations, *(note for note in run.notes if note not in record.deviations)]
+    record.deviations = [
+        *record.deviations,
+        *(note for note in context.notes if note not in record.deviations),
+    ]
     if record.paper is None:
-        record.paper = OmegaConf.to_container(cfg.experiment.paper, resolve=True)
+        paper: Any = OmegaConf.to_container(cfg.experiment.paper, resolve=True)
+        record.paper = paper
     record.data, record.tier = record.data or cfg.data.name, cfg.tier.name
     (folder / "record.json").unlink(missing_ok=True)
     from experiments.suite.figures import draw
@@ -145,7 +143,7 @@ def compute(experiment: Any, cfg: DictConfig, folder: Path, identity: str) -> No
     record.save(folder)  # first: a full disk then leaves nothing that looks like a result
     atomic.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     draw(Record.load(folder), folder)  # as any later redrawing sees it
-    details = run.provenance() | {"config_sha256": atomic.key_hash(settings_of(cfg))}
+    details = context.provenance() | {"config_sha256": atomic.key_hash(settings_of(cfg))}
     details["command"] = ["python", "-m", "experiments", *sys.argv[1:]]
     details["inputs"] = inputs.of_data(details["data"]) | inputs.of_files(cfg)
     from experiments.suite.tracking import track

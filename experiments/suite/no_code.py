@@ -89,13 +89,13 @@ def install() -> None:
             return launch(job_overrides, initial_job_idx)
 
         if not type(launcher).__module__.startswith("hydra._internal"):
-            launcher.launch = checked
+            launcher.launch = checked  # type: ignore[method-assign]
         return launcher
 
     load_configuration.guarded = True  # type: ignore[attr-defined]
     ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]
     ConfigLoaderImpl._process_config_searchpath = process_searchpath  # type: ignore[method-assign]
-    Plugins.instantiate_launcher = instantiate_launcher  # type: ignore[method-assign]
+    Plugins.instantiate_launcher = instantiate_launcher  # type: ignore[method-assign, assignment]
 
 
 def check(config: DictConfig, arguments: Sequence[str] = ()) -> None:

@@ -288,11 +288,13 @@ def label_of(overrides: Mapping[str, str], varied: Sequence[str], x: str) -> str
 def extremes(points: list[tuple[float, float, str]]) -> dict[str, dict[str, Any]]:
     """Where the metric is highest and lowest; empty where every value is NaN."""
     known = [point for point in points if not math.isnan(point[1])]
-    return {
-        name: dict(zip(("x", "y", "line"), pick(known, key=lambda point: point[1]), strict=True))
-        for name, pick in (("highest", max), ("lowest", min))
-        if known
+    if not known:
+        return {}
+    ends = {
+        "highest": max(known, key=lambda point: point[1]),
+        "lowest": min(known, key=lambda point: point[1]),
     }
+    return {name: dict(zip(("x", "y", "line"), point, strict=True)) for name, point in ends.items()}
 
 
 def provenance_of(record: Record, folder: Path, command: list[str]) -> dict[str, Any]:

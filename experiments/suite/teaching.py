@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.records.places import CONF
-from experiments.suite.commands import WIDTH, columns, plain
+from experiments.suite.commands import COMMANDS, WIDTH, columns, command, plain
 
 FIRST = """\
   python -m experiments experiment=loo_linear                                  on embedded data, no network
@@ -68,8 +68,6 @@ def tiers_of(experiment: str) -> list[str]:
 
 def overview() -> str:
     """What ``--help`` prints, made from conf/ and the commands, without composing anything."""
-    from experiments.suite.console import COMMANDS, command
-
     experiments = [
         (name, f"{first_comment(CONF / 'experiment' / f'{name}.yaml')} [{', '.join(tiers_of(name))}]")
         for name in options("experiment")

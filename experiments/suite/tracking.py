@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.records import provenance
 from experiments.records.atomic import sha256
 from experiments.records.record import Record
+from experiments.suite.cli import in_a_sweep
 
 RECORD_FILES = ("record.json", "config.yaml", "arrays.npz")
 MAX_ROWS = 10_000  # of the per-point table
@@ -53,7 +54,7 @@ def claims_of(record: Record) -> list[str]:
     ]
 
 
-def extremes(record: Record) -> dict[str, list[list[Any]]]:
+def extremes(record: Record) -> dict[str, list[Iterable[Any]]]:
     """Rows of the per-point table: the most helpful points (largest score) and the most harmful, if any."""
     score = next((name for name in record.table if name.startswith(SCORES)), None)
     if score is None or record.arrays[score].ndim != 1:
@@ -94,10 +95,9 @@ def _mirror(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
         os.environ[f"WANDB_{name}"] = str(place)
     import wandb
 
-    from experiments.suite.job import in_a_sweep
-
     for left in own.glob("offline-run-*"):  # of an attempt that was killed: a finished one never comes here
         shutil.rmtree(left)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
     online = os.environ["WANDB_MODE"] == "online"
     name = f"{record.experiment}-{record.data}-{folder.name}"
     described = provenance.git("describe", "--always", "--tags")
@@ -112,14 +112,14 @@ def _mirror(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
         resume="allow" if online else None,
         dir=str(folder),
         tags=[tag[:64] for tag in dict.fromkeys(tags) if tag],
-        config=OmegaConf.to_container(cfg, resolve=True),
+        config=config,
         reinit="finish_previous",  # else the second job of a sweep gets the first one's id and config
         settings=wandb.Settings(init_timeout=60, console="off", disable_git=True),
     ) as run:
         run.summary.update(dict(flat(record.metrics)))
         if record.table:
             columns = [record.arrays[column][:MAX_ROWS].tolist() for column in record.table]
-            rows = [list(row) for row in zip(*columns, strict=True)]
+            rows: list[Iterable[Any]] = [list(row) for row in zip(*columns, strict=True)]
             run.log({"points": wandb.Table(columns=list(record.table), data=rows)})
             for table, chosen in extremes(record).items():
                 run.log({table: wandb.Table(columns=list(record.table), data=chosen)})

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import yaml
@@ -121,6 +121,7 @@ class Spec:
     tier: str
     minutes: float | None = None  # measured, on two cores; at tier gpu on the device in the record
     gib: float | None = None  # measured peak memory
+    all_cores: bool = False  # it uses all cores by itself, so it runs alone
     section: str | None = None  # of the paper; these three hold for each claim that does not say otherwise
     figure: str = ""
     tolerance: str = "deterministic"
@@ -255,8 +256,8 @@ def _claim(given: Mapping[str, Any], spec: Spec) -> Claim:
     return _build(Claim, values, where)
 
 
-def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    known = {field.name: field for field in fields(cls)}
+def _build(cls: Callable[..., T], values: Mapping[str, Any], where: str) -> T:
+    known = {field.name: field for field in fields(cast(Any, cls))}
     unknown = set(values) - set(known)
     missing = [name for name, field in known.items() if field.default is MISSING and name not in values]
     if unknown or missing:

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +12,9 @@ from experiments.errors import ConfigError, UserError
 from experiments.records import provenance
 from experiments.records.places import WORK
 from experiments.records.record import Record
+from experiments.verification import live
 from experiments.verification.claims import NOT_REPRODUCED, NOT_RUN, Claim, Spec, Verdict, judge
+from experiments.verification.schedule import Job, Schedule
 
 
 @dataclass
@@ -79,27 +76,15 @@ def read(spec: Spec, folder: Path) -> Outcome:
     return outcome
 
 
-def execute(spec: Spec, folder: Path, log: Path, extra: Sequence[str] = ()) -> Outcome:
-    """Runs the experiment in a process of its own (so that one cannot spoil the next), then reads it."""
-    own = [f"output={folder}", "tracking=none"]
-    steps = [["experiments", *["--multirun"] * bool(spec.sweep), *spec.arguments, *own, *extra]]
-    if spec.sweep:
-        steps.append(["experiments.sweep", str(folder), *shlex.split(spec.sweep)])
-    environment = dict(os.environ)
-    if spec.tier == "smoke":  # so small that two threads mostly wait for each other, worst on a busy machine
-        environment.setdefault("OMP_NUM_THREADS", "1")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "w") as stream:
-        for step in steps:  # the collector is asked even where a job failed: its table then stands in the log
-            command = [sys.executable, "-m", *step]
-            code = subprocess.run(
-                command, cwd=WORK, env=environment, stdout=stream, stderr=subprocess.STDOUT, check=False
-            ).returncode
-    if code:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+def of_job(job: Job) -> Outcome:
+    """What a job of the schedule left: its record, or what it said last."""
+    if job.code:
+        lines = [line for line in job.log.read_text(errors="replace").splitlines() if line.strip()]
         said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines
-        return Outcome(spec, folder, problem=f"exit code {code}: {said[-1] if said else ''} ({log})")
-    return read(spec, folder)
+        return Outcome(
+            job.spec, job.folder, problem=f"exit code {job.code}: {said[-1] if said else ''} ({job.log})"
+        )
+    return read(job.spec, job.folder)
 
 
 def verdicts_of(claims: Sequence[Claim], outcomes: dict[str, Outcome]) -> list[Verdict]:
@@ -123,15 +108,12 @@ def verify(
     ``extra``: overrides added to every command, such as where the data are.
     """
     specs = {claim.run.name: claim.run for claim in claims}
-    outcomes = {}
-    for position, (name, spec) in enumerate(specs.items(), start=1):
-        if source == "results":
-            outcomes[name] = read(spec, results / name)
-            continue
-        start = time.monotonic()
-        print(f"[{position}/{len(specs)}] {spec.command}", end=" ", file=sys.stderr, flush=True)
-        outcomes[name] = execute(spec, output / "runs" / name, output / "logs" / f"{name}.log", extra)
-        said = f"{time.monotonic() - start:.1f} s {outcomes[name].problem}"
-        print(said.rstrip(), file=sys.stderr, flush=True)
+    if source == "results":
+        outcomes = {name: read(spec, results / name) for name, spec in specs.items()}
+    else:
+        schedule = Schedule(list(specs.values()), output, extra)
+        with live.display(schedule) as show:
+            jobs = schedule.run(show)
+        outcomes = {name: of_job(jobs[name]) for name in specs}
     details = {"from": source, "tiers": sorted({claim.tier for claim in claims}), "code": provenance.code()}
     return Verification(verdicts_of(claims, outcomes), outcomes, details)

@@ -44,7 +44,7 @@ def render(found: Verification) -> str:
         trim_blocks=True,
     )
     left = ROOM
-    runs = []
+    runs: list[dict[str, Any]] = []
     for name, outcome in found.outcomes.items():
         verdicts = [verdict for verdict in found.verdicts if verdict.claim.run.name == name]
         section, used = section_of(outcome, verdicts, left, bool(runs))

@@ -215,6 +215,27 @@ class TrainingObjective(ABC):
         """``∇ℓ_iᵀ H⁻¹ ∇ℓ_i`` from a Cholesky factor of ``ZZᵀ + nμI``: ``(m,)``, or None."""
         return None
 
+    def gram_blocks(
+        self, factor: Tensor, scale: Tensor, gram: GramFactor, idx: Tensor | None = None
+    ) -> Tensor | None:
+        """``Qᵀ J_i H⁻¹ J_iᵀ Q (m, r, r)`` from a factor of ``D(ZZᵀ + nμI)D``, D = diag(scale), or None.
+
+        Q ``(c, r)`` is the range of the outputs that the loss sees (:meth:`Loss.output_range`).
+        """
+        return None
+
+    def core_blocks(self, inverse: Tensor, idx: Tensor | None = None) -> Tensor | None:
+        """``Qᵀ J_i H⁻¹ J_iᵀ Q (m, r, r)`` from the inverse of the shifted core, or None."""
+        return None
+
+    def output_tangents(self, V: Tensor, idx: Tensor | None = None) -> Tensor | None:
+        """``J_i v_j``, ``(p, k) -> (m, k, c)``, where the outputs are linear in θ, else None."""
+        return None
+
+    def pull(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor | None:
+        """``J_iᵀ u_i`` with J the Jacobian of the outputs: ``cotangents (m, c) -> (m, p)``, or None."""
+        return None
+
     def diagonal_at(self, theta: Tensor, idx: Tensor | None = None) -> Tensor | None:
         """The diagonal of the Hessian ``(p,)`` in closed form, or None."""
         return None

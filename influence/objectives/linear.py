@@ -22,8 +22,10 @@ from influence.objectives.data_matrix import DataMatrix, as_matrix
 from influence.objectives.structure import (
     GramFactor,
     Split,
+    linear_core_blocks,
     linear_diagonal,
     linear_gram,
+    linear_gram_blocks,
     linear_gram_quadratics,
     linear_kronecker,
     linear_split,
@@ -271,6 +273,19 @@ class LinearObjective(TrainingObjective):
 
     # ---- curvature --------------------------------------------------------------------------------------
 
+    def output_tangents(self, V: Tensor, idx: Tensor | None = None) -> Tensor:
+        """``V_j x_i``: ``(p, k) -> (m, k, c)``."""
+        return self._tangents(self._data(idx)[0], V)
+
+    def backward(self, rows: Tensor) -> Tensor:
+        """``Σ_i u_ij ⊗ x_i``, the transpose of :meth:`output_tangents`: ``(n, k·c) -> (p, k)``."""
+        return self._block(self.X.rmatmul(rows))
+
+    def pull(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor:
+        """``u_i ⊗ x_i``: ``(m, c) -> (m, p)``."""
+        X, _ = self._data(idx)
+        return (cotangents[:, :, None] * X.dense()[:, None, :]).reshape(X.n, self.p)
+
     def hessian_at(self, theta: Tensor, idx: Tensor | None = None) -> Product:
         """V ↦ ∇²value(θ) V for blocks ``(p, k)``, with the outputs at θ computed once."""
         X, y = self._data(idx)
@@ -311,6 +326,17 @@ class LinearObjective(TrainingObjective):
         if self.weights is not None and bool((self.weights < 0).any()):
             return None
         return linear_gram(self, theta, idx)
+
+    def core_blocks(self, inverse: Tensor, idx: Tensor | None = None) -> Tensor:
+        """``(I ⊗ x_i)ᵀ H⁻¹ (I ⊗ x_i)`` on the contrasts: ``(m, r, r)``, a product per pair of them."""
+        active = self.X.column_mask().nonzero()[:, 0]
+        return linear_core_blocks(self._data(idx)[0], inverse, active)
+
+    def gram_blocks(
+        self, factor: Tensor, scale: Tensor, gram: GramFactor, idx: Tensor | None = None
+    ) -> Tensor:
+        """The same from a factor of the Gram matrix: ``(m, r, r)``."""
+        return linear_gram_blocks(self, factor, scale, gram, idx)
 
     def diagonal_at(self, theta: Tensor, idx: Tensor | None = None) -> Tensor:
         """The Hessian's diagonal ``(p,)``."""

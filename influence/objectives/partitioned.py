@@ -25,6 +25,7 @@ from influence.objectives.structure import (
     kronecker_inverse,
     kronecker_sums,
     linear_core,
+    linear_core_blocks,
     linear_diagonal,
     make_split,
 )
@@ -128,6 +129,10 @@ class PartitionedObjective(TrainingObjective):
     def example_gradients(self, theta: Tensor, idx: Any = None) -> Tensor:
         """∇L(z_i, θ) without L2: ``(m, p)``; ask for few at a time."""
         return self._rows(lambda part, rows, _: part.example_gradients(theta, rows), (self.p,), idx)
+
+    def pull(self, theta: Tensor, cotangents: Tensor, idx: Any = None) -> Tensor:
+        """``J_iᵀ u_i``: ``(m, c) -> (m, p)``."""
+        return self._rows(lambda part, rows, at: part.pull(theta, cotangents[at], rows), (self.p,), idx)
 
     def directional(self, theta: Tensor, V: Tensor, idx: Any = None) -> Tensor:
         """∇L(z_i, θ)·v_j: ``(p, k) -> (m, k)``."""
@@ -272,6 +277,22 @@ class PartitionedLinear(PartitionedObjective):
             return self._sum(one, like, idx) / self.count(self.index(idx))
 
         return make_split(self.n_outputs, self.d, basis, active, core, self.l2)
+
+    def core_blocks(self, inverse: Tensor, idx: Any = None) -> Tensor:
+        """As on data in memory: ``(m, r, r)``, part by part."""
+        mask = self._sum(lambda part, *_: part.X.column_mask().to(self.dtype), self.l2_mask[: self.d])
+        active = (mask > 0).nonzero()[:, 0]
+        r = max(1, len(inverse) // max(1, len(active)))
+
+        def own(part: Any, rows: Tensor | None, _: Any) -> Tensor:
+            return linear_core_blocks(part._data(rows)[0], inverse, active)
+
+        return self._rows(own, (r, r), idx)
+
+    def output_tangents(self, V: Tensor, idx: Any = None) -> Tensor:
+        """``V_j x_i``: ``(p, k) -> (m, k, c)``."""
+        shape = (V.shape[1], self.n_outputs)
+        return self._rows(lambda part, rows, _: part.output_tangents(V, rows), shape, idx)
 
     def diagonal_at(self, theta: Tensor, idx: Any = None) -> Tensor:
         """The Hessian's diagonal ``(p,)``."""

@@ -253,7 +253,7 @@ def stream_scores(
     folder: Path | str,
     *,
     rows: int = 65536,
-    training_gradient: TrainingGradient | str = TrainingGradient.LOSS,
+    training_gradient: TrainingGradient | str = TrainingGradient.OBJECTIVE,
     progress: Callable[[int], None] | None = None,
 ) -> StreamedScores:
     """``I_up,loss`` of all n training points for k test points, to disk in parts of ``rows × k`` numbers.
@@ -264,6 +264,7 @@ def stream_scores(
     Args:
         objective: any objective; a streamed one where the data do not fit either.
         s_tests: ``(p, k)``.
+        training_gradient: the convention of removal, as in :func:`~influence.scores.up_loss`.
         folder: one set of scores a folder.
         rows: training points a part.
         progress: called with the number of training points done.

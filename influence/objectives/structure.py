@@ -199,6 +199,46 @@ def linear_gram_quadratics(
     return out
 
 
+def linear_core_blocks(X: Any, inverse: Tensor, active: Tensor) -> Tensor:
+    """``x_iᵀ [C⁻¹]_ab x_i`` for every row of X and pair of contrasts: ``(m, r, r)``.
+
+    inverse: ``C⁻¹ (r·d', r·d')`` over the ``active`` columns.
+    """
+    da = len(active)
+    r = len(inverse) // da if da else 1
+    out = torch.zeros(X.n, r, r, dtype=X.dtype, device=X.device)
+    all_columns = da == X.d
+    parts = inverse.reshape(r, da, r, da)
+    for rows, dense in X.dense_batches(_ROWS):
+        x = dense if all_columns else dense[:, active].contiguous()
+        for a in range(r):
+            for b in range(a, r):
+                out[rows, a, b] = torch.linalg.vecdot(x @ parts[a, :, b], x)
+                out[rows, b, a] = out[rows, a, b]
+    return out
+
+
+def linear_gram_blocks(
+    objective: Any, factor: Tensor, scale: Tensor, gram: GramFactor, idx: Tensor | None, block: int = 256
+) -> Tensor:
+    """``(‖x_i‖² I − (Z(Q ⊗ x_i))ᵀ (ZZᵀ + nμI)⁻¹ Z(Q ⊗ x_i))/μ``: ``(m, r, r)`` (Woodbury)."""
+    X, root = objective.X, gram.root()
+    basis = objective.loss.output_range(objective.n_outputs, root)
+    r = basis.shape[1]
+    seen = torch.einsum("nca,cb->nab", root, basis)
+    places = torch.arange(objective.n, device=X.device) if idx is None else idx
+    out = torch.empty(len(places), r, r, dtype=X.dtype, device=X.device)
+    for start in range(0, len(places), block):
+        x = X.dense(places[start : start + block])
+        kernel = X.matmul(x.T.contiguous())  # (n, m)
+        along = torch.einsum("nab,nm->namb", seen, kernel).reshape(gram.m, -1)
+        half = torch.linalg.solve_triangular(factor, scale[:, None] * along, upper=False)
+        half = half.reshape(gram.m, len(x), r)
+        square = torch.eye(r, dtype=X.dtype, device=X.device) * (x * x).sum(1)[:, None, None]
+        out[start : start + block] = (square - torch.einsum("qma,qmb->mab", half, half)) / gram.shift
+    return out
+
+
 def kernel_matrix(X: Any) -> Tensor:
     """X Xᵀ ``(n, n)`` by strips of columns of Xᵀ, without making all of a sparse X dense."""
     out = torch.empty(X.n, X.n, dtype=X.dtype, device=X.device)

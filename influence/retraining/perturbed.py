@@ -5,7 +5,10 @@ X, so Newton's method starts near its minimum, and conjugate gradients precondit
 solve each step, and ``s_test`` at the new θ with the Hessian there, in a few products with X. All k models
 share those products: X is read once for all of them, and each model's own rows are put right afterwards.
 
-The clean factor only makes this fast. What is solved is the changed model's own objective, to a gradient norm
+An update of rank 2m (Woodbury) puts the clean inverse right for each model's own rows, so a change of these
+rows alone costs no further CG steps. Where θ itself has moved far, ``Refits.rebased`` makes a new factor.
+
+The factor only makes this fast. What is solved is the changed model's own objective, to a gradient norm
 and a relative residual that are measured and kept in the certificate.
 """
 
@@ -40,6 +43,29 @@ class Changed:
     def of(self, models: Tensor) -> Changed:
         """Those of the models ``models`` (indices or a mask)."""
         return Changed(self.rows[models], self.features[models])
+
+
+@dataclass(frozen=True)
+class Correction:
+    """The base inverse put right for each model's own rows: ``(H + U_jᵀ D_j U_j)⁻¹``, of rank 2m (Woodbury).
+
+    across: ``(k, 2m, p)`` U_j H⁻¹ of the base's rows and the changed ones; middle: ``(k, 2m, 2m)``
+    ``(I + D_j U_j H⁻¹ U_jᵀ)⁻¹ D_j``.
+    """
+
+    inverse: Tensor
+    across: Tensor
+    middle: Tensor
+
+    def of(self, models: Tensor) -> Correction:
+        """That of the models ``models`` (indices or a mask)."""
+        return Correction(self.inverse, self.across[models], self.middle[models])
+
+    def __call__(self, block: Tensor) -> Tensor:
+        """A column a model: ``(p, k) -> (p, k)``."""
+        along = torch.einsum("krp,pk->kr", self.across, block)
+        back = torch.einsum("krp,kr->pk", self.across, torch.einsum("krs,ks->kr", self.middle, along))
+        return self.inverse @ block - back
 
 
 @dataclass
@@ -115,6 +141,8 @@ class Refits:
         identity = torch.eye(objective.p, dtype=objective.dtype, device=objective.device)
         inverse = Exact().prepare(Hessian(objective, self.theta)).inverse(identity)
         self.inverse = (inverse + inverse.T) / 2
+        outputs = objective.outputs(self.theta)[:, 0]
+        self.curvature = self.loss.curvature(objective.targets * outputs)
         # Both products read rows in memory order: a transposed operand costs twice the time.
         self.X = objective.X.dense()
         self.Xt = self.X.T.contiguous()
@@ -124,6 +152,34 @@ class Refits:
         other = copy.copy(self)
         other.worst = Worst()
         return other
+
+    def rebased(self, theta: Tensor, changed: Changed) -> Refits:
+        """The same refits from the factor of one changed model at its ``theta (p,)``: faster near it.
+
+        A model's own rows are always its own, so no solution depends on the base. The counts stay shared.
+        """
+        if len(changed.rows) != 1:
+            raise DataError(f"{len(changed.rows)} changed models share one factor: rebase on one of them")
+        X = self.objective.X.dense().clone()
+        X[changed.rows[0]] = changed.features[0]
+        o = self.objective
+        moved = LinearObjective(X, o.targets, o.loss, o.l2)
+        return Refits(moved, theta, self.tolerance, self.solve_tolerance, self.worst)
+
+    def correction(self, thetas: Tensor, changed: Changed) -> Correction:
+        """The low-rank update of the factor for the models ``changed`` near ``thetas (p, k)``."""
+        k, m = changed.rows.shape
+        own = torch.cat([self.X[changed.rows], changed.features], dim=1)
+        y = self.objective.targets[changed.rows]
+        margins = torch.einsum("kmd,dk->km", changed.features, thetas) * y
+        weights = torch.cat([-self.curvature[changed.rows], self.loss.curvature(margins)], dim=1)
+        weights = weights / self.objective.n
+        across = (own.flatten(0, 1) @ self.inverse).reshape(k, 2 * m, -1)
+        inner = weights[..., None] * (own @ across.transpose(1, 2))
+        identity = torch.eye(2 * m, dtype=own.dtype, device=own.device)
+        middle = torch.linalg.solve(identity + inner, torch.diag_embed(weights))
+        self.worst.products += k * m
+        return Correction(self.inverse, across, middle)
 
     # ---- products with each model's own X: (k, m) rows of it are its own ---------------------------------
 
@@ -175,12 +231,17 @@ class Refits:
 
     # ---- the two solves -----------------------------------------------------------------------------------
 
-    def refit(self, thetas: Tensor, changed: Changed, max_steps: int = 50) -> Tensor:
+    def refit(
+        self, thetas: Tensor, changed: Changed, correction: Correction | None = None, max_steps: int = 50
+    ) -> Tensor:
         """Minimisers of every changed model's objective from the starts ``thetas (p, k)``: ``(p, k)``.
+
+        correction: that of these models, where it is at hand; null: made here.
 
         Raises:
             ConvergenceError: a gradient norm stayed above the tolerance.
         """
+        correction = correction or self.correction(thetas, changed)
         thetas = thetas.clone()
         outputs = self._forward(thetas, changed)
         gradients = self._gradients(thetas, outputs, changed)
@@ -188,7 +249,7 @@ class Refits:
         taken = 0
         while bool((norms > self.tolerance).any()) and taken < max_steps:
             forcing = norms.clamp(max=FORCING).maximum(0.1 * self.tolerance / norms).clamp(max=FORCING)
-            steps = self._solve(self._hessian(outputs, changed), gradients, forcing)
+            steps = self._solve(self._hessian(outputs, changed), gradients, forcing, correction)
             open_ = norms > self.tolerance
             length = open_.to(thetas.dtype)
             while True:
@@ -212,17 +273,25 @@ class Refits:
             )
         return thetas
 
-    def s_tests(self, thetas: Tensor, changed: Changed, gradients: Tensor, start: Tensor) -> Tensor:
+    def s_tests(
+        self,
+        thetas: Tensor,
+        changed: Changed,
+        gradients: Tensor,
+        start: Tensor,
+        correction: Correction | None = None,
+    ) -> Tensor:
         """``s_test = H_j(θ_j)⁻¹ g_j`` of every model j: ``gradients (p, k) -> (p, k)``.
 
-        start: ``(p, k)`` a guess, such as the solution one attack step ago.
+        start: ``(p, k)`` a guess, such as the solution one attack step ago. correction: as in ``refit``.
 
         Raises:
             ConvergenceError: a relative residual stayed above the tolerance.
         """
+        correction = correction or self.correction(thetas, changed)
         product = self._hessian(self._forward(thetas, changed), changed)
         goal = torch.full_like(gradients[0], self.solve_tolerance)
-        solution = self._solve(product, gradients, goal, start)
+        solution = self._solve(product, gradients, goal, correction, start)
         scale = gradients.norm(dim=0).clamp(min=torch.finfo(gradients.dtype).tiny)
         residual = (gradients - product(solution)).norm(dim=0) / scale  # anew: not the recurrence's
         worst = float(residual.max())
@@ -239,16 +308,17 @@ class Refits:
         product: Callable[[Tensor], Tensor],
         B: Tensor,
         goal: Tensor,
+        correction: Correction,
         start: Tensor | None = None,
     ) -> Tensor:
-        """CG to relative residuals ``goal (k,)``, a system a column; the clean inverse preconditions.
+        """CG to relative residuals ``goal (k,)``, a system a column; ``correction`` preconditions.
 
         It stops by the residual of its recurrence; who needs the true one computes it from the solution.
         """
         X = torch.zeros_like(B) if start is None else start.clone()
         R = B.clone() if start is None else B - product(X)
         scale = B.norm(dim=0).clamp(min=torch.finfo(B.dtype).tiny)
-        Z = self.inverse @ R
+        Z = correction(R)
         P, rz = Z, (R * Z).sum(0)
         self.worst.products += B.shape[1]
         for _ in range(INNER):
@@ -259,7 +329,7 @@ class Refits:
             alpha = torch.where(open_, rz / (P * HP).sum(0), torch.zeros_like(rz))
             X.addcmul_(alpha.expand_as(P), P)
             R.addcmul_(alpha.expand_as(P), HP, value=-1)
-            Z = self.inverse @ R
+            Z = correction(R)
             following = (R * Z).sum(0)
             P = Z + torch.where(open_, following / rz, torch.zeros_like(rz)) * P
             rz = following

@@ -17,19 +17,29 @@ come from the d × d factor ``H = L Lᵀ`` as ``‖L⁻¹ x_i‖²``.
 from __future__ import annotations
 
 import time
+import warnings
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.linalg import lapack, solve_triangular
+import torch
+from scipy.linalg import cho_solve, lapack, solve_triangular
 from scipy.special import expit, log_expit
 
-from influence.errors import ConvergenceError, DataError, NotPositiveDefiniteError
+from influence.curvature.least_squares import inverse_norm
+from influence.curvature.operators import Hessian
+from influence.errors import ConvergenceError, DataError, NotConvergedWarning, NotPositiveDefiniteError
+from influence.objectives.linear import LinearObjective
+from influence.solvers import Status
+from influence.solvers.quadratics import Quadratics, by_least_squares, finished
 from influence.training import Certificate
 
 # Below this leverage D_ii K_ii/(nλ), 1 − nλ(A⁻¹)_ii keeps fewer than ten digits.
 _CANCELS = 1e-6
+_TOLERANCE = 1e-6  # relative error of a self-influence from which it is computed again
+_EPS = float(np.finfo(np.float64).eps)
 _INNER = 2000  # CG steps inside one Newton step
 _ROWS = 1024  # rows of X made dense at a time
 _FORCING = 0.5  # relative residual of an early Newton step; later ones follow the square root of the gradient
@@ -173,7 +183,8 @@ class LogisticRefits:
         """``∇ℓ_iᵀ H⁻¹ ∇ℓ_i = s_i² x_iᵀH⁻¹x_i`` for all n, exact: ``(n,)``, ≥ 0.
 
         This is ``−I_up,loss(z_i, z_i)``. One factor and one triangular inverse of size n, 2n³/3 operations;
-        where d < n one factor and n solves of size d.
+        where d < n one factor and n solves of size d. A value that rounding may have moved by more than 1e-6
+        of itself is computed again by QR; where that does not help, this warns (NotConvergedWarning).
 
         Args:
             squared: False gives ``s_i x_iᵀH⁻¹x_i`` instead, which the authors' stored figure was made with.
@@ -181,18 +192,47 @@ class LogisticRefits:
         Raises:
             NotPositiveDefiniteError: λ is so small that the matrix to factor is singular in float64.
         """
+        found = self.verified_self_influence(theta, y, squared)
+        if found.status is not Status.CONVERGED:
+            warnings.warn(f"LogisticRefits: {found.advice}", NotConvergedWarning, stacklevel=2)
+        return found.value.numpy()
+
+    def verified_self_influence(self, theta: np.ndarray, y: np.ndarray, squared: bool = True) -> Quadratics:
+        """:meth:`self_influence` with a bound of each value's error and a status."""
         y = self._labels(y)
         f = self.X @ theta
         s = expit(-y * f)
         D = expit(f) * expit(-f)
-        quadratic = self._by_features(D) if self.d < self.n else self._by_examples(D)
-        return np.maximum(quadratic, 0.0) * (s * s if squared else s)
+        own = s * s if squared else s
+        quadratic, error = self._by_features(D) if self.d < self.n else self._by_examples(D)
+        value, error = np.maximum(quadratic, 0.0) * own, error * own
+        error += 4 * _EPS * (2 + np.sqrt(self.d)) * (1 + np.abs(f).max()) * value  # of s and D
+        found = finished(torch.from_numpy(value), torch.from_numpy(error), _TOLERANCE, {"form": "factor"})
+        return (
+            found if found.status is Status.CONVERGED else self._by_least_squares(theta, y, s, found, squared)
+        )
+
+    def _by_least_squares(
+        self, theta: np.ndarray, y: np.ndarray, s: np.ndarray, quick: Quadratics, squared: bool
+    ) -> Quadratics:
+        """The values again by QR; each keeps the smaller error."""
+        objective = LinearObjective(self.X, torch.from_numpy(y), "logistic", self.l2, check=False)
+        at = torch.from_numpy(theta)
+        rows = torch.arange(self.n)
+        again = by_least_squares(Hessian(objective, at), objective, at, rows, 512, _TOLERANCE)
+        if again is None:
+            return quick
+        scale = 1.0 if squared else torch.from_numpy(1 / np.maximum(s, np.finfo(float).tiny))
+        better = again.error * scale <= quick.error
+        value = torch.where(better, again.value * scale, quick.value)
+        error = torch.where(better, again.error * scale, quick.error)
+        return finished(value, error, _TOLERANCE, again.stats)
 
     def _singular(self) -> NotPositiveDefiniteError:
         return NotPositiveDefiniteError(f"the Hessian is singular in float64; raise l2 = {self.l2}")
 
-    def _by_features(self, D: np.ndarray) -> np.ndarray:
-        """All ``x_iᵀ H⁻¹ x_i (n,)`` by the d × d factor."""
+    def _by_features(self, D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All ``x_iᵀ H⁻¹ x_i (n,)`` by the d × d factor, and bounds of their rounding errors."""
         weighted = self.X.multiply(D[:, None]).tocsr() if sp.issparse(self.X) else self.X * D[:, None]
         H = self._xt @ weighted
         H = (H.toarray() if sp.issparse(H) else H) / self.n
@@ -206,10 +246,14 @@ class LogisticRefits:
             dense = rows.toarray() if sp.issparse(rows) else rows
             half = solve_triangular(factor, dense.T, lower=True, check_finite=False)
             out[start : start + _ROWS] = np.einsum("ij,ij->j", half, half)
-        return out
+        unit = np.sqrt(np.einsum("ij,ij->i", factor, factor))[:, None]
+        amplified = _scaled_norm(
+            lambda V: unit * cho_solve((factor, True), unit * V, check_finite=False), self.d
+        )
+        return out, 4 * _EPS * np.sqrt(self.n + self.d) * amplified * out
 
-    def _by_examples(self, D: np.ndarray) -> np.ndarray:
-        """All ``x_iᵀ H⁻¹ x_i (n,)`` by the n × n factor of A."""
+    def _by_examples(self, D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All ``x_iᵀ H⁻¹ x_i (n,)`` by the n × n factor of A, and bounds of their rounding errors."""
         root, shift = np.sqrt(D), self.n * self.l2
         A = self.kernel * root[:, None]
         A *= root
@@ -227,4 +271,15 @@ class LogisticRefits:
         if len(small):
             half = inverse @ (root[:, None] * self.kernel[:, small])
             quadratic[small] = (own[small] - np.einsum("ij,ij->j", half, half)) / self.l2
-        return quadratic
+        unit = np.sqrt(shift + D * own)[:, None]
+        amplified = _scaled_norm(lambda V: unit * (inverse.T @ (inverse @ (unit * V))), self.n)
+        growth = 4 * _EPS * np.sqrt(2 * self.n)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            error = growth * amplified * self.n * shift * diagonal / D
+        error[small] = growth * (1 + np.sqrt(amplified)) ** 2 * own[small] / self.l2
+        return quadratic, error
+
+
+def _scaled_norm(solve: Callable[[np.ndarray], np.ndarray], rows: int) -> float:
+    """‖M̃⁻¹‖ from solves with the matrix M̃ of unit diagonal."""
+    return max(1.0, inverse_norm(lambda V: torch.from_numpy(solve(V.numpy())), rows, iterations=5))

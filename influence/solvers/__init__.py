@@ -2,7 +2,8 @@
 
 from influence.solvers._base import Solution, Solver, Status
 from influence.solvers.cg import CG
-from influence.solvers.exact import Exact, ExactState
+from influence.solvers.exact import Exact
+from influence.solvers.factors import ExactState
 from influence.solvers.lissa import LiSSA
 
 __all__ = ["CG", "Exact", "ExactState", "LiSSA", "Solution", "Solver", "Status"]

@@ -27,10 +27,12 @@ class Status(enum.Enum):
     DIVERGED = "diverged"
     TRUNCATED = "truncated"
     NOISY = "noisy"
+    UNKNOWN_BIAS = "unknown_bias"
 
     def advice(self, stats: dict[str, Any]) -> str:
         """One sentence: the cause and what to change."""
-        return _ADVICE[self].format_map(_Filled(stats))
+        wider = "use float64, " if stats.get("precision") == "float32" else ""
+        return _ADVICE[self].format_map(_Filled({"wider": wider, "found_by": "", **stats}))
 
 
 _ADVICE = {
@@ -40,11 +42,11 @@ _ADVICE = {
         "max_iterations, loosen tolerance, add damping or choose a preconditioner"
     ),
     Status.INACCURATE: (
-        "the verified residual {worst_residual} is above the tolerance {tolerance} although the recurrence "
-        "had converged: use float64, loosen tolerance or add damping"
+        "rounding keeps the verified residual at {worst_residual}, above the tolerance {tolerance}: "
+        "{wider}scale the features, loosen tolerance or add damping"
     ),
     Status.NEGATIVE_CURVATURE: (
-        "negative curvature met ({curvature}): raise damping or l2 above {needed_damping}"
+        "negative curvature met ({curvature}{found_by}): raise damping or l2 above {needed_damping}"
     ),
     Status.NOT_POSITIVE_DEFINITE: (
         "the operator is not positive definite (pivot {pivot} of the Cholesky factor; {spectrum}): "
@@ -57,6 +59,11 @@ _ADVICE = {
     Status.TRUNCATED: (
         "depth {depth} is too short for scale {scale} and smallest eigenvalue {smallest}: the remaining bias "
         "may be {bias} of the solution; use a depth of {needed_depth}, a smaller scale or more damping"
+    ),
+    Status.UNKNOWN_BIAS: (
+        "a recursion of depth {depth} and {repeats} repeats is too short to estimate the smallest eigenvalue "
+        "for its own cost, so its truncation bias is not known: use spectrum='full' ({products} example "
+        "products), or raise depth or repeats, or solve with a GaussNewton operator and damping"
     ),
     Status.NOISY: (
         "the standard error over {repeats} repeats is {worst_error} of the solution, above the tolerance "
@@ -105,7 +112,13 @@ class Solution:
 
 @dataclass(frozen=True)
 class Solver(ABC):
-    """Settings of a solver. ``solve`` = ``prepare`` once an operator + ``apply`` once a block."""
+    """Settings of a solver. ``solve`` = ``prepare`` once per operator + ``apply`` once per block.
+
+    Args:
+        raise_on_failure: raise unless converged, or return the status with a warning.
+    """
+
+    raise_on_failure: bool = field(default=True, kw_only=True)
 
     @abstractmethod
     def prepare(self, operator: Operator) -> Any:
@@ -128,12 +141,21 @@ class Solver(ABC):
         if B.ndim == 1:
             stats, value = solution.stats, solution.value[:, 0]
             solution = Solution(value, solution.status, solution.iterations, solution.residual, stats)
-        if solution.status is not Status.CONVERGED:
-            message = f"{type(self).__name__}: {solution.advice}"
-            if getattr(self, "raise_on_failure", True):
-                raise failure(solution.status)(message)
-            warnings.warn(message, NotConvergedWarning, stacklevel=2)
+        self.report(solution.status, solution.advice)
         return solution
+
+    def report(self, status: Status, advice: str) -> None:
+        """Raise or warn unless ``status`` is ``CONVERGED``.
+
+        Raises:
+            SolverError: when ``raise_on_failure``; its text is the solver's name and ``advice``.
+        """
+        if status is Status.CONVERGED:
+            return
+        message = f"{type(self).__name__}: {advice}"
+        if self.raise_on_failure:
+            raise failure(status)(message)
+        warnings.warn(message, NotConvergedWarning, stacklevel=3)
 
     def solve(self, operator: Operator, B: Tensor) -> Solution:
         """``prepare`` and ``apply`` in one call."""

@@ -42,7 +42,6 @@ class CG(Solver):
     tolerance: float = 1e-10
     max_iterations: int | None = None
     preconditioner: str | Preconditioner = "none"
-    raise_on_failure: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.tolerance < 1:
@@ -93,6 +92,7 @@ class CG(Solver):
             "iterations_per_column": counts.tolist(),
             "worst_residual": worst,
             "tolerance": self.tolerance,
+            "precision": str(X.dtype).removeprefix("torch."),
         }
         if bool(negative.any()):
             status = Status.NEGATIVE_CURVATURE

@@ -6,7 +6,7 @@ matrix when there are more parameters than examples (Woodbury), or the dense p �
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,54 +14,8 @@ from torch import Tensor
 
 from influence.curvature.operators import Operator
 from influence.errors import NotPositiveDefiniteError
-from influence.objectives.structure import GramFactor, Split
-from influence.solvers._base import Solution, Solver, Status, relative_residual
-
-
-@dataclass(frozen=True)
-class ExactState:
-    """A factored operator. ``form`` is ``"core"``, ``"gram"`` or ``"dense"``."""
-
-    operator: Operator
-    form: str
-    factor: Tensor
-    split: Split | None = None
-    gram: GramFactor | None = None
-    stats: dict[str, Any] = field(default_factory=dict)
-
-    def inverse(self, B: Tensor) -> Tensor:
-        """H⁻¹ B, ``(p, k) -> (p, k)``, unverified."""
-        B = B.to(self.factor.dtype)
-        if self.form == "gram":
-            g = self.gram
-            inner = torch.cholesky_solve(g.forward(B), self.factor)
-            return (B - g.backward(inner)) / g.shift
-        if self.form == "dense":
-            return torch.cholesky_solve(B, self.factor)
-        s = self.split
-        inside = s.project(B)
-        solved = s.lift(torch.cholesky_solve(inside, self.factor))
-        if s.q == s.p:
-            return solved
-        outside = B - s.lift(inside)
-        return solved + outside / s.shift if s.shift > 0 else solved
-
-    def quadratic(self, B: Tensor) -> Tensor:
-        """``b_jᵀ H⁻¹ b_j`` a column, ``(p, k) -> (k,)``: half a solve each."""
-        if self.form == "gram":
-            g = self.gram
-            half = torch.linalg.solve_triangular(self.factor, g.forward(B), upper=False)
-            return ((B * B).sum(0) - (half * half).sum(0)) / g.shift
-        if self.form == "dense":
-            half = torch.linalg.solve_triangular(self.factor, B, upper=False)
-            return (half * half).sum(0)
-        s = self.split
-        inside = s.project(B)
-        half = torch.linalg.solve_triangular(self.factor, inside, upper=False)
-        value = (half * half).sum(0)
-        if s.shift > 0 and s.q < s.p:
-            value += ((B * B).sum(0) - (inside * inside).sum(0)).clamp(min=0) / s.shift
-        return value
+from influence.solvers._base import Solution, Solver, Status
+from influence.solvers.factors import CoreFactor, DenseFactor, ExactState, GramForm
 
 
 @dataclass(frozen=True)
@@ -82,7 +36,6 @@ class Exact(Solver):
     form: str = "auto"
     tolerance: float | None = None
     verify: bool = True
-    raise_on_failure: bool = True
 
     def prepare(self, operator: Operator) -> ExactState:
         split = operator.split() if self.form in ("auto", "core") else None
@@ -90,7 +43,7 @@ class Exact(Solver):
         if gram is not None and gram.shift > 0 and (self.form == "gram" or split is None or gram.m < split.q):
             matrix = gram.gram()
             matrix.diagonal().add_(gram.n * gram.shift)
-            return ExactState(operator, "gram", self._factor(matrix, operator), gram=gram)
+            return GramForm(operator, self._factor(matrix, operator), gram)
         if split is not None:
             if split.shift <= 0 and split.q < split.p:
                 raise NotPositiveDefiniteError(
@@ -99,8 +52,8 @@ class Exact(Solver):
                 )
             core = split.core()
             core.diagonal().add_(split.shift)
-            return ExactState(operator, "core", self._factor(core, operator), split=split)
-        return ExactState(operator, "dense", self._factor(operator.dense(), operator))
+            return CoreFactor(operator, self._factor(core, operator), split)
+        return DenseFactor(operator, self._factor(operator.dense(), operator))
 
     def _factor(self, matrix: Tensor, operator: Operator) -> Tensor:
         if matrix.numel() == 0:  # every feature is zero everywhere: H = μI has no core
@@ -108,10 +61,11 @@ class Exact(Solver):
         factor, info = torch.linalg.cholesky_ex(matrix)
         pivot = int(info)
         diagonal = factor.diagonal()
-        # A pivot at the level of rounding means singular: the solve would return noise.
-        tiny = matrix.diagonal().abs().max() * matrix.shape[0] * torch.finfo(matrix.dtype).eps
-        if pivot == 0 and bool((diagonal**2).min() <= tiny):
-            pivot = int((diagonal**2).argmin()) + 1
+        # A pivot at the level of rounding of its own diagonal entry means singular: the solve would return
+        # noise. Beside its own entry, since features may have any scale.
+        left = diagonal**2 / matrix.diagonal().abs().clamp(min=torch.finfo(matrix.dtype).tiny)
+        if pivot == 0 and bool(left.min() <= matrix.shape[0] * torch.finfo(matrix.dtype).eps):
+            pivot = int(left.argmin()) + 1
         if pivot == 0 and bool(torch.isfinite(diagonal).all()):
             return factor
         stats: dict[str, Any] = {"pivot": pivot, "spectrum": "spectrum not computed", "needed_damping": "0"}
@@ -124,20 +78,22 @@ class Exact(Solver):
         raise NotPositiveDefiniteError(f"Exact: {Status.NOT_POSITIVE_DEFINITE.advice(stats)}")
 
     def _solve(self, state: ExactState, B: Tensor) -> Solution:
-        X = state.inverse(B)
-        tolerance = self.tolerance
-        if tolerance is None:
-            tolerance = 1e-6 if B.dtype == torch.float64 else 1e-3
+        tolerance = default_tolerance(B.dtype) if self.tolerance is None else self.tolerance
         stats: dict[str, Any] = {
             "form": state.form,
             "rows": state.factor.shape[0],
             "tolerance": tolerance,
+            "precision": str(B.dtype).removeprefix("torch."),
         }
-        residual = torch.zeros(B.shape[1], dtype=B.dtype, device=B.device)
-        status = Status.CONVERGED
-        if self.verify:
-            residual = relative_residual(state.operator, X, B)
-            stats["worst_residual"] = float(residual.max()) if residual.numel() else 0.0
-            if not stats["worst_residual"] <= tolerance:
-                status = Status.INACCURATE
+        if not self.verify:
+            residual = torch.zeros(B.shape[1], dtype=B.dtype, device=B.device)
+            return Solution(state.inverse(B), Status.CONVERGED, 0, residual, stats)
+        X, residual = state.refined(B, tolerance)
+        stats["worst_residual"] = float(residual.max()) if residual.numel() else 0.0
+        status = Status.CONVERGED if stats["worst_residual"] <= tolerance else Status.INACCURATE
         return Solution(X, status, 0, residual, stats)
+
+
+def default_tolerance(dtype: torch.dtype) -> float:
+    """Of direct solves: 1e-6 in float64, 1e-3 in float32."""
+    return 1e-6 if dtype == torch.float64 else 1e-3

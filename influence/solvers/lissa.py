@@ -9,6 +9,9 @@ independent repeats. Three things can go wrong, and each has its own check:
   eigenvalues μ and L the bias of the solution is at most ``ρ^{J+1} ‖v‖/μ`` with
   ``ρ = max(|1 − μ/s|, |1 − L/s|)``. It is reported as ``bias``; ``ρ ≥ 1`` means that the scale is too small
   even on average.
+  μ is the proven bound λ + δ of a convex problem, else Lanczos's smallest value: on all examples where that
+  costs no more than the recursion itself, on as many of them as it pays for otherwise. With fewer than 32 of
+  them μ counts as unknown and so does the bias; ``spectrum="full"`` measures it on all.
 - *Noise.* The standard error of the mean over the repeats is reported as ``standard_error``.
 
 Damping is true damping: δ is added to H, not multiplied by the scale (the released code's ``1 − damping``
@@ -34,19 +37,37 @@ _PROBES = 16  # sampled operators whose largest eigenvalue is measured for scale
 _POWER = 12  # power iterations on each
 _MARGIN = 1.2
 _MAX_AUTO_DEPTH = 200_000
+_LANCZOS = 40  # products for the extreme eigenvalues
+_FEWEST = 32  # examples from which a smallest eigenvalue is estimated
+_USUAL_DEPTH = 5000  # what depth="auto" is taken to cost before the smallest eigenvalue is known
+
+
+PROVEN = "proven: l2 + damping"
 
 
 @dataclass(frozen=True)
 class LissaState:
-    """What LiSSA knows of an operator: scale, working scale, smallest eigenvalue and whether it is proven,
-    and the factor ``contraction`` (ρ) by which a step shrinks the residual in expectation."""
+    """What LiSSA knows of an operator.
+
+    Attributes:
+        scale: s.
+        working_scale: a scale at which no sampled step grows.
+        smallest: μ, a lower bound or an estimate of the smallest eigenvalue; NaN where it is not known.
+        source: where μ is from, in words.
+        contraction: ρ, by which a step shrinks the residual in expectation; NaN where μ is not known.
+    """
 
     operator: Operator
     scale: float
     working_scale: float
     smallest: float
-    proven: bool
+    source: str
     contraction: float
+
+    @property
+    def proven(self) -> bool:
+        """Whether μ is a proven lower bound."""
+        return self.source == PROVEN
 
 
 @dataclass(frozen=True)
@@ -64,7 +85,12 @@ class LiSSA(Solver):
         tolerance: relative error of the solution (bias + standard error) for status ``CONVERGED``.
         early_stop: stop when the mean over the repeats moved by less than ``early_stop`` (relative) during
             one time constant s/μ, after which at most ``early_stop/(e−1)`` of bias is left. None: never.
+        spectrum: ``"sampled"`` estimates an unproven smallest eigenvalue for no more example products than
+            the recursion takes; ``"full"`` from 40 products with all examples, whatever they cost.
         raise_on_failure: raise unless converged, or return the status with a warning.
+
+    Raises:
+        DataError: a setting out of its range.
     """
 
     depth: int | str = 5000
@@ -75,7 +101,7 @@ class LiSSA(Solver):
     seed: int = 0
     tolerance: float = 0.1
     early_stop: float | None = None
-    raise_on_failure: bool = True
+    spectrum: str = "sampled"
 
     def __post_init__(self) -> None:
         if isinstance(self.scale, str):
@@ -88,20 +114,48 @@ class LiSSA(Solver):
         if (not isinstance(self.depth, str) and self.depth < 1) or self.repeats < 1 or self.batch < 1:
             raise DataError("LiSSA depth, repeats and batch must each be at least 1")
         if not 0 < self.tolerance < math.inf:
-            raise DataError(f"LiSSA tolerance must be > 0, got {self.tolerance}")
+            raise DataError(f"LiSSA tolerance must be finite and > 0, got {self.tolerance}")
+        if self.early_stop is not None and not 0 < self.early_stop < 1:
+            raise DataError(f"LiSSA early_stop must lie in (0, 1) or be None, got {self.early_stop}")
+        if self.spectrum not in ("sampled", "full"):
+            raise DataError(f"LiSSA spectrum must be 'sampled' or 'full', got {self.spectrum!r}")
+        if self.seed < 0:
+            raise DataError(f"LiSSA seed must be >= 0, got {self.seed}")
 
     def prepare(self, operator: Operator) -> LissaState:
         generator = torch.Generator().manual_seed(self.seed)
         working = self._largest_sampled(operator, generator) * _MARGIN
         scale = working if self.scale == "auto" else float(self.scale)
-        smallest, proven = operator.lower_bound(), True
-        if smallest is None or smallest <= 0:
-            smallest, proven = lanczos_extremes(operator, 40, self.seed)[0], False
+        smallest, source = operator.lower_bound(), PROVEN
+        largest = None  # a scale above the largest eigenvalue of every sample is above that of H
+        if smallest is None or smallest <= 0 or scale < working:
+            low, largest, how = self._extremes(operator, generator)
+            if smallest is None or smallest <= 0:
+                smallest, source = low, how
         contraction = abs(1 - smallest / scale)
-        if scale < working:  # else the scale is above the largest eigenvalue of every sample, and so of H
-            largest = lanczos_extremes(operator, 20, self.seed)[1]
+        if scale < working and largest is not None:
             contraction = max(contraction, abs(1 - largest / scale))
-        return LissaState(operator, scale, working, smallest, proven, contraction)
+        return LissaState(operator, scale, working, smallest, source, contraction)
+
+    def _budget(self) -> int:
+        """Example products of the recursion for one right-hand side."""
+        depth = _USUAL_DEPTH if isinstance(self.depth, str) else self.depth
+        return depth * self.repeats * self.batch
+
+    def _extremes(self, operator: Operator, generator: torch.Generator) -> tuple[float, float, str]:
+        """Extreme eigenvalues by Lanczos, and from what: of H, or of H on a part of its examples."""
+        base, _ = base_of(operator)
+        steps = min(_LANCZOS, operator.shape[0])
+        if not isinstance(base, ExampleOperator):
+            low, high = lanczos_extremes(operator, steps, self.seed)
+            return low, high, "Lanczos"
+        n = base.objective.count(base.idx)
+        part = n if self.spectrum == "full" else min(n, self._budget() // steps)
+        if part < min(n, _FEWEST):
+            return math.nan, math.nan, "unknown"
+        sampled = operator if part == n else operator.sample(generator, part, replace=False)
+        low, high = lanczos_extremes(sampled, steps, self.seed)
+        return low, high, f"Lanczos on {part} of {n} examples"
 
     def _largest_sampled(self, operator: Operator, generator: torch.Generator) -> float:
         base, damping = base_of(operator)
@@ -110,7 +164,7 @@ class LiSSA(Solver):
             if largest is not None:
                 return largest + damping
         best = 0.0
-        for _ in range(_PROBES):
+        for _ in range(max(1, min(_PROBES, self._budget() // (_POWER * self.batch)))):
             sampled = operator.sample(generator, self.batch, self.replace)
             start = torch.randn(operator.shape[0], generator=generator, dtype=torch.float64)
             best = max(best, power_iteration(sampled, _POWER, start.to(operator.device, operator.dtype)))
@@ -136,7 +190,7 @@ class LiSSA(Solver):
         stats: dict[str, Any] = {
             "depth": step, "scale": state.scale, "working_scale": state.working_scale, "step": step,
             "repeats": self.repeats, "smallest": state.smallest, "smallest_proven": state.proven,
-            "tolerance": self.tolerance, "more_damping": "",
+            "smallest_from": state.source, "tolerance": self.tolerance, "more_damping": "",
         }  # fmt: skip
         if diverged:
             if state.smallest <= 0:
@@ -187,16 +241,25 @@ class LiSSA(Solver):
 
     def _bias(self, state: LissaState, steps: int) -> float:
         """``ρ^{J+1}/μ``: bound of ‖bias‖/‖v‖; infinite without a positive μ or with ρ ≥ 1."""
-        if state.smallest <= 0 or state.contraction >= 1:
+        if not (state.smallest > 0 and state.contraction < 1):  # NaN where μ is not known
             return math.inf
         if state.contraction == 0:
             return 0.0
         return math.exp((steps + 1) * math.log(state.contraction)) / state.smallest
 
+    def _examples(self, operator: Operator) -> int:
+        base, _ = base_of(operator)
+        return base.objective.count(base.idx) if isinstance(base, ExampleOperator) else 1
+
     def _status(self, state: LissaState, stats: dict[str, Any]) -> Status:
         if state.smallest <= 0:
             stats |= {"curvature": state.smallest, "needed_damping": -state.smallest}
+            stats["found_by"] = f" by {state.source}"
             return Status.NEGATIVE_CURVATURE
+        if math.isnan(state.smallest):
+            products = _LANCZOS * self._examples(state.operator)
+            stats["products"] = min(products, state.operator.shape[0] * products // _LANCZOS)
+            return Status.UNKNOWN_BIAS
         if state.contraction >= 1:
             return Status.DIVERGED
         if not stats["bias"] <= self.tolerance:

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 
 from experiments.records.places import CONF
 from experiments.suite import cli
-from experiments.suite.console import COMMANDS, command
+from experiments.suite.commands import COMMANDS, command
 from experiments.verification.claims import load
 from experiments.verification.outcome import chosen
 from tests.helpers import ROOT

@@ -6,6 +6,8 @@ no formula of the package is used to make it but the objective itself.
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -19,10 +21,13 @@ from influence import (
     Hessian,
     LinearObjective,
     LiSSA,
+    NotConvergedWarning,
     TrainingGradient,
     fit,
     get_loss,
+    leave_one_out,
     predicted_change,
+    removal_change,
     self_influence,
     test_gradients,
     up_loss,
@@ -101,7 +106,7 @@ def test_up_params_is_the_derivative_of_the_reweighted_fit(kind):
     objective, theta = problem(kind)
     operator = Hessian(objective, theta)
     idx = [0, 3, 11]
-    ours = up_params(objective, theta, operator, Exact(), idx)
+    ours = up_params(objective, theta, operator, Exact(), idx, "loss")
     h = 1e-4
     for column, i in enumerate(idx):
         truth = (reweighted(objective, theta, i, h) - reweighted(objective, theta, i, -h)) / (2 * h)
@@ -115,7 +120,7 @@ def test_up_loss_is_the_derivative_of_the_test_loss(kind):
     test = objective.on(*_test_data(kind))
     G = test_gradients(test, theta, [0, 2])
     s = influence.s_test(Hessian(objective, theta), Exact(), G).value
-    ours = up_loss(objective, theta, s)
+    ours = up_loss(objective, theta, s, "loss")
     assert ours.shape == (objective.n, 2)
     h = 1e-4
     for i in (0, 3, 11):
@@ -123,8 +128,8 @@ def test_up_loss_is_the_derivative_of_the_test_loss(kind):
         minus = test.example_losses(reweighted(objective, theta, i, -h))
         truth = ((plus - minus) / (2 * h))[[0, 2]]
         torch.testing.assert_close(ours[i], truth, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(up_loss(objective, theta, s[:, 1]), ours[:, 1])
-    torch.testing.assert_close(up_loss(objective, theta, s, idx=torch.tensor([11, 0])), ours[[11, 0]])
+    torch.testing.assert_close(up_loss(objective, theta, s[:, 1], "loss"), ours[:, 1])
+    torch.testing.assert_close(up_loss(objective, theta, s, "loss", idx=torch.tensor([11, 0])), ours[[11, 0]])
 
 
 def _test_data(kind: str):
@@ -210,7 +215,7 @@ def test_self_influence_by_every_route(kind):
     torch.testing.assert_close(self_influence(objective, theta, operator, idx=idx, block=1), oracle[idx])
     # −I_up,loss(z, z) is what the ranking of Fig. 6 uses
     s = Exact().solve(operator, G[idx].T.contiguous()).value
-    own = -up_loss(objective, theta, s, idx=idx).diagonal()
+    own = -up_loss(objective, theta, s, "loss", idx=idx).diagonal()
     torch.testing.assert_close(own, oracle[idx], rtol=1e-8, atol=1e-10)
     assert bool((oracle >= 0).all())
 
@@ -260,7 +265,75 @@ def test_conventions_differ_by_one_constant():
     difference = up_loss(objective, theta, s, "objective") - up_loss(objective, theta, s, "loss")
     torch.testing.assert_close(difference, difference[:1].expand_as(difference))
     assert float(difference.abs().max()) > 1e-6
-    with pytest.raises(ValueError, match="'other'"):
+    with pytest.raises(DataError, match="'other'"):
         up_loss(objective, theta, s, "other")
     with pytest.raises(DataError, match="n >= 2"):
         predicted_change(torch.zeros(1), 1)
+
+
+@pytest.mark.parametrize("convention", list(TrainingGradient))
+def test_a_removed_point_is_predicted_with_its_weight(convention):
+    X, y = linear_data("logistic", n=80, d=4, density=1.0)
+    X[:, -1] = torch.linspace(-1, 1, 80)
+    weights = torch.linspace(0.2, 5.0, 80, dtype=torch.float64)
+    objective = LinearObjective(X, y, "logistic", 0.05).with_weights(weights)
+    theta = fit(objective, tolerance=TIGHT).theta
+    test = objective.on(X[:3], y[:3])
+    s = Exact().solve(Hessian(objective, theta), test_gradients(test, theta, [0])).value
+    predicted = removal_change(objective, theta, s, removal=convention)[:, 0]
+    models = leave_one_out(objective, theta, list(range(80)), removal=convention).thetas
+    actual = test.example_losses_many(models)[0] - test.example_losses(theta)[0]
+    slope = float(predicted @ actual / (predicted @ predicted))
+    assert abs(slope - 1) < 0.15, slope  # 2.9 when the weight is left out
+    assert float(torch.corrcoef(torch.stack([predicted, actual]))[0, 1]) > 0.98
+    both = predicted_change(up_loss(objective, theta, s, convention), objective.n, convention)[:, 0]
+    assert torch.equal(predicted, both)
+
+
+def test_the_defaults_predict_what_leave_one_out_does():
+    """With a strong λ the two conventions disagree even about signs; the defaults belong together."""
+    objective = linear_problem("cross_entropy", n=60, l2=1.0)
+    theta = fit(objective, tolerance=TIGHT).theta
+    test = objective.on(*_test_data("cross_entropy"))
+    s = Exact().solve(Hessian(objective, theta), test_gradients(test, theta, [1])).value
+    models = leave_one_out(objective, theta, list(range(60))).thetas
+    actual = test.example_losses_many(models)[1] - test.example_losses(theta)[1]
+    predicted = predicted_change(up_loss(objective, theta, s), objective.n)[:, 0]
+    other = predicted_change(up_loss(objective, theta, s, "loss"), objective.n, "loss")[:, 0]
+
+    def apart(found: torch.Tensor) -> float:
+        return float((found - actual).norm() / actual.norm())
+
+    assert apart(predicted) < 0.1
+    assert apart(other) > 3 * apart(predicted)
+    assert torch.equal(removal_change(objective, theta, s)[:, 0], predicted)
+
+
+def test_a_theta_that_is_not_stationary_is_warned_of():
+    objective = linear_problem("logistic", n=60)
+    theta = fit(objective).theta
+    s = torch.ones(objective.p, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        removal_change(objective, theta, s)
+    with pytest.warns(NotConvergedWarning, match=r"not stationary: its gradient norm is 0\."):
+        removal_change(objective, theta + 1.0, s)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_self_influence_takes_the_state_of_its_own_solver(weighted):
+    objective = linear_problem("cross_entropy")
+    if weighted:
+        objective = objective.with_weights(torch.linspace(0.5, 2.0, objective.n, dtype=torch.float64))
+    theta = fit(objective).theta
+    operator, solver = Hessian(objective, theta), CG(tolerance=1e-12)
+    G = objective.example_gradients(theta)
+    oracle = objective.example_weights() * (G * torch.linalg.solve(operator.dense(), G.T).T).sum(1)
+    with_state = self_influence(objective, theta, operator, solver, state=solver.prepare(operator))
+    torch.testing.assert_close(with_state, oracle, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(self_influence(objective, theta, operator), oracle, rtol=1e-8, atol=1e-10)
+    with pytest.raises(DataError, match=r"CG\(\)\.prepare"):
+        self_influence(objective, theta, operator, solver, state=Exact().prepare(operator))
+    for block in (0, -1):
+        with pytest.raises(DataError, match=f"block must be at least 1, got {block}"):
+            self_influence(objective, theta, operator, block=block)

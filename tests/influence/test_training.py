@@ -86,3 +86,58 @@ def test_progress_is_reported():
     fit(linear_problem("logistic"), progress=seen.append)
     assert seen == list(range(1, len(seen) + 1))
     assert seen
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("tolerance", float("nan")), ("tolerance", 0), ("tolerance", -1), ("tolerance", float("inf")),
+        ("max_iterations", 0), ("max_iterations", 2.5), ("learning_rate", 0.0), ("batch_size", 0),
+    ],
+)  # fmt: skip
+def test_every_setting_has_a_range(setting, value):
+    with pytest.raises(DataError, match=rf"{setting} must be .*got {value}"):
+        fit(linear_problem("logistic"), **{"method": "adam", setting: value})
+
+
+class Normalised(nn.Module):
+    """Layer normalisation written out: the objective has a long, flat valley."""
+
+    def forward(self, x):
+        centred = x - x.mean(-1, keepdim=True)
+        return centred * (centred.pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt()
+
+
+def normalised_net() -> Objective:
+    torch.manual_seed(1)
+    x = torch.randn(120, 5, dtype=torch.float64)
+    y = ((x @ torch.randn(5, dtype=x.dtype) + 0.7 * torch.randn(120, dtype=x.dtype)) > 0).long()
+    net = nn.Sequential(nn.Linear(5, 6), Normalised(), nn.Tanh(), nn.Linear(6, 2)).double()
+    return Objective(net, "cross_entropy", x, y, 0.02)
+
+
+def test_lbfgs_runs_to_its_limit_and_its_advice_helps():
+    objective = normalised_net()
+    with pytest.raises(ConvergenceError, match=r"lbfgs stopped after 60 iter.*raise max.*method='newton'"):
+        fit(objective, method="lbfgs", tolerance=1e-9, max_iterations=60)
+    done = fit(objective, tolerance=1e-9).certificate
+    assert done.gradient_norm <= 1e-9
+
+
+def test_lbfgs_that_stagnates_is_ended_by_newton():
+    """At a tolerance near rounding the value no longer falls; Newton's steps still lower the gradient."""
+    objective = linear_problem("logistic", n=60)
+    stalled = []
+    result = fit(objective, method="lbfgs", tolerance=2e-16, raise_on_failure=False, progress=stalled.append)
+    assert result.certificate.gradient_norm < 1e-14
+    assert stalled == sorted(stalled)
+
+
+def test_float32_reaches_its_default_tolerance_and_says_what_it_cannot():
+    objective = linear_problem("logistic", n=60, dtype=torch.float32)
+    assert fit(objective).certificate.tolerance == 1e-5
+    with pytest.raises(ConvergenceError, match=r"no step lowers it.*use float64 instead of torch.float32"):
+        fit(objective, tolerance=1e-12)
+    with pytest.raises(ConvergenceError, match=r"no step lowers it further") as caught:
+        fit(linear_problem("logistic", n=60), tolerance=1e-30)
+    assert "float64" not in str(caught.value)

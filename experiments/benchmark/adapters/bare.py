@@ -26,10 +26,10 @@ def matrices(problem: Problem) -> tuple[Any, Any]:
     rows = sp.csr_matrix(X.numpy())
     both = []
     for matrix in (rows, rows.T.tocsr()):
-        parts = [torch.from_numpy(part) for part in (matrix.indptr, matrix.indices, matrix.data)]
+        starts, columns, values = map(torch.from_numpy, (matrix.indptr, matrix.indices, matrix.data))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            both.append(torch.sparse_csr_tensor(*parts, matrix.shape))
+            both.append(torch.sparse_csr_tensor(starts, columns, values, matrix.shape))
     return both[0], both[1]
 
 

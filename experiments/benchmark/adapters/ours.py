@@ -56,7 +56,7 @@ def product_work(problem: Problem, train: Any, columns: int = 1) -> tuple[float,
 
 def scores(problem: Problem, train: Any, s_tests: Tensor) -> Tensor:
     """s_test·∇L(z_i) of every training point: (n, k)."""
-    return -up_loss(train, problem.theta, s_tests)
+    return -up_loss(train, problem.theta, s_tests, "loss")
 
 
 def cg(problem: Problem) -> Work:

@@ -15,7 +15,8 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, resource_tracker
-from typing import Any
+from multiprocessing.connection import Connection
+from typing import Any, cast
 
 from experiments.errors import UserError
 
@@ -43,7 +44,8 @@ def spread(work: Work, units: Sequence[Any], workers: int) -> Iterator[tuple[Any
                 found = work(unit)
             yield unit, found
         return
-    waiting, busy, failure = deque(units), {}, None
+    waiting, busy = deque(units), dict[Any, Any]()  # busy: pipe to unit
+    failure: Exception | None = None
     crew = _start(min(workers, len(waiting)))
     try:
         for pipe in crew:
@@ -55,7 +57,7 @@ def spread(work: Work, units: Sequence[Any], workers: int) -> Iterator[tuple[Any
                     failure = _hand(pipe, busy[pipe], crew)
             if failure is not None and not busy:
                 break
-            for pipe in connection.wait(list(busy)):
+            for pipe in cast("list[Connection]", connection.wait(list(busy))):
                 unit = busy.pop(pipe)
                 try:
                     fine, found = pipe.recv()

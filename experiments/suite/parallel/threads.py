@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from experiments.attacks.memory import give_back
+from experiments.suite.parallel.memory import give_back
 
 
 class Count:

@@ -21,7 +21,7 @@ from experiments.data.embedded import load_digit_pairs
 from experiments.errors import ConfigError, UserError
 from experiments.models import backbones
 from experiments.records.record import Record
-from experiments.suite.context import Run
+from experiments.suite.context import Context
 from experiments.suite.folders import claim
 from experiments.suite.job import execute, settings_of
 from influence.curvature.operators import Hessian
@@ -188,15 +188,15 @@ def test_flips_stay_from_the_saved_images_which_round_to_the_originals(
 def test_screening_finds_all_from_as_many_images_as_it_says_and_not_from_fewer(
     clean: Clean, tmp_path: Path
 ) -> None:
-    run = Run(composed("experiment=attack_single", "tracking=none"), tmp_path, "x")
+    context = Context(composed("experiment=attack_single", "tracking=none"), tmp_path, "x")
     chosen = uncertain(clean, 3)
-    all_of_them = ranking.recall(clean, run, chosen, None, 6, 1)
+    all_of_them = ranking.recall(clean, context, chosen, None, 6, 1)
     assert all_of_them["found_6"] == all_of_them["found_1"] == 1.0
     needed = all_of_them["needed"]
     assert 6 <= needed < N
-    assert ranking.recall(clean, run, chosen, needed, 6, 1)["found_6"] == 1.0
-    assert ranking.recall(clean, run, chosen, needed - 1, 6, 1)["found_6"] < 1.0
-    order = [part["order"][:6] for part in ranking.rankings(clean, run, chosen, needed, 1)]
+    assert ranking.recall(clean, context, chosen, needed, 6, 1)["found_6"] == 1.0
+    assert ranking.recall(clean, context, chosen, needed - 1, 6, 1)["found_6"] < 1.0
+    order = [part["order"][:6] for part in ranking.rankings(clean, context, chosen, needed, 1)]
     np.testing.assert_array_equal(order, ranked(clean, chosen)[:, :6])
 
 
@@ -321,7 +321,7 @@ def test_settings_that_make_no_attack_are_refused(
     cfg = composed(f"experiment={name}", "tracking=none", setting)
     module = {"attack_single": attack_single, "attack_group": attack_group}[name]
     with pytest.raises(error, match=words):
-        module.run(cfg, Run(cfg, tmp_path, "x"))
+        module.run(cfg, Context(cfg, tmp_path, "x"))
 
 
 def test_only_flips_are_kept_as_images(clean: Clean, setting: Setting) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from experiments.benchmark import page as beside
+from experiments.benchmark import comparison
 from experiments.benchmark.scaling import Gpu, across, apart, duration, page, predicted, resnet, top_layer
 from experiments.records.record import Record
 from tests.helpers import ROOT
@@ -67,21 +67,21 @@ def test_the_table_beside_other_libraries_says_what_is_missed() -> None:
     task |= {"methods": {"ours": line("ours", 2.0, share_of_matrix_rate=0.25), "peer": line("pydvl", 6.0)}}
     alone = task | {"fastest_correct_peer": None, "ratio": None, "met": None, "peak_over_leanest_peer": None}
     alone |= {"methods": {"ours": line("ours", 2.0), "peer": line("pydvl", 6.0, False, extrapolated=True)}}
-    one, two = beside.rows({"A": task, "B": alone})
+    one, two = comparison.rows({"A": task, "B": alone})
     assert one == ["A. work", "float32", "2", "700", "25%", "peer", "6", "700", "3.0", "4", "1.40"]
     assert two[5:] == ["none", "", "", "", "4", ""]
-    assert all(len(row) == len(beside.HEAD) for row in (one, two))
-    missed, memory, nobody = beside.gaps({"A": task, "B": alone})
+    assert all(len(row) == len(comparison.HEAD) for row in (one, two))
+    missed, memory, nobody = comparison.gaps({"A": task, "B": alone})
     assert missed == "A: 3.00 times the fastest correct peer, 4 asked."
     assert "1.40 times the memory" in memory
     assert "700 MiB, of which 500" in memory
     assert (
         "peer about 6 s at a Pearson coefficient of 0.5000 after the part measured (3.0 times ours)" in nobody
     )
-    assert beside.gaps({"A": task | {"met": True, "peak_over_leanest_peer": 0.5}}) == []
+    assert comparison.gaps({"A": task | {"met": True, "peak_over_leanest_peer": 0.5}}) == []
     methods = {"bare_cg_float32": line("bare", 4.0), "ours_plain_float32": line("ours", 5.0)}
     metrics = {"tasks": {"A": {"methods": methods}}, "a_over_bare_cg_float32": 0.5, "block_gain": 19.4}
-    assert beside.extra(metrics) == [
+    assert comparison.extra(metrics) == [
         "A takes 0.50 times what a bare hand-written CG takes in float32; without a preconditioner 1.25.",
         "100 test points at once are 19 times cheaper than one by one.",
     ]

@@ -20,7 +20,7 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> backbones.Backbone:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "inception.pth"
     torch.save(backbones.unloaded("inception_v3")[0].state_dict(), path)
-    return backbones.load("inception_v3", weights=str(path), size=299)
+    return backbones.load("inception_v3", weights=str(path), size=299, count_padding=True)
 
 
 def test_inception_has_2048_features_and_gradients_reach_the_pixels(inception: backbones.Backbone) -> None:
@@ -28,7 +28,7 @@ def test_inception_has_2048_features_and_gradients_reach_the_pixels(inception: b
     assert x.shape == (1, 3, 299, 299)
     assert inception(x * 0 + 255).shape == (1, 2048)
     assert inception.mean == (0.5, 0.5, 0.5) == inception.deviation  # RGB in [-1, 1]
-    gradient = inception.pull_back(x, torch.ones(1, 2048))
+    gradient = inception.vjp(x, torch.ones(1, 2048))
     assert gradient.shape == x.shape
     assert torch.isfinite(gradient).all()
     assert (gradient != 0).double().mean() > 0.5
@@ -47,17 +47,17 @@ def test_folding_batch_norm_does_not_change_the_function() -> None:
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
 
 
-def test_pull_back_agrees_with_finite_differences_and_batches_agree_with_single_images() -> None:
+def test_vjp_agrees_with_finite_differences_and_batches_agree_with_single_images() -> None:
     backbone = backbones.load("random_conv", size=32, dtype=torch.float64)
     x, generator = backbone.images(PIXELS), torch.Generator().manual_seed(1)
     cotangent = torch.randn(3, 512, generator=generator, dtype=torch.float64)
     direction = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    gradient = backbone.pull_back(x, cotangent)
+    gradient = backbone.vjp(x, cotangent)
     step = 1e-3
     change = (backbone(x + step * direction) - backbone(x - step * direction)) * cotangent / (2 * step)
     torch.testing.assert_close((gradient * direction).sum(), change.sum(), rtol=1e-6, atol=1e-12)
     for i in range(3):
-        alone = backbone.pull_back(x[i : i + 1], cotangent[i : i + 1])
+        alone = backbone.vjp(x[i : i + 1], cotangent[i : i + 1])
         torch.testing.assert_close(alone[0], gradient[i], rtol=1e-10, atol=1e-14)
 
 

@@ -13,7 +13,12 @@ from experiments.data import Split, load, readmission
 from experiments.data.archive import read_member
 from experiments.data.fetch import obtain
 from experiments.data.readmission_schema import CHILDREN, feature_names
-from experiments.readmission.children import READMITTED, misclassified, standing, without_healthy_children
+from experiments.readmission.children import (
+    READMITTED,
+    misclassified,
+    ranks_and_ratios,
+    without_healthy_children,
+)
 from experiments.records.record import Record
 from experiments.suite.ending import JobFailed
 from experiments.suite.job import execute
@@ -105,11 +110,11 @@ def test_who_is_removed_and_who_stands_where() -> None:
     kept, removed = without_healthy_children(split, 0)
     assert removed.tolist() == [0, 3]
     assert kept.tolist() == [1, 2, 4, 5]
-    found = standing(np.array([0.1, -5.0, 0.2, 3.0, -0.5]), np.array([1, 3]))
+    found = ranks_and_ratios(np.array([0.1, -5.0, 0.2, 3.0, -0.5]), np.array([1, 3]))
     assert found["ranks"] == [1, 2]
     assert found["children_lead"]
     assert found["ratios"] == [10.0, 6.0]
-    assert not standing(np.array([0.1, -5.0, 0.2, 3.0, -0.5]), np.array([1, 4]))["children_lead"]
+    assert not ranks_and_ratios(np.array([0.1, -5.0, 0.2, 3.0, -0.5]), np.array([1, 4]))["children_lead"]
 
 
 @pytest.mark.parametrize(

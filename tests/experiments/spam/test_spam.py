@@ -20,8 +20,7 @@ from experiments.errors import ConfigError, UserError
 from experiments.records import machine
 from experiments.records.agreement import least_lead
 from experiments.records.record import Record
-from experiments.spam import figure
-from experiments.spam import label_fixing as labelfix
+from experiments.spam import figure, label_fixing
 from experiments.spam.label_fixing import CLEAN, RANKINGS, LabelFixing
 from experiments.suite.ending import JobFailed
 from experiments.suite.job import execute
@@ -56,14 +55,14 @@ def test_the_draws_are_the_authors() -> None:
     for k, repeat in ((1, 0), (2, 0), (2, 39), (6, 7)):
         np.random.seed((k - 1) * 40 * 3 + repeat * 2)  # as in their script
         flips = np.random.choice(4137, size=206 * k, replace=False)
-        np.testing.assert_array_equal(labelfix.flipped(4137, k, repeat, 206), flips)
+        np.testing.assert_array_equal(label_fixing.flipped(4137, k, repeat, 206), flips)
         for count in (206, 6 * 206):
             np.random.seed((k - 1) * 40 * 3 + repeat * 2 + 1)
             checked = np.random.choice(4137, size=count, replace=False)
-            np.testing.assert_array_equal(labelfix.drawn(4137, k, repeat, 6 * 206)[:count], checked)
-    other = labelfix.flipped(4137, 2, 0, 206, seed=1)
-    assert not np.array_equal(other, labelfix.flipped(4137, 2, 0, 206))
-    labelfix.drawn(10, 2, 0, 3, seed=2**32 - 1)  # any seed that a config may hold
+            np.testing.assert_array_equal(label_fixing.drawn(4137, k, repeat, 6 * 206)[:count], checked)
+    other = label_fixing.flipped(4137, 2, 0, 206, seed=1)
+    assert not np.array_equal(other, label_fixing.flipped(4137, 2, 0, 206))
+    label_fixing.drawn(10, 2, 0, 3, seed=2**32 - 1)  # any seed that a config may hold
 
 
 def test_one_repeat_against_brute_force() -> None:

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from experiments.errors import ConfigError
-from experiments.suite.commands import Command, Option, Words, flag, names
+from experiments.suite.commands import COMMANDS, Command, Option, Words, command, flag, names
 from experiments.suite.completion import candidates
-from experiments.suite.console import COMMANDS, command
 from experiments.suite.teaching import comments, of_experiment, options, overview
 from tests.helpers import ROOT, cli, environment, one_sentence
 
@@ -133,3 +132,29 @@ def test_the_tab_key_offers_what_fits() -> None:
     assert candidates("solver.tol", ["experiment=loo_linear"]) == ["solver.tolerance="]
     assert "complete -o default" in cli("completion", "bash").stdout
     assert "name a shell" in one_sentence(cli("completion", "tcsh"))
+
+
+BASH = """
+influence-experiments() {{ "{python}" -m experiments "$@"; }}
+eval "$(influence-experiments completion bash)"
+compopt() {{ :; }}
+for COMP_LINE in "influence-experiments ver" "influence-experiments experiment=loo_linear solver=c"; do
+  COMP_POINT=${{#COMP_LINE}}
+  _influence_experiments
+  echo "${{COMPREPLY[@]}}"
+done
+"""
+
+
+def test_bash_completes_the_last_piece_of_a_word() -> None:
+    """As readline calls it: bash splits words at ``=``, so only what follows the last one is given back."""
+    done = subprocess.run(
+        ["bash", "-c", BASH.format(python=sys.executable)],
+        cwd=ROOT,
+        env=environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
+    )
+    assert done.stdout.split("\n") == ["verify", "cg", ""], done.stderr

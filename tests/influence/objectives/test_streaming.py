@@ -128,7 +128,7 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     X, y = whole.X.dense().numpy().copy(), whole.targets.numpy()
     scores_of(tmp_path, whole)
     with pytest.raises(DataError, match="other settings"):
-        scores_of(tmp_path, whole, training_gradient="objective")
+        scores_of(tmp_path, whole, training_gradient="loss")
     with pytest.raises(DataError, match=r"no scores\.json"):
         StreamedScores(tmp_path / "nowhere")
     with pytest.raises(DataError, match="203 inputs and 202"):
@@ -142,7 +142,7 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         stream(whole, ProducedSource(50, lambda a, b: (X[a : b - 1], y[a : b - 1]))).gradient(whole.initial())
     with pytest.raises(DataError, match="0…3"):
         stream(whole, ArraySource(X[:2], np.array([9, 9]))).gradient(whole.initial())
-    with pytest.raises(DataError, match="outside"):
+    with pytest.raises(DataError, match="out of range"):
         stream(whole, ArraySource(X, y)).example_losses(whole.initial(), [203])
 
 

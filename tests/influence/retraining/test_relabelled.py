@@ -12,7 +12,9 @@ from influence.errors import ConvergenceError, DataError
 from influence.objectives.linear import LinearObjective
 from influence.retraining.relabelled import LogisticRefits
 from influence.scores import self_influence
+from influence.solvers import Status
 from influence.training import fit
+from tests.influence.exact_reference import exact_self_influence
 
 
 def problem(n: int, d: int, seed: int = 0, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -118,3 +120,20 @@ def test_bad_labels_and_unreachable_tolerance() -> None:
             refits.fit(labels)
     with pytest.raises(ConvergenceError, match="loosen tolerance"):
         refits.fit(y, max_iterations=1)
+
+
+@pytest.mark.parametrize(("n", "d"), [(12, 3), (6, 9)])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4, 1e7])
+@pytest.mark.parametrize("l2", [1e-10, 1e-3])
+def test_self_influences_are_right_whatever_the_scale_of_the_features(
+    n: int, d: int, scale: float, l2: float
+) -> None:
+    generator = np.random.RandomState(0)
+    X, y = scale * generator.randn(n, d), np.where(np.arange(n) % 2, 1.0, -1.0)
+    theta = generator.randn(d) / scale
+    found = LogisticRefits(X, l2).verified_self_influence(theta, y)
+    truth = exact_self_influence(LinearObjective(X, y, "logistic", l2), torch.from_numpy(theta))
+    for value, error, true in zip(found.value.tolist(), found.error.tolist(), truth, strict=True):
+        assert abs(value - true) <= error
+        assert abs(value - true) <= 1e-6 * true
+    assert found.status is Status.CONVERGED

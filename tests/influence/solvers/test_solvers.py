@@ -21,8 +21,8 @@ from influence import (
     SolverError,
     Status,
     fit,
-    subsampling,
 )
+from influence.objectives import subsampling
 from tests.influence.problems import LOSSES, linear_problem, random_theta, spd
 
 SOLVERS = {

@@ -12,7 +12,7 @@ from tests.helpers import ROOT, environment
 PROGRAM = """
 from pathlib import Path
 import numpy as np
-from experiments.attacks.memory import give_back, keep_freed
+from experiments.suite.parallel.memory import give_back, keep_freed
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 2**20

@@ -89,8 +89,8 @@ def extra(metrics: dict[str, Any]) -> list[str]:
         ratio = metrics.get(f"a_over_bare_cg_{dtype}")
         if ratio:
             plain = metrics["tasks"]["A"]["methods"].get(f"ours_plain_{dtype}", {}).get("seconds")
-            bare = metrics["tasks"]["A"]["methods"][f"bare_cg_{dtype}"]["seconds"]
-            same = f"; without a preconditioner {plain / bare:.2f}" if plain else ""
+            by_hand = metrics["tasks"]["A"]["methods"][f"bare_cg_{dtype}"]["seconds"]
+            same = f"; without a preconditioner {plain / by_hand:.2f}" if plain else ""
             found.append(f"A takes {ratio:.2f} times what a bare hand-written CG takes in {dtype}{same}.")
     if metrics.get("block_gain"):
         found.append(

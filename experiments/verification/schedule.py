@@ -1,0 +1,260 @@
+"""Runs the experiments behind the claims, several at a time, each in a process of its own.
+
+A job that uses all cores by itself runs alone. The others run side by side, one core and one thread each, as
+far as memory allows. Headline figures come first, then the sweeps; within each the longest come first. A job
+whose command reads the record of another job of the same run waits for that job and reads its new record,
+so no job is judged against a committed record that this run makes again.
+
+Killed at any moment, the same call resumes: every job has its own journal, and a finished one ends at once.
+``schedule.json`` keeps the seconds that each job took, over all calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from experiments.records import atomic
+from experiments.records.machine import available_gib, cores
+from experiments.records.places import WORK
+from experiments.verification.claims import Spec
+
+GIB = 2.0  # of a job whose claims file names no figure
+_PATIENCE = 20.0  # seconds between SIGTERM and SIGKILL
+_TAIL = 4096  # bytes of a log that are read for its last line
+
+
+@dataclass
+class Job:
+    """One run of the schedule."""
+
+    spec: Spec
+    folder: Path
+    log: Path
+    steps: list[list[str]]
+    needs: set[str]
+    seconds_before: float = 0.0
+    started: float = 0.0
+    seconds: float = 0.0
+    code: int | None = None
+    process: subprocess.Popen[bytes] | None = None
+    stream: IO[bytes] | None = None
+    step: int = 0
+
+    @property
+    def name(self) -> str:
+        """The run's name: its folder below ``runs``."""
+        return self.spec.name
+
+    @property
+    def gib(self) -> float:
+        """Peak memory, measured earlier."""
+        return self.spec.gib or GIB
+
+    @property
+    def took(self) -> float:
+        """Seconds so far, over all calls."""
+        now = time.monotonic() - self.started if self.process is not None else self.seconds
+        return self.seconds_before + now
+
+    def last_line(self) -> str:
+        """What the job said last: its progress."""
+        try:
+            with open(self.log, "rb") as file:
+                file.seek(max(0, self.log.stat().st_size - _TAIL))
+                lines = file.read().decode(errors="replace").replace("\r", "\n").splitlines()
+        except OSError:
+            return ""
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+@dataclass
+class Schedule:
+    """All jobs of one call.
+
+    Args:
+        specs: what is to run.
+        output: folder of the verification; records go to ``runs/NAME``, logs to ``logs/NAME.log``.
+        extra: overrides added to every command, such as the device.
+        room: cores and GiB to use; what the machine has by default.
+    """
+
+    specs: Sequence[Spec]
+    output: Path
+    extra: Sequence[str] = ()
+    room: tuple[int, float] | None = None
+    jobs: list[Job] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.cores, self.gib = self.room or (cores(), available_gib())
+        before = self._seconds()
+        names = {spec.name for spec in self.specs}
+        for spec in sorted(self.specs, key=order):
+            folder, log = self.output / "runs" / spec.name, self.output / "logs" / f"{spec.name}.log"
+            steps, needs = commands(spec, folder, self.output / "runs", names, self.extra)
+            self.jobs.append(Job(spec, folder, log, steps, needs, before.get(spec.name, 0.0)))
+
+    # -- what is kept between calls ------------------------------------------------------------------------
+
+    @property
+    def path(self) -> Path:
+        """Seconds of every job."""
+        return self.output / "schedule.json"
+
+    def _seconds(self) -> dict[str, float]:
+        try:
+            kept = json.loads(self.path.read_text())
+            return {str(name): float(seconds) for name, seconds in kept.items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            return {}
+
+    def _keep(self) -> None:
+        atomic.write_json(self.path, {job.name: round(job.took, 1) for job in self.jobs})
+
+    # -- running -------------------------------------------------------------------------------------------
+
+    def running(self) -> list[Job]:
+        """Jobs with a process."""
+        return [job for job in self.jobs if job.process is not None]
+
+    def waiting(self) -> list[Job]:
+        """Jobs that have not begun in this call."""
+        return [job for job in self.jobs if job.process is None and job.code is None]
+
+    def minutes_left(self) -> float:
+        """Estimated from the minutes that stand with the claims; a job is never expected to be over time."""
+        left, alone = 0.0, 0.0
+        for job in (*self.running(), *self.waiting()):
+            rest = max(0.1, (job.spec.minutes or 1.0) - job.took / 60)
+            if job.spec.all_cores:
+                alone += rest
+            else:
+                left += rest
+        return alone + left / max(1, self.cores)
+
+    def run(self, show: Callable[[Schedule], None] = lambda _: None, every: float = 0.2) -> dict[str, Job]:
+        """Runs all jobs; a failed one does not stop the others.
+
+        ``show`` is called again and again while jobs run. SIGTERM ends the children as Ctrl-C does.
+        """
+        earlier = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            while self.waiting() or self.running():
+                self._start_what_fits()
+                show(self)
+                time.sleep(every)
+                for job in self.running():
+                    self._advance(job)
+        finally:
+            self._end_children()
+            self._keep()
+            signal.signal(signal.SIGTERM, earlier)
+        show(self)
+        return {job.name: job for job in self.jobs}
+
+    def _start_what_fits(self) -> None:
+        for job in self.waiting():
+            if job.needs & {other.name for other in self.jobs if other.code is None}:
+                continue  # it reads a record that is still being made
+            busy = self.running()
+            alone = job.spec.all_cores or any(other.spec.all_cores for other in busy)
+            fits = len(busy) < self.cores and sum(other.gib for other in busy) + job.gib <= self.gib
+            if busy and (alone or not fits):
+                return  # in order: a long job is not overtaken for ever by short ones
+            self._begin(job)
+
+    def _begin(self, job: Job) -> None:
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        job.stream = job.log.open("wb")  # closed in _finish, when the last step has ended
+        job.started, job.step = time.monotonic(), 0
+        self._step(job)
+
+    def _step(self, job: Job) -> None:
+        environment = dict(os.environ)
+        if not job.spec.all_cores:  # the numbers then do not depend on how many jobs run side by side
+            environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", *job.steps[job.step]]
+        job.process = subprocess.Popen(
+            command, cwd=WORK, env=environment, stdin=subprocess.DEVNULL, stdout=job.stream,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def _advance(self, job: Job) -> None:
+        code = job.process.poll() if job.process is not None else None
+        if code is None:
+            return
+        job.step += 1
+        if job.step < len(job.steps):  # the collector is asked even if a job of the sweep failed
+            self._step(job)
+            return
+        self._finish(job, code)
+
+    def _finish(self, job: Job, code: int) -> None:
+        job.seconds, job.process, job.code = time.monotonic() - job.started, None, code
+        if job.stream is not None:
+            job.stream.close()
+        self._keep()
+
+    def _end_children(self) -> None:
+        ending = self.running()
+        for job in ending:
+            _signal_group(job, signal.SIGTERM)
+        deadline = time.monotonic() + _PATIENCE
+        for job in ending:
+            assert job.process is not None
+            try:
+                job.process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _signal_group(job, signal.SIGKILL)
+                job.process.wait()
+            self._finish(job, -signal.SIGTERM)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _signal_group(job: Job, number: int) -> None:
+    if job.process is None:
+        return
+    with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
+        os.killpg(job.process.pid, number)
+
+
+def order(spec: Spec) -> tuple[bool, bool, float]:
+    """Headline figures before sweeps; jobs that need all cores first; then the longest."""
+    return bool(spec.sweep), not spec.all_cores, -(spec.minutes or 0.0)
+
+
+def commands(
+    spec: Spec, folder: Path, runs: Path, names: set[str], extra: Sequence[str]
+) -> tuple[list[list[str]], set[str]]:
+    """The processes of one run, and the runs whose new records it reads.
+
+    ``results/NAME`` in an override is replaced by this call's own record if NAME is among ``names``.
+    """
+    needs: set[str] = set()
+
+    def own(match: re.Match[str]) -> str:
+        if match[1] not in names:
+            return match[0]
+        needs.add(match[1])
+        return str(runs / match[1])
+
+    arguments = [re.sub(r"(?<==)results/([\w/]+)$", own, item) for item in spec.arguments]
+    own_settings = [f"output={folder}", "tracking=none", *extra]
+    steps = [["experiments", *["--multirun"] * bool(spec.sweep), *arguments, *own_settings]]
+    if spec.sweep:
+        steps.append(["experiments.sweep", str(folder), *shlex.split(spec.sweep)])
+    return steps, needs

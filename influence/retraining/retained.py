@@ -1,0 +1,70 @@
+"""The objective that is left when training points are taken out, under either convention of removal.
+
+:class:`~influence.removal.TrainingGradient` states the two conventions. With m of n points removed:
+
+- ``"objective"`` leaves ``(1/(n−m)) Σ_kept w_j ℓ_j + (λ/2)‖m⊙θ‖²``, which is ``objective.subset(kept)``.
+- ``"loss"`` leaves ``(1/n) Σ_kept w_j ℓ_j + (λ/2)‖m⊙θ‖²``. It is ``(n−m)/n`` times the objective of the kept
+  points with ``λ n/(n−m)``, so both have the same minimiser.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from influence.errors import DataError
+from influence.objectives._base import TrainingObjective
+from influence.removal import TrainingGradient, removal_kind
+
+
+@dataclass(frozen=True)
+class Retained:
+    """``objective`` has the retraining's minimiser; ``factor`` times its gradient is the latter's."""
+
+    objective: TrainingObjective
+    factor: float
+
+
+def retained(
+    objective: TrainingObjective, removed: Any, removal: TrainingGradient | str = TrainingGradient.OBJECTIVE
+) -> Retained:
+    """What is left of ``objective`` without the examples ``removed``.
+
+    Raises:
+        DataError: no example is left, an index out of range or named twice, or an unknown convention.
+    """
+    kind, gone = removal_kind(removal), removed_index(objective, removed)
+    keep = torch.ones(objective.n, dtype=torch.bool, device=objective.device)
+    keep[gone] = False
+    kept = objective.subset(keep.nonzero()[:, 0])
+    if kind is TrainingGradient.OBJECTIVE:
+        return Retained(kept, 1.0)
+    other = copy.copy(kept)
+    other.l2 = objective.l2 * objective.n / kept.n
+    return Retained(other, kept.n / objective.n)
+
+
+def removed_index(objective: TrainingObjective, removed: Any) -> Tensor:
+    """The removed examples as distinct integers ``(m,)``, at least one fewer than n.
+
+    Raises:
+        DataError: an index out of range or named twice, a nested list, or all examples.
+    """
+    given = removed if isinstance(removed, Tensor) else torch.as_tensor(removed)
+    given = given.long() if given.numel() == 0 else given
+    if given.ndim > 1:
+        raise DataError(
+            f"one group of examples is a flat list of indices, got shape {tuple(given.shape)}: pass groups "
+            "one by one"
+        )
+    gone = objective.index(given)
+    assert gone is not None  # only None gives None
+    if len(gone.unique()) != len(gone):
+        raise DataError(f"a group names each example once, got {gone.tolist()[:20]}")
+    if len(gone) >= objective.n:
+        raise DataError(f"removing all {objective.n} examples leaves nothing to fit; name fewer")
+    return gone
