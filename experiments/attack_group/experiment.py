@@ -207,6 +207,9 @@ def group(clean: Clean, settings: DictConfig, certainty: np.ndarray, seed: int) 
 
     Without ``target_class``, of the only class of the test split, or of that of the least certain training
     image.
+
+    Raises:
+        UserError: fewer test images of the class are classified correctly than asked for.
     """
     label, classes = settings.target_class, np.unique(clean.data.test.y)
     if label is None and len(classes) == 1:

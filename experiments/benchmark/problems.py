@@ -74,6 +74,9 @@ def network(folder: Path, data: Dataset, settings: Any, seed: int) -> None:
     """Problem ``network`` (F): the all-tanh net, trained by Adam, λ on all parameters.
 
     No peer can leave biases out of λ, so here nobody does.
+
+    Raises:
+        ConfigError: the data are no images.
     """
     if (folder / "network" / "problem.json").is_file():
         return

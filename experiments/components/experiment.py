@@ -45,7 +45,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
         solution = build.solver(cfg.solver).solve(operator, gradient)
     context.status(cfg.solver.name, solution)
     with context.timer(f"4 x {train.n} scores"):
-        score = variants(data, train, theta, solution.value, gradient)
+        score = variants(train, theta, solution.value, gradient)
 
     same = data.train.y == data.test.y[test_index]
     ranked = np.flatnonzero(same)[np.argsort(score["full"][same], kind="stable")]
@@ -93,7 +93,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
 
 
 def variants(
-    data: Any, train: Any, theta: torch.Tensor, s_test: torch.Tensor, gradient: torch.Tensor
+    train: Any, theta: torch.Tensor, s_test: torch.Tensor, gradient: torch.Tensor
 ) -> dict[str, np.ndarray]:
     """n times the predicted change (n,) of each variant; positive = helpful."""
     y = train.targets

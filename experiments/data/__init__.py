@@ -40,7 +40,10 @@ def load(
 
     mirror: folder with the original files (else INFLUENCE_MIRROR, else the network). data_dir: cache for
     downloads and prepared copies (else INFLUENCE_CACHE, else ~/.cache/influence). options: those of the
-    loader, e.g. classes=[1, 7] for mnist. Raises DataError (one sentence with cause and remedy).
+    loader, e.g. classes=[1, 7] for mnist.
+
+    Raises:
+        DataError: no such data set or option, or data that cannot be had or are not as they should be.
     """
     if name not in _LOADERS:
         raise DataError(f"no data set is called {name!r}; choose one of {', '.join(NAMES)}.")

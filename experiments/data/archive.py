@@ -29,8 +29,10 @@ def read_archive(
     """(member name, content) of the regular files of a tar (.gz) or zip archive, read without writing
     anything to disk.
 
-    UnsafeArchive for any member, wanted or not, that is absolute, climbs by "..", is a link or device, is
-    named twice, or declares more than `max_file` bytes (`max_total` over all).
+    Raises:
+        UnsafeArchive: a member, wanted or not, is absolute, climbs by "..", is a link or device, is named
+            twice, or declares more than `max_file` bytes (`max_total` over all).
+        DataError: the archive is torn, or none.
     """
     if zipfile.is_zipfile(path):
         yield from _read_zip(path, max_file, max_total, wanted)
@@ -101,8 +103,10 @@ def _check_member(
 
 
 def read_member(path: Path, member: str, max_bytes: int) -> bytes:
-    """Content of the one file called `member`, in whatever folder of the archive. DataError where there is
-    none.
+    """Content of the one file called `member`, in whatever folder of the archive.
+
+    Raises:
+        DataError: the archive holds no such file.
     """
     for name, content in read_archive(path, max_file=max_bytes, max_total=2 * max_bytes):
         if PurePosixPath(name).name == member:
@@ -113,7 +117,10 @@ def read_member(path: Path, member: str, max_bytes: int) -> bytes:
 def folder_digest(path: Path, folder: str, max_bytes: int) -> str:
     """sha256 over the names and contents of the JPEG files in the archive's folders called ``folder``.
 
-    Sorted by name, whatever their order in the archive. DataError where there are none.
+    Sorted by name, whatever their order in the archive.
+
+    Raises:
+        DataError: the archive holds no such folder of JPEG files.
     """
 
     def wanted(name: str) -> bool:

@@ -46,7 +46,8 @@ def decode(content: bytes, name: str, size: int) -> np.ndarray:
     """(size, size, 3) uint8 of an image file: converted to RGB, shorter side to `size` (bilinear), centre
     crop.
 
-    BadData, naming the image, where it cannot be read or declares more pixels than any photograph has.
+    Raises:
+        BadData: the image cannot be read, or declares more pixels than any photograph has.
     """
     from PIL import Image
 
@@ -76,6 +77,9 @@ def choose(
 
     Where the names have `train/` and `val/` folders, training images come from the one, test images from the
     other.
+
+    Raises:
+        BadData: there are fewer images than asked for.
     """
     chosen: dict[str, list[tuple[str, int]]] = {"train": [], "test": []}
     for label, of_class in enumerate(CLASSES):
@@ -189,6 +193,9 @@ def load(
 
     folder: an ImageNet folder instead of Imagenette; dog, fish: its lists of synsets (default: springer and
     tench).
+
+    Raises:
+        BadData: a synset is given for both classes, or a number is below 1.
     """
     synsets = {"dog": tuple(dog or SYNSETS["dog"]), "fish": tuple(fish or SYNSETS["fish"])}
     if set(synsets["dog"]) & set(synsets["fish"]):

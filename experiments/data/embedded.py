@@ -25,6 +25,9 @@ def load_digits(*, mirror: Any = None, cache: Any = None, classes: list[int] | N
     The last seventh is the test set, the first twelfth of the rest validation: 128 validation, 1,413
     training, 256 test images.
     classes: keep only these digits, relabelled 0, 1, ... in that order.
+
+    Raises:
+        BadData: `classes` are not different digits of 0..9.
     """
     bunch, source = _bundled("digits")
     digits = list(range(10)) if classes is None else [int(digit) for digit in classes]
@@ -64,6 +67,10 @@ def load_digit_pairs(
     is `brightness`: in dark images half an 8-bit step is a large part of what there is to see. The first
     `train_per_class` images of each class train, the next `test_per_class` test (as for dogfish), each part
     then shuffled by `seed`.
+
+    Raises:
+        BadData: `classes` are not two different digits, a number is out of range, or there are too few
+            images.
     """
     bunch, source = _bundled("digits")
     pair = [int(digit) for digit in classes]
@@ -117,6 +124,9 @@ def load_breast_cancer(
 
     Shuffled by `seed`, the last `test_fraction` test. intercept: append a column of ones, because the linear
     models have no intercept.
+
+    Raises:
+        BadData: `test_fraction` does not lie between 0 and 1.
     """
     bunch, source = _bundled("breast_cancer")
     if not 0 < test_fraction < 1:

@@ -41,7 +41,8 @@ SOURCE = Source(
 def read_mails(path: Path, counts: dict[str, int] | None = None) -> list[tuple[str, str, bytes]]:
     """(name, class, content) of every mail of the archive, sorted by name; Summary.txt is no mail.
 
-    BadData where the numbers of ham and spam are not those of `counts` (default: Enron1's).
+    Raises:
+        BadData: the numbers of ham and spam are not those of `counts`.
     """
     mails = []
     for name, content in read_archive(path, max_file=_MAX_MAIL, max_total=_MAX_TOTAL):

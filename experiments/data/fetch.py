@@ -67,8 +67,10 @@ class Fetched:
 
 
 def mirror_folder(mirror: str | os.PathLike[str] | None) -> Path | None:
-    """The mirror given as an argument, else by INFLUENCE_MIRROR, else None. FileMissing where it is not a
-    folder.
+    """The mirror given as an argument, else by INFLUENCE_MIRROR, else None.
+
+    Raises:
+        FileMissing: the mirror is not a folder.
     """
     named = mirror or os.environ.get(MIRROR_VARIABLE)
     if not named:

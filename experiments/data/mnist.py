@@ -44,10 +44,13 @@ SOURCES = {
 
 
 def parse_idx(content: bytes, name: str, ndim: int) -> np.ndarray:
-    """uint8 array of an IDX file. BadData unless the declared shape is exactly what the content holds.
+    """uint8 array of an IDX file.
 
     The sizes are multiplied as Python integers and compared before anything is allocated: a forged header
     cannot ask for memory.
+
+    Raises:
+        BadData: the declared shape is not exactly what the content holds.
     """
     header = 4 + 4 * ndim
     if len(content) < header or content[:2] != b"\0\0" or content[2] != 0x08 or content[3] != ndim:
@@ -115,6 +118,9 @@ def load(*, mirror: Any, cache: Any, classes: list[int] | None = None) -> Datase
 
     classes: keep only these digits, e.g. [1, 7], relabelled 0, 1, ... in that order (11,894 training, 2,163
     test images).
+
+    Raises:
+        BadData: `classes` are not different digits of 0..9.
     """
     digits = list(range(10)) if classes is None else [int(digit) for digit in classes]
     if len(set(digits)) != len(digits) or not set(digits) <= set(range(10)) or len(digits) < 2:

@@ -122,6 +122,9 @@ def load(
 
     photos: a folder of images instead of the sequence. X (n, size, size, 3) uint8, y = 1: fish;
     test.index: positions in the sorted names; extra: "name" of each file.
+
+    Raises:
+        BadData: `label` is no class.
     """
     if label not in dogfish.CLASSES:
         raise BadData(f"one_dog: data.label={label!r} is unknown; choose {' or '.join(dogfish.CLASSES)}.")

@@ -46,8 +46,11 @@ SOURCE = Source(
 def parse_csv(content: bytes, n_rows: int | None = N_ROWS) -> dict[str, np.ndarray]:
     """{"counts": (n, 8) int16, "indicators": (n, 119) uint8, "readmitted": (n,) position in READMITTED}.
 
-    "None" and "?" are levels like any other, never missing values (section 5.3). BadData for a
-    missing column, an unknown category, a count that is no number, or a number of rows other than `n_rows`.
+    "None" and "?" are levels like any other, never missing values (section 5.3).
+
+    Raises:
+        BadData: a missing column, an unknown category, a count that is no number, or a number of rows
+            other than `n_rows`.
     """
     import pandas as pd
 

@@ -70,6 +70,9 @@ def load(
 ) -> Dataset:
     """X (n, 127) float64, unscaled; y = 1: readmitted within 30 days. Half of the training patients are
     readmitted.
+
+    Raises:
+        BadData: `n_train` is odd or too small, or `n_test` is too small for its children.
     """
     if n_train < 4 * _N_CHILDREN or n_train % 2 or n_test < 2 * _N_TEST_CHILDREN:
         raise BadData(

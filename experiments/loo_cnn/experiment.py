@@ -3,13 +3,13 @@
 The net is trained by Adam to theta~, which is no exact minimum, so the quadratic model is damped: s_test
 solves (H + damping I) s = grad L(z_test). The training points of largest |predicted change| are then left out
 one at a time, training going on from theta~, and so does one run on all data: its change is the drift, which
-no removal caused. All runs see the same batches in the same order, so drift and minibatch noise are common to
-them; the drift is one constant, which moves slopes and signs of the raw differences but no correlation.
+no removal caused. The drift is one constant, which moves slopes and signs of the raw differences but no
+correlation. All of this is done from several seeds, whose spread says what one figure is worth.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,296 +17,345 @@ import torch
 from omegaconf import DictConfig
 
 from experiments.errors import ConfigError
+from experiments.loo_cnn import protocol, stability
 from experiments.models import build
-from experiments.models import networks as models
 from experiments.models.autograd import AutogradHessian, eigenvalues_below
 from experiments.records.agreement import agreement, largest
 from experiments.records.record import Record
 from experiments.suite.context import Context
 from influence.curvature.networks import gauss_newton_preconditioner
-from influence.curvature.operators import Hessian
+from influence.curvature.operators import Dense, Hessian, Operator
 from influence.objectives import distributed
+from influence.objectives.compiled import compiled_net
 from influence.objectives.module import Objective
-from influence.objectives.sequential import network_objective
-from influence.retraining.networks import AdamState, adam, piecewise, start
 from influence.scores import predicted_change, test_gradients, up_loss
-from influence.solvers import CG
+from influence.solvers import CG, Solution
 
 SHARE = 0.95  # of the output Hessians' trace in the preconditioner
+PRECONDITIONERS = ("gauss_newton", "none")
+AGREED = ("pearson", "spearman", "slope")
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Of one seed: where training ended, and what influence says there."""
+
+    theta: torch.Tensor
+    damping: float
+    test_gradient: torch.Tensor
+    solution: Solution
+    scores: np.ndarray
+    removed: np.ndarray
 
 
 def run(cfg: DictConfig, context: Context) -> Record:
-    """Train, s_test, scores, retraining beside a run on all data, comparison."""
-    settings, data, device = cfg.experiment, context.data(), torch.device(cfg.device)
-    chosen = subset(len(data.train.y), settings.n_train, settings.subset_seed)
-    arrays = {"train": (data.train.X[chosen], data.train.y[chosen]), "test": (data.test.X, data.test.y)}
-    tensors = {
-        name: (
-            models.images(torch.as_tensor(X, dtype=torch.float64)).to(device),
-            torch.as_tensor(y).to(device),
-        )
-        for name, (X, y) in arrays.items()
-    }
-    X, y = tensors["train"]
-    net = models.tanh_cnn(
-        cfg.model.name, X.shape[-1], len(data.classes), torch.Generator().manual_seed(cfg.seed)
-    ).to(device)
-
-    def objective(dtype: torch.dtype) -> Objective:
-        return network_objective(
-            net, cfg.model.loss, X, y, cfg.model.l2, l2_parameters="weights", dtype=dtype
-        )
-
-    train = objective(torch.float64)
-    test = train.on(*tensors["test"])
+    """Per seed: train, s_test, scores, retraining beside a run on all data; then what the seeds agree on."""
+    settings, data = cfg.experiment, context.data()
+    check(cfg)
+    problem = protocol.Problem.of(cfg, data)
+    seeds = [cfg.seed + number for number in range(settings.seeds)]
+    train = problem.objective(cfg.seed)
+    test = train.on(*problem.test)
     if not 1 <= settings.removed < train.n:
         raise ConfigError(f"experiment.removed={settings.removed}: give 1 to {train.n - 1}.")
+    if settings.test_index is not None:
+        build.checked_test_index(settings.test_index, test.n)
 
-    with context.timer("training"), context.progress(settings.steps, "training") as advance:
-        trained = adam(
-            objective(getattr(torch, settings.dtype)),
-            start(train.initial().to(getattr(torch, settings.dtype))),
-            settings.steps,
-            piecewise([tuple(pair) for pair in settings.rates]),
-            settings.batch,
-            cfg.seed,
-            journal=context.journal("training"),
-            progress=advance,
-        ).to(torch.float64)
-    theta = trained.thetas[:, 0].clone()
-    losses = test.example_losses(theta)
-    index = int(losses.argmax()) if settings.test_index is None else settings.test_index
-    test_index = build.checked_test_index(index, test.n)
-    gradient = test_gradients(test, theta, [test_index])
-
-    spread = distributed.shard(train)  # over the ranks, under torchrun
-    operator = build.damped(Hessian(spread, theta), cfg.solver.damping)
-    damping = build.chosen_damping(cfg.solver.damping, operator).get("damping", cfg.solver.damping)
-    with context.timer("s_test: preconditioner"):
-        preconditioner = gauss_newton_preconditioner(train, theta, damping, share=SHARE)
-    solver = CG(
-        cfg.solver.tolerance,
-        cfg.solver.max_iterations,
-        preconditioner,
-        raise_on_failure=cfg.solver.raise_on_failure,
+    states, path = protocol.train_all(context, problem, seeds)
+    first = states[cfg.seed].thetas[:, 0].clone()
+    losses = test.example_losses(first)
+    test_index = int(losses.argmax()) if settings.test_index is None else settings.test_index
+    found = {
+        seed: predict(context, cfg, train, test, states[seed].thetas[:, 0].clone(), test_index, seed)
+        for seed in seeds
+    }
+    retrained = protocol.retrain_all(
+        context, problem, states, {seed: found[seed].removed for seed in seeds}, test_index
     )
-    with context.timer("s_test: CG"):
-        solution = solver.solve(operator, gradient)
-    context.status(cfg.solver.name, solution)
-    with context.timer(f"{train.n} scores"):
-        upweighted = up_loss(spread, theta, solution.value, "objective")[:, 0]
-    scores = predicted_change(upweighted, train.n, "objective").cpu().numpy()
-    removed = largest(scores, settings.removed)
-
-    before = float(losses[test_index])
-    changes, gradient_norms = retrain(context, settings, train, test, trained, removed, test_index, before)
-    drift = changes[:, -1]
-    actual = changes[:, :-1] - drift[:, None]
-    raw = agreement(scores[removed], changes[-1, :-1])
-    corrected = agreement(scores[removed], actual[-1])
-    one = torch.tensor([test_index], device=device)
+    by_seed = {
+        str(seed): of_seed(settings, train, test, test_index, found[seed], retrained[seed]) for seed in seeds
+    }
+    scores, actual = matrices(found, retrained, train.n)
+    own = found[cfg.seed]
     metrics = {
         "n_train": train.n,
         "n_test": test.n,
         "n_parameters": train.p,
         "l2": train.l2,
-        "damping": damping,
+        "damping": own.damping,
+        "kernel": path,
         "test_index": test_index,
         "test_label": data.classes[int(data.test.y[test_index])],
-        "test_predicted": data.classes[int(test.outputs(theta, one).argmax())],
-        "test_loss": before,
-        "objective": float(train.value(theta)),
-        "gradient_norm": float(train.gradient(theta).norm()),
-        "train_accuracy": accuracy(train, theta),
-        "test_accuracy": accuracy(test, theta),
-        "removed": len(removed),
-        "pearson": corrected["pearson"],
-        "drift": float(drift[-1]),
-        "raw": raw,
-        "drift_corrected": corrected,
-        "steps": {
-            str(step): agreement(scores[removed], actual[row]) | {"drift": float(drift[row])}
-            for row, step in enumerate(moments(settings))
-        },
-        "s_test": solution.summary(),
+        "test_predicted": data.classes[
+            int(test.outputs(first, torch.tensor([test_index], device=test.device)).argmax())
+        ],
+        "removed": len(own.removed),
+    }
+    metrics |= by_seed[str(cfg.seed)] | {
+        "n_seeds": len(seeds),
+        "seeds": by_seed,
+        "over_seeds": over_seeds(list(by_seed.values())),
+        "stability": stability.stability(scores, actual, settings.removed),
     }
     if settings.eigenvalues:
         with context.timer("smallest eigenvalues of the Hessian"):
-            values = eigenvalues_below(Hessian(train, theta), settings.eigenvalues, cfg.seed)
-        metrics["hessian"] = {
-            "smallest": float(values[0]),
-            "negative_among_smallest": int((values < 0).sum()),
-            "computed": len(values),
-        }
+            metrics["hessian"] = smallest_eigenvalues(cfg, train, own.theta, own.damping)
+    if settings.side_by_side:
+        metrics["kernel_against_torch"] = protocol.side_by_side(
+            context, problem, own.theta, settings.side_by_side
+        )
     if settings.autograd_tolerance is not None:
-        metrics["autograd"] = against_autograd(context, cfg, train, net, theta, gradient, damping)
+        metrics["autograd"] = against_autograd(context, cfg, train, problem.net(cfg.seed), own)
     return Record(
         experiment="loo_cnn",
         metrics=metrics,
         arrays={
-            "index": removed,
-            "original_index": data.train.index[chosen][removed],
-            "label": arrays["train"][1][removed],
-            "predicted": scores[removed],
-            "actual": actual[-1],
-            "actual_raw": changes[-1, :-1],
-            "gradient_norm": gradient_norms[:-1],
-            "scores": scores,
-        },
+            "index": own.removed,
+            "original_index": data.train.index[problem.chosen][own.removed],
+            "label": problem.train[1].cpu().numpy()[own.removed],
+            "predicted": own.scores[own.removed],
+            "actual": retrained[cfg.seed].actual[-1],
+            "actual_raw": retrained[cfg.seed].changes[-1, :-1],
+            "gradient_norm": retrained[cfg.seed].gradient_norms[:-1],
+            "scores": own.scores,
+        }
+        | seed_arrays(scores, actual, seeds, found),
         table=["index", "original_index", "label", "predicted", "actual", "actual_raw"],
-        captions={
-            "loo_cnn": f"Predicted against actual change of the loss of test point {test_index} "
-            f"when training "
-            f"of a {train.p}-parameter tanh network goes on without each of {len(removed)} training points; "
-            f"the drift of the same run on all data is subtracted ({data.name}, n = {train.n})."
-        },
-        deviations=deviations(settings) if data.name == "mnist" else [],
-        certificates=[
-            {
-                "fit": "all training points",
-                "method": "adam",
-                "steps": settings.steps,
-                "gradient_norm": metrics["gradient_norm"],
-                "value": metrics["objective"],
-            },
-            {
-                "fit": "without one point each",
-                "method": "adam",
-                "count": len(removed),
-                "steps": settings.retraining_steps,
-                "largest_gradient_norm": float(gradient_norms.max()),
-            },
-        ],
+        captions={"loo_cnn": caption(data.name, test_index, train, len(own.removed), len(seeds))},
+        deviations=protocol.deviations(settings) if data.name == "mnist" else [],
+        certificates=certificates(settings, by_seed, retrained),
     )
 
 
-def subset(n: int, size: int | None, seed: int) -> np.ndarray:
-    """The first ``size`` of numpy's legacy shuffle of 0..n-1, as the authors drew them; all where null."""
-    order = np.arange(n)
-    if size is None:
-        return order
-    if not 2 <= size <= n:
-        raise ConfigError(f"experiment.n_train={size}: give 2 to {n}, the training points there are.")
-    np.random.RandomState(seed).shuffle(order)
-    return order[:size]
+def check(cfg: DictConfig) -> None:
+    """Refuses settings that nothing could use, before any training."""
+    if cfg.solver.name == "cg" and cfg.solver.preconditioner not in PRECONDITIONERS:
+        raise ConfigError(
+            f"solver.preconditioner={cfg.solver.preconditioner}: for a network choose "
+            f"{' or '.join(PRECONDITIONERS)}."
+        )
+    for name in ("dtype", "retraining_dtype"):
+        if cfg.experiment[name] not in ("float32", "float64"):
+            raise ConfigError(f"experiment.{name}={cfg.experiment[name]}: choose float32 or float64.")
+    build.solver(cfg.solver)
 
 
-def moments(settings: DictConfig) -> list[int]:
-    """Steps of the retraining at which losses are recorded, the last one included."""
-    parts = max(1, min(settings.checkpoints, settings.retraining_steps))
-    return [round(settings.retraining_steps * (part + 1) / parts) for part in range(parts)]
-
-
-def retrain(
-    context: Context,
-    settings: DictConfig,
-    train: Objective,
-    test: Objective,
-    trained: AdamState,
-    removed: np.ndarray,
-    test_index: int,
-    before: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Changes of the test loss ``(moments, removed + 1)`` and final gradient norms ``(removed + 1,)`` of the
-    runs without each point and, last, of the one on all data; in blocks of nets side by side, each kept in
-    the journal.
-    """
-    left_out = torch.as_tensor(np.append(removed, -1))
-    journal = context.journal("retraining", key={"removed": removed.tolist()})
-    one = torch.tensor([test_index], device=train.device)
-    blocks = dict(enumerate(left_out.split(settings.block)))
-    parts = {number: journal.get(f"block-{number}") for number in blocks}
-
-    def one_block(number: int) -> dict[str, np.ndarray]:
-        points, done, losses = blocks[number], 0, []
-        state = trained.repeat(len(points))
-        for step in moments(settings):
-            state = adam(
-                train,
-                state,
-                step - done,
-                lambda _: settings.retraining_rate,
-                settings.batch,
-                context.cfg.seed + 1,
-                left_out=points,
-                offset=done,
-            )
-            done = step
-            losses.append(test.example_losses_many(state.thetas, one)[0].cpu().numpy())
-        norms = train.gradients(state.thetas).norm(dim=0).cpu().numpy()
-        return {"change": np.stack(losses) - before, "gradient_norm": norms}
-
-    missing = [number for number in blocks if parts[number] is None]
-    with (
-        context.timer(f"{len(removed)} retrainings"),
-        context.progress(len(blocks), "blocks of retrainings") as advance,
-        ThreadPoolExecutor(settings.workers) as pool,
-    ):
-        for number, part in zip(missing, pool.map(one_block, missing), strict=True):
-            journal.put(f"block-{number}", part)
-            parts[number] = part
-            advance(len(blocks) - len(missing) + missing.index(number) + 1)
-    done = [part for part in (parts[number] for number in blocks) if part is not None]
-    return (
-        np.concatenate([part["change"] for part in done], axis=1),
-        np.concatenate([part["gradient_norm"] for part in done]),
-    )
-
-
-def against_autograd(
+def predict(
     context: Context,
     cfg: DictConfig,
     train: Objective,
-    net: Any,
+    test: Objective,
     theta: torch.Tensor,
-    gradient: torch.Tensor,
-    damping: float,
+    test_index: int,
+    seed: int,
+) -> Predicted:
+    """s_test and all scores at one seed's net."""
+    gradient = test_gradients(test, theta, [test_index])
+    spread = distributed.shard(train)  # over the ranks, under torchrun
+    operator = curvature(cfg, train, spread, theta)
+    with context.timer(f"seed {seed}: s_test"):
+        damped = build.damped(operator, cfg.solver.damping)
+        damping = build.chosen_damping(cfg.solver.damping, damped).get("damping", cfg.solver.damping)
+        solution = solver(cfg, train, theta, damping).solve(damped, gradient)
+    context.status(cfg.solver.name if seed == cfg.seed else f"{cfg.solver.name}, seed {seed}", solution)
+    with context.timer(f"seed {seed}: {train.n} scores"):
+        upweighted = up_loss(spread, theta, solution.value, "objective")[:, 0]
+    scores = predicted_change(upweighted, train.n, "objective").cpu().numpy()
+    return Predicted(theta, damping, gradient, solution, scores, largest(scores, cfg.experiment.removed))
+
+
+def curvature(cfg: DictConfig, train: Objective, spread: Any, theta: torch.Tensor) -> Operator:
+    """The Hessian: dense from the kernel for ``solver=exact`` where there is one, else by products."""
+    net = compiled_net(train)[0] if cfg.experiment.kernel != "torch" else None
+    if cfg.solver.name != "exact" or net is None:
+        return Hessian(spread, theta)
+    return Dense(net.hessian(theta) / train.n + torch.diag(train.l2 * train.l2_mask))
+
+
+def solver(cfg: DictConfig, train: Objective, theta: torch.Tensor, damping: float) -> Any:
+    """The solver of the config; CG with the Gauss-Newton matrix's factor where that is asked for."""
+    if cfg.solver.name != "cg":
+        return build.solver(cfg.solver)
+    choice: Any = cfg.solver.preconditioner
+    if choice == "gauss_newton":
+        choice = gauss_newton_preconditioner(train, theta, damping, share=SHARE)
+    return CG(
+        cfg.solver.tolerance,
+        cfg.solver.max_iterations,
+        choice,
+        raise_on_failure=cfg.solver.raise_on_failure,
+    )
+
+
+def of_seed(
+    settings: DictConfig,
+    train: Objective,
+    test: Objective,
+    test_index: int,
+    found: Predicted,
+    retrained: protocol.Retrained,
+) -> dict[str, Any]:
+    """What one seed's net is, and how its predictions met its retrainings."""
+    predicted, theta = found.scores[found.removed], found.theta
+    corrected = agreement(predicted, retrained.actual[-1])
+    return {
+        "test_loss": float(test.example_losses(theta)[test_index]),
+        "objective": float(train.value(theta)),
+        "gradient_norm": float(train.gradient(theta).norm()),
+        "train_accuracy": accuracy(train, theta),
+        "test_accuracy": accuracy(test, theta),
+        "pearson": corrected["pearson"],
+        "drift": float(retrained.drift[-1]),
+        "raw": agreement(predicted, retrained.changes[-1, :-1]),
+        "drift_corrected": corrected,
+        "steps": {
+            str(step): agreement(predicted, retrained.actual[row]) | {"drift": float(retrained.drift[row])}
+            for row, step in enumerate(protocol.moments(settings))
+        },
+        "s_test": found.solution.summary(),
+    }
+
+
+def over_seeds(seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean, deviation and range over seeds of every coefficient, at the end and at each checkpoint."""
+    names = ("test_accuracy", "train_accuracy", "gradient_norm", "test_loss", "drift")
+    return (
+        {name: stability.spread([seed["drift_corrected"][name] for seed in seeds]) for name in AGREED}
+        | {name: stability.spread([seed[name] for seed in seeds]) for name in names}
+        | {
+            "steps": {
+                step: {
+                    name: stability.spread([seed["steps"][step][name] for seed in seeds]) for name in AGREED
+                }
+                for step in seeds[0]["steps"]
+            }
+        }
+    )
+
+
+def matrices(
+    found: dict[int, Predicted], retrained: dict[int, protocol.Retrained], n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and actual changes ``(seeds, n)``; actual is NaN where a seed kept the point."""
+    actual = np.full((len(found), n), np.nan)
+    for row, seed in enumerate(found):
+        actual[row, found[seed].removed] = retrained[seed].actual[-1]
+    return np.stack([found[seed].scores for seed in found]), actual
+
+
+def seed_arrays(
+    scores: np.ndarray, actual: np.ndarray, seeds: list[int], found: dict[int, Predicted]
+) -> dict[str, np.ndarray]:
+    """The arrays over seeds; none for a single one."""
+    if len(seeds) == 1:
+        return {}
+    removed = np.stack([found[seed].removed for seed in seeds])
+    rows = np.arange(len(seeds))[:, None]
+    order = stability.ranks(scores)
+    return {
+        "seeds": np.array(seeds),
+        "seed_scores": scores,
+        "seed_removed": removed,
+        "seed_predicted": scores[rows, removed],
+        "seed_actual": actual[rows, removed],
+        "rank_mean": order.mean(0),
+        "rank_deviation": order.std(0, ddof=1),
+    } | {f"shared_{key}": value for key, value in stability.mean_over_seeds(scores, actual, 2).items()}
+
+
+def smallest_eigenvalues(
+    cfg: DictConfig, train: Objective, theta: torch.Tensor, damping: float
+) -> dict[str, Any]:
+    """The lower end of the undamped Hessian's spectrum: all of it from the kernel, else by Lanczos."""
+    net = compiled_net(train)[0] if cfg.experiment.kernel != "torch" else None
+    operator: Operator = Hessian(train, theta)
+    if net is not None:
+        operator = Dense(net.hessian(theta) / train.n + torch.diag(train.l2 * train.l2_mask))
+        values = torch.linalg.eigvalsh(operator.matrix).numpy()
+    else:
+        values = eigenvalues_below(operator, cfg.experiment.eigenvalues, cfg.seed)
+    return {
+        "smallest": float(values[0]),
+        "negative": int((values < 0).sum()),
+        "below_minus_damping": int((values < -damping).sum()),
+        "computed": len(values),
+    }
+
+
+def against_autograd(
+    context: Context, cfg: DictConfig, train: Objective, net: Any, found: Predicted
 ) -> dict[str, Any]:
     """The same solve by plain autograd Hessian products and by ours, both from nothing to all scores; the
     seconds go to the timings.
     """
-    tolerance, found = cfg.experiment.autograd_tolerance, {}
+    tolerance, count = cfg.experiment.autograd_tolerance, cfg.experiment.autograd_examples
+    ours = train if count is None else train.subset(slice(0, count))
     plain = Objective(
-        net, cfg.model.loss, train.inputs, train.targets, train.l2, l2_parameters="weights", batch_size=100
+        net, cfg.model.loss, ours.inputs, ours.targets, train.l2, l2_parameters="weights", batch_size=100
     )
-    values = {}
-    for name, objective in (("ours", train), ("plain autograd", plain)):
-        with context.timer(f"{name}: s_test to {tolerance:g} and all scores"):
-            if objective is train:
-                made: Any = gauss_newton_preconditioner(train, theta, damping, share=SHARE)
-                base: Any = Hessian(train, theta)
+    values, theta, summaries = {}, found.theta, {}
+    for name, objective in (("ours", ours), ("plain autograd", plain)):
+        with context.timer(f"{name}: s_test to {tolerance:g} and {ours.n} scores"):
+            if objective is ours:
+                made: Any = gauss_newton_preconditioner(ours, theta, found.damping, share=SHARE)
+                base: Any = Hessian(ours, theta)
             else:
                 made, base = "none", AutogradHessian(plain, theta)
-            operator = build.damped(base, damping)
-            solution = CG(tolerance, preconditioner=made, raise_on_failure=False).solve(operator, gradient)
+            operator = build.damped(base, found.damping)
+            solution = CG(tolerance, preconditioner=made, raise_on_failure=False).solve(
+                operator, found.test_gradient
+            )
             values[name] = up_loss(objective, theta, solution.value, "loss")[:, 0]
-        found[name.replace(" ", "_")] = solution.summary()
+        summaries[name.replace(" ", "_")] = solution.summary()
     difference = (values["ours"] - values["plain autograd"]).norm() / values["ours"].norm()
-    return found | {"tolerance": tolerance, "scores_relative_difference": float(difference)}
+    return summaries | {
+        "examples": ours.n,
+        "tolerance": tolerance,
+        "scores_relative_difference": float(difference),
+    }
 
 
-def deviations(settings: DictConfig) -> list[str]:
-    """What differs from the paper's protocol, in sentences."""
-    found = []
-    if settings.steps != 500_000:
+def certificates(
+    settings: DictConfig, by_seed: dict[str, Any], retrained: dict[int, protocol.Retrained]
+) -> list[dict[str, Any]]:
+    """How each training and each batch of retrainings ended."""
+    found: list[dict[str, Any]] = []
+    for seed, own in by_seed.items():
         found.append(
-            f"Trained for {settings.steps} Adam steps at rates {[list(r) for r in settings.rates]} instead "
-            "of 500,000 at 1e-4, 1e-5, 1e-6 (fewer and larger steps, for a CPU)."
+            {
+                "fit": f"all training points, seed {seed}",
+                "method": "adam",
+                "steps": settings.steps,
+                "gradient_norm": own["gradient_norm"],
+                "value": own["objective"],
+            }
         )
-    if settings.removed != 100:
         found.append(
-            f"Retrained without each of {settings.removed} training points instead of 100 (a limit on time)."
-        )
-    if settings.retraining_steps != 30_000:
-        found.append(
-            f"Retrained for {settings.retraining_steps} Adam steps at {settings.retraining_rate:g} instead "
-            "of 30,000 at 1e-6; steps times rate is "
-            f"{settings.retraining_steps * settings.retraining_rate:.3g} against the paper's 0.03. Adam's "
-            "moments go on from the training, and all runs see the same batches. This setting was chosen "
-            "after seeing Pearson at eight checkpoints of two rates on 20 points, and ends at the best "
-            "of its rate: read the agreement at every checkpoint, not at the last alone."
+            {
+                "fit": f"without one point each, seed {seed}",
+                "method": "adam",
+                "count": settings.removed,
+                "steps": settings.retraining_steps,
+                "largest_gradient_norm": float(retrained[int(seed)].gradient_norms.max()),
+            }
         )
     return found
+
+
+def caption(data: str, test_index: int, train: Objective, removed: int, seeds: int) -> str:
+    """The sentence below the figure."""
+    text = (
+        f"Predicted against actual change of the loss of test point {test_index} when training of a "
+        f"{train.p}-parameter tanh network goes on without each of {removed} training points; the drift of "
+        f"the same run on all data is subtracted ({data}, n = {train.n})."
+    )
+    if seeds > 1:
+        text += (
+            f" Left: the first of {seeds} seeds. Middle: Pearson's coefficient of each seed as retraining "
+            "goes on, with the mean. Right: points that two or more seeds left out, mean and standard "
+            "deviation over those seeds."
+        )
+    return text
 
 
 def accuracy(objective: Objective, theta: torch.Tensor) -> float:

@@ -30,12 +30,16 @@ class NetworkModel(Model):
     checkpoints=COUNT,
     eigenvalues=POSITION,
     autograd_tolerance=TOLERANCE,
+    autograd_examples=at_least(2),
+    seeds=COUNT,
+    side_by_side=POSITION,
 )
 @dataclass
 class LooCnn(Experiment):
     """Leave-one-out retraining of a network against the predicted change of one test loss.
 
-    ``rates`` is a list of [first step, learning rate]; ``dtype`` is that of the first training alone.
+    ``rates`` is a list of [first step, learning rate]; ``dtype`` is that of the first training alone. Seed k
+    of ``seeds`` is the job's seed plus k. With ``solver=cg`` the preconditioner is gauss_newton or none.
     """
 
     name: str = "loo_cnn"
@@ -49,8 +53,13 @@ class LooCnn(Experiment):
     dtype: str = "float32"
     retraining_steps: int = 30_000
     retraining_rate: float = 1.0e-6
+    retraining_dtype: str = "float64"
+    seeds: int = 1  # how many times all of it is done, each from another initialisation and batch order
+    kernel: str = "auto"  # auto, compiled (a C compiler is needed) or torch: gradients of the training
+    side_by_side: int = 0  # batches whose gradients are timed with the kernel and without; 0: none
     block: int = 26  # nets retrained side by side
-    workers: int = 1  # blocks at the same time, a thread each; set threads=1 beside it
+    workers: int = 1  # trainings or blocks at the same time, a thread each; set threads=1 beside it
     checkpoints: int = 5  # moments of the retraining at which the agreement is recorded
-    eigenvalues: int = 12  # smallest eigenvalues of the Hessian to compute; 0: none
+    eigenvalues: int = 12  # smallest eigenvalues of the Hessian to compute (with the kernel: all); 0: none
     autograd_tolerance: float | None = None  # also time plain autograd CG to this residual; null: do not
+    autograd_examples: int | None = None  # on so many training points; null: on all

@@ -81,8 +81,11 @@ def retrained(
 def recorded(folder: str | Path, context: Context, problem: dict[str, Any], test_loss: float) -> GroundTruth:
     """The ground truth of the record in ``folder``.
 
-    problem: the values of ``SAME`` here. Raises ConfigError where the record is of another problem, and
-    UserError where it is damaged or its arrays are not beside it.
+    problem: the values of ``SAME`` here.
+
+    Raises:
+        ConfigError: the record is of another problem.
+        UserError: the record is damaged, or its arrays are not beside it.
     """
     path = Path(folder).expanduser()
     record = Record.load(path)

@@ -145,8 +145,11 @@ def load(
     weights: a state dict saved by torchvision; null: the mirror's file (all but inception_v3), else
     torchvision's download. count_padding: whether Inception's average poolings count their padding, as
     torchvision's own network does and the network of 2015 does not; null: as the weights need, where these
-    are known. ConfigError: unknown name, size too small, a setting that the network does not have.
-    UserError: weights that are missing or do not fit.
+    are known.
+
+    Raises:
+        ConfigError: an unknown name, a size too small, or a setting that the network does not have.
+        UserError: the weights are missing or do not fit.
     """
     if name not in SMALLEST:
         raise ConfigError(f"backbone.name={name!r} is unknown; choose {', '.join(SMALLEST)}.")
@@ -232,7 +235,7 @@ class WithoutPadding(nn.Module):
 def leave_padding_out(network: nn.Module) -> None:
     """Lets the average poolings of Inception's blocks leave padding out, in place."""
     for name, block in network.named_children():
-        pooled = block._modules.get("branch_pool")
+        pooled = dict(block.named_children()).get("branch_pool")
         if pooled is not None and name.startswith("Mixed_"):
             block.branch_pool = nn.Sequential(WithoutPadding(), pooled)
 
@@ -240,7 +243,8 @@ def leave_padding_out(network: nn.Module) -> None:
 def counts_padding(asked: bool | None, digest: str, origin: str) -> bool:
     """Whether the weights were trained with average poolings that count padding.
 
-    UserError: the file's origin is not known and nobody said.
+    Raises:
+        UserError: the file's origin is not known and nobody said.
     """
     if asked is not None:
         return asked
@@ -325,7 +329,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def check_state(network: nn.Module, state: dict[str, Tensor], origin: str, name: str) -> dict[str, Tensor]:
     """The part of ``state`` that ``network`` has; of a whole Inception v3, layers after the cut are left out.
 
-    UserError naming the first missing, unknown or wrongly shaped keys, and what they mean.
+    Raises:
+        UserError: keys are missing, unknown or wrongly shaped; it names the first of them and what they
+            mean.
     """
     wanted = network.state_dict()
     if name == "inception_v3_7a":

@@ -18,7 +18,9 @@ def fit_hinge(
     """Weights (d,) minimising ``mean(max(0, 1 - y Xw)) + (l2/2)||w||^2``, and their relative duality gap.
 
     scikit-learn's LinearSVC (liblinear) without intercept, C = 1/(n l2). X (n, d), y (n,) in {-1, +1}.
-    Raises UserError where the gap exceeds ``largest_gap``.
+
+    Raises:
+        UserError: the gap exceeds ``largest_gap``.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC

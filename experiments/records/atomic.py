@@ -52,7 +52,8 @@ def write_json(path: Path, value: Any) -> None:
 def jsonable(value: Any) -> Any:
     """Plain JSON values: numpy scalars and arrays unpacked, non-finite floats as {"non_finite": "nan"}.
 
-    Raises TypeError for anything else, so that nothing is recorded by its ``repr`` by accident.
+    Raises:
+        TypeError: anything else, so that nothing is recorded by its ``repr`` by accident.
     """
     if value is None or isinstance(value, (str, bool)):
         return value

@@ -100,9 +100,12 @@ def _deciding(overrides: Sequence[str]) -> list[str]:
 def claim(folder: Path, settings: dict[str, Any], grows: str | None = None) -> tuple[str, bool]:
     """Marks ``folder`` as this config's: the hash of what decides a unit of its work, and whether it is new.
 
-    Raises UserError for a folder of another config. ``grows`` is the path of a setting that says how many
+    ``grows`` is the path of a setting that says how many
     units a run does, each the same whatever their number: a folder that differs in it alone is taken over,
     and its record, which is that of the other number, goes; the units stay in the journal.
+
+    Raises:
+        UserError: the folder is that of another config.
     """
     require_run_folder(folder)
     marker = folder / MARKER

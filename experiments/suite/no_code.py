@@ -61,7 +61,8 @@ def install() -> None:
 
     if getattr(ConfigLoaderImpl.load_configuration, "guarded", False):
         return
-    compose, process = ConfigLoaderImpl.load_configuration, ConfigLoaderImpl._process_config_searchpath
+    compose = ConfigLoaderImpl.load_configuration
+    process = ConfigLoaderImpl._process_config_searchpath
     make_launcher = Plugins.instantiate_launcher
 
     def load_configuration(self: Any, *arguments: Any, **named: Any) -> DictConfig:
@@ -102,6 +103,9 @@ def check(config: DictConfig, arguments: Sequence[str] = ()) -> None:
     """Raises ConfigError for the first thing in a composed ``config`` that would run code.
 
     arguments: the command line, whose reader may name a launcher's commands.
+
+    Raises:
+        ConfigError: something in the config would run code.
     """
     content: Any = OmegaConf.to_container(config, resolve=False)
     for place, target in targets(content):
@@ -116,12 +120,7 @@ def check(config: DictConfig, arguments: Sequence[str] = ()) -> None:
             refuse(f"hydra.job.env_set.{key}", value)
     if space := OmegaConf.select(config, "hydra.sweeper.custom_search_space"):
         refuse("hydra.sweeper.custom_search_space", space)
-    for name in ("hydra.job_logging", "hydra.hydra_logging"):
-        node = OmegaConf.select(config, name)
-        try:
-            check_logging(name, OmegaConf.to_container(node, resolve=True) if node is not None else None)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{name} cannot be resolved: leave it at none.") from error
+    check_loggers(config)
     for path in _TYPED:
         value = OmegaConf.select(config, path)
         typed = any(argument.lstrip("+").startswith((f"{path}=", f"{path}.")) for argument in arguments)
@@ -129,6 +128,16 @@ def check(config: DictConfig, arguments: Sequence[str] = ()) -> None:
             raise ConfigError(
                 f"{path} names a program or its arguments: it may stand on the command line, not in a config."
             )
+
+
+def check_loggers(config: DictConfig) -> None:
+    """Raises ConfigError if what Hydra hands to ``logging.config`` would call or import something."""
+    for name in ("hydra.job_logging", "hydra.hydra_logging"):
+        node = OmegaConf.select(config, name)
+        try:
+            check_logging(name, OmegaConf.to_container(node, resolve=True) if node is not None else None)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{name} cannot be resolved: leave it at none.") from error
 
 
 def refuse(place: str, value: Any) -> None:

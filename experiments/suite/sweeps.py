@@ -81,6 +81,9 @@ def collect(folder: Path, name: str | None, y: str) -> list[dict[str, Any]]:
     """One row a job: number, overrides, status, value and data set (None unless done), why it failed.
 
     name: a sweep of conf/sweep, for a folder without Hydra's list of its jobs.
+
+    Raises:
+        UserError: the folder is not that of a sweep.
     """
     listed = (folder / SWEEP_MARKER).is_file()
     if not listed and name is None:
@@ -120,6 +123,9 @@ def value_at(record: Record, path: str) -> float:
 def seconds_of(record: Record, folder: Path, part: str) -> float:
     """Seconds of the processor, or of the clock where those were not counted, of the parts of the job in
     ``folder`` whose names begin with ``part``.
+
+    Raises:
+        UserError: the job has no such part.
     """
     prefix = part.replace("{solver}", str(record.metrics.get("solver")))
     timings = provenance.read(folder)["timings"]
@@ -197,6 +203,9 @@ def record_of(
 
     part: the seconds of these parts stand beside the values; only a sweep's record holds times, because
     accuracy against time is what it is asked for.
+
+    Raises:
+        UserError: the jobs are of more than one experiment, data set or tier.
     """
     done = [row for row in rows if row["status"] == "done"]
     records = [Record.load(folder / str(row["job"])) for row in done]

@@ -159,7 +159,7 @@ def settings_table(cfg: Any) -> list[str]:
     from omegaconf import OmegaConf
 
     rows: list[tuple[str, str]] = []
-    plain_keys = [key for key in cfg if not OmegaConf.is_config(cfg._get_node(key))]
+    plain_keys = [key for key in cfg if OmegaConf.is_missing(cfg, key) or not OmegaConf.is_config(cfg[key])]
     for key in ("experiment", "data", "model", "solver", "backbone"):
         if cfg.get(key) is not None:
             rows += section(cfg[key], key)
@@ -184,12 +184,12 @@ def written(cfg: Any, key: str) -> str:
     """A value as a user would write it; what is long is not shown."""
     from omegaconf import OmegaConf
 
-    node = cfg._get_node(key)
     if OmegaConf.is_missing(cfg, key):
         return "???"
-    if OmegaConf.is_dict(node) and node is not None and not node._is_none():
-        return "{" + ", ".join(str(name) for name in node) + "}" if len(node) else "{}"
-    value = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else cfg[key]
+    value = cfg[key]
+    if OmegaConf.is_dict(value):
+        return "{" + ", ".join(map(str, value)) + "}"
+    value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = str(value).replace(" ", "")

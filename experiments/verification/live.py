@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from experiments.verification.schedule import Job, Schedule
 
@@ -50,7 +51,7 @@ def display(schedule: Schedule) -> Iterator[Callable[[Schedule], None]]:
     yield _lines(schedule)
 
 
-def _table(schedule: Schedule) -> object:
+def _table(schedule: Schedule) -> Any:
     from rich.table import Table
     from rich.text import Text
 

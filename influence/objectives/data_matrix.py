@@ -257,6 +257,20 @@ def as_matrix(
     return SparseMatrix(*parts, x.shape)
 
 
+def with_ones(matrix: DataMatrix) -> DataMatrix:
+    """``[X, 1]``: the matrix with a last column of ones, stored as X is."""
+    if isinstance(matrix, SparseMatrix):
+        csr = (matrix.values.cpu().numpy(), matrix.col.cpu().numpy(), matrix.crow.cpu().numpy())
+        wide = sp.hstack([sp.csr_matrix(csr, (matrix.n, matrix.d)), np.ones((matrix.n, 1))], format="csr")
+        parts = (
+            torch.from_numpy(wide.indptr), torch.from_numpy(wide.indices),
+            torch.from_numpy(wide.data).to(matrix.dtype),
+        )  # fmt: skip
+        return SparseMatrix(*(part.to(matrix.device) for part in parts), (matrix.n, matrix.d + 1))
+    x = matrix.dense()
+    return DenseMatrix(torch.cat([x, x.new_ones(matrix.n, 1)], dim=1))
+
+
 def _check_finite(values: Tensor, what: str) -> None:
     finite = torch.isfinite(values)
     if not bool(finite.all()):

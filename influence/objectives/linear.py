@@ -4,11 +4,14 @@
 Hessian of the loss in the outputs, an example's gradient is ``r_i ⊗ x_i`` and its Hessian ``A_i ⊗ x_i x_iᵀ``,
 so a Hessian product is two products with X, and per-example gradients are never formed unless asked for.
 
-The objective is ``(1/n) Σ ℓ(W x_i, y_i) + (λ/2)‖θ‖²`` (no intercept, as in the paper).
+The objective is ``(1/n) Σ w_i ℓ(W x_i, y_i) + (λ/2)‖m⊙θ‖²``. The paper's models have no intercept. With
+``intercept=True`` X gets a last column of ones, so that W is ``(c, d + 1)``, and the mask m leaves the
+intercepts unpenalised, as scikit-learn does. Everything below then holds for the wider X.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +21,7 @@ from torch import Tensor
 from influence.errors import DataError, DeviceError
 from influence.losses import Loss, get_loss
 from influence.objectives._base import Product, TrainingObjective
-from influence.objectives.data_matrix import DataMatrix, as_matrix
+from influence.objectives.data_matrix import DataMatrix, as_matrix, with_ones
 from influence.objectives.structure import (
     GramFactor,
     Split,
@@ -44,10 +47,17 @@ class LinearObjective(TrainingObjective):
         X: ``(n, d)`` numpy, torch (dense or CSR) or scipy sparse; stored dense or CSR by density.
         y: ``(n,)`` targets, {−1, +1} for binary losses, 0…c−1 for cross_entropy.
         loss: a :class:`Loss` or its name.
-        l2: λ ≥ 0, on all parameters.
+        l2: λ ≥ 0, on all parameters but the intercepts.
         n_outputs: c; by default 1 for binary losses and ``max(y) + 1`` for cross_entropy.
         batch_size: rows made dense at once where a pass needs dense rows.
         dtype: float64 (default) or float32.
+        weights: ``(n,)`` finite weights of the examples.
+        intercept: an unpenalised intercept per output. Of softmax's intercepts only the differences are
+            determined; their sum stays 0.
+
+    Attributes:
+        d: columns of X and of W, the column of ones included.
+        features: inputs that the caller gives, without the column of ones.
 
     Raises:
         DataError: NaN or infinite features, targets out of range, an empty class, n < 2, λ < 0.
@@ -67,9 +77,13 @@ class LinearObjective(TrainingObjective):
         weights: Tensor | None = None,
         device: torch.device | str | None = None,
         check: bool = True,
+        intercept: bool = False,
     ) -> None:
         self.loss = get_loss(loss)
         self.X: DataMatrix = as_matrix(X, dtype, device)
+        self.intercept, self.features = bool(intercept), self.X.d
+        if self.intercept:
+            self.X = with_ones(self.X)
         targets = torch.as_tensor(y, device=device)
         if targets.device != self.X.device:
             raise DeviceError(f"X is on {self.X.device} but y on {targets.device}; move them to one device")
@@ -85,10 +99,12 @@ class LinearObjective(TrainingObjective):
         if check:
             self.loss.check_targets(targets, self.n_outputs)
         self._targets, self.l2, self.batch_size = targets, float(l2), batch_size
-        self.weights = weights
+        self.weights = None if weights is None else _checked_weights(weights, self.n, self.X)
         self.p = self.n_outputs * self.d
         self.dtype, self.device = self.X.dtype, self.X.device
         self.l2_mask = torch.ones(self.p, dtype=self.dtype, device=self.device)
+        if self.intercept:
+            self.l2_mask.reshape(self.n_outputs, self.d)[:, -1] = 0
 
     linear_outputs = True
 
@@ -105,32 +121,67 @@ class LinearObjective(TrainingObjective):
 
     def on(self, X: Any, y: Any) -> LinearObjective:
         """The same model on other data, for instance the test set (one class alone is allowed there)."""
-        return self._with(
-            as_matrix(X, self.dtype, self.device), torch.as_tensor(y, device=self.device), None, True
-        )
+        matrix, targets = as_matrix(X, self.dtype, self.device), torch.as_tensor(y, device=self.device)
+        if matrix.d != self.features:
+            raise DataError(
+                f"the model has {self.features} inputs but X has {matrix.d} columns; pass the same features"
+            )
+        if len(targets) != matrix.n:
+            raise DataError(f"X has {matrix.n} rows but y has {len(targets)} targets; pass one target a row")
+        if self.loss.binary:
+            targets = targets.to(self.dtype)
+        if len(targets):  # one class alone is allowed, a label out of range is not
+            self.loss._check_range(targets, self.n_outputs)
+        return self._with(with_ones(matrix) if self.intercept else matrix, targets, None)
 
     def subset(self, idx: Tensor) -> LinearObjective:
         """The same model on the examples ``idx`` (indices or a boolean mask)."""
         idx = self.index(idx)
         weights = None if self.weights is None else self.weights[idx]
-        return self._with(self.X.rows(idx), self.targets[idx], weights, False)
+        return self._with(self.X.rows(idx), self.targets[idx], weights)
 
     def with_weights(self, weights: Tensor) -> LinearObjective:
         """The same data with mean loss ``(1/n) Σ w_i ℓ_i``; the L2 term is not touched."""
-        if weights.shape != (self.n,):
-            raise DataError(f"weights must have shape ({self.n},), got {tuple(weights.shape)}")
-        return self._with(self.X, self.targets, weights.to(self.dtype), False)
+        return self._with(self.X, self.targets, _checked_weights(weights, self.n, self.X))
 
-    def _with(self, X: DataMatrix, y: Tensor, weights: Tensor | None, check: bool) -> LinearObjective:
-        if X.d != self.d:
-            raise DataError(f"the model has {self.d} inputs but X has {X.d} columns; pass the same features")
-        other = LinearObjective(
-            X, y, self.loss, self.l2, n_outputs=self.n_outputs, batch_size=self.batch_size,
-            dtype=self.dtype, weights=weights, check=False,
-        )  # fmt: skip
-        if check and len(y):  # one class alone is allowed, a label out of range is not
-            self.loss._check_range(other.targets, self.n_outputs)
+    def _with(self, X: DataMatrix, y: Tensor, weights: Tensor | None) -> LinearObjective:
+        """The same model on a matrix that has its column of ones already."""
+        other = copy.copy(self)
+        other.X, other._targets, other.weights, other.n = X, y, weights, X.n
         return other
+
+    def coefficients(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """θ as weights ``(c, features)`` and intercepts ``(c,)``, zeros without an intercept."""
+        W = theta.reshape(self.n_outputs, self.d)
+        if self.intercept:
+            return W[:, :-1], W[:, -1]
+        return W, torch.zeros(self.n_outputs, dtype=self.dtype, device=self.device)
+
+    def theta_of(self, weights: Any, intercepts: Any = None) -> Tensor:
+        """θ ``(p,)`` of weights ``(c, features)`` and intercepts ``(c,)``, such as scikit-learn's ``coef_``
+        and ``intercept_``.
+
+        Raises:
+            DataError: wrong shapes, or intercepts for a model that has none.
+        """
+        settings = {"dtype": self.dtype, "device": self.device}
+        W = torch.as_tensor(weights, **settings)
+        b = None if intercepts is None else torch.as_tensor(intercepts, **settings)
+        if W.shape != (self.n_outputs, self.features) or (b is not None and b.shape != (self.n_outputs,)):
+            raise DataError(
+                f"weights must have shape ({self.n_outputs}, {self.features}) and intercepts "
+                f"({self.n_outputs},), got {tuple(W.shape)} and {None if b is None else tuple(b.shape)}"
+            )
+        if (b is not None) is not self.intercept:
+            missing = "needs" if self.intercept else "has no"
+            raise DataError(f"the model {missing} intercepts; build it with intercept={not self.intercept}")
+        return (W if b is None else torch.cat([W, b[:, None]], dim=1)).reshape(self.p)
+
+    def _shrunk(self, block: Tensor) -> Tensor:
+        """m ⊙ V: what λ touches, ``(p,)`` or ``(p, k)``."""
+        if not self.intercept:
+            return block
+        return block * (self.l2_mask if block.ndim == 1 else self.l2_mask[:, None])
 
     def _columns(self, block: Tensor) -> Tensor:
         """``(p, k) -> (d, k·c)``, the c columns of one right-hand side side by side."""
@@ -191,13 +242,13 @@ class LinearObjective(TrainingObjective):
         """(1/n) Σ w_i ℓ_i + (λ/2)‖θ‖², 0-d."""
         losses = self.example_losses(theta)
         mean = losses.mean() if self.weights is None else (losses * self.weights).sum() / self.n
-        return mean + 0.5 * self.l2 * theta.dot(theta)
+        return mean + 0.5 * self.l2 * theta.dot(self._shrunk(theta))
 
     def values(self, thetas: Tensor) -> Tensor:
         """:meth:`value` at k parameter vectors: ``(p, k) -> (k,)``."""
         losses = self.example_losses_many(thetas)
         mean = losses.mean(0) if self.weights is None else self.weights @ losses / self.n
-        return mean + 0.5 * self.l2 * (thetas * thetas).sum(0)
+        return mean + 0.5 * self.l2 * (thetas * self._shrunk(thetas)).sum(0)
 
     def gradient(self, theta: Tensor) -> Tensor:
         """∇ of :meth:`value`: ``(p,)``."""
@@ -214,7 +265,7 @@ class LinearObjective(TrainingObjective):
             if self.weights is not None:
                 r = r * self.weights[:, None]
             out[:, cols] = self._block(self.X.rmatmul(r)) / self.n
-        return out + self.l2 * thetas
+        return out + self.l2 * self._shrunk(thetas)
 
     def example_gradients(self, theta: Tensor, idx: Tensor | None = None) -> Tensor:
         """∇ℓ_i = r_i ⊗ x_i without the L2 term: ``(m, p)``; ask for few at a time."""
@@ -250,7 +301,7 @@ class LinearObjective(TrainingObjective):
         return out
 
     def mixed(self, theta: Tensor, S: Tensor, idx: Tensor | None = None) -> Tensor:
-        """∇_x (s_j · ∇_θ ℓ(x_i)) = S_jᵀ r_i + Wᵀ A_i S_j x_i: ``(p, k) -> (m, d, k)``."""
+        """∇_x (s_j · ∇_θ ℓ(x_i)) = S_jᵀ r_i + Wᵀ A_i S_j x_i: ``(p, k) -> (m, features, k)``."""
         X, y = self._data(idx)
         c, k = self.n_outputs, S.shape[1]
         W = theta.reshape(c, self.d)
@@ -259,13 +310,15 @@ class LinearObjective(TrainingObjective):
         along = self._tangents(X, S).permute(0, 2, 1)  # (m, c, k)
         curved = self.loss.output_hessian_product(o, y, along)
         first = torch.einsum("mc,cdk->mdk", r, S.reshape(c, self.d, k))
-        return first + torch.einsum("cd,mck->mdk", W, curved)
+        return (first + torch.einsum("cd,mck->mdk", W, curved))[:, : self.features]
 
     def mixed_direction(self, theta: Tensor, index: int, delta: Tensor) -> Tensor:
-        """``[∇_x∇_θ ℓ(z)] δ = r ⊗ δ + A W δ ⊗ x`` for one example: ``(d,) -> (p,)``."""
+        """``[∇_x∇_θ ℓ(z)] δ = r ⊗ δ + A W δ ⊗ x`` for one example: ``(features,) -> (p,)``."""
         idx = self.index([index])
         x, y = self.X.dense(idx), self.targets[idx]
         W = theta.reshape(self.n_outputs, self.d)
+        if self.intercept:
+            delta = torch.cat([delta, delta.new_zeros(1)])
         o = x @ W.T
         curved = self.loss.output_hessian_product(o, y, (W @ delta)[None, :, None])[0, :, 0]
         r = self.loss.output_gradient(o, y)[0]
@@ -302,7 +355,7 @@ class LinearObjective(TrainingObjective):
                 return u.reshape(len(u), -1)
 
             out = self._block(X.through(self._columns(V), size, inner)) / X.n
-            return out.add_(V, alpha=self.l2) if self.l2 else out
+            return out.add_(self._shrunk(V), alpha=self.l2) if self.l2 else out
 
         def product(V: Tensor) -> Tensor:
             if size := self._wide(V.shape[1]):
@@ -313,7 +366,7 @@ class LinearObjective(TrainingObjective):
                 if weights is not None:
                     u = u * weights[:, None, None]
                 out[:, cols] = self._block(X.rmatmul(u.reshape(X.n, -1))) / X.n
-            return out.add_(V, alpha=self.l2) if self.l2 else out
+            return out.add_(self._shrunk(V), alpha=self.l2) if self.l2 else out
 
         return product
 
@@ -323,7 +376,7 @@ class LinearObjective(TrainingObjective):
 
     def gram_at(self, theta: Tensor, idx: Tensor | None = None) -> GramFactor | None:
         """The Hessian as ``ZᵀZ/n + λI``, for p > n; None where negative weights leave no real Z."""
-        if self.weights is not None and bool((self.weights < 0).any()):
+        if self.intercept or (self.weights is not None and bool((self.weights < 0).any())):
             return None
         return linear_gram(self, theta, idx)
 
@@ -368,3 +421,15 @@ class LinearObjective(TrainingObjective):
     def gauss_newton_at(self, theta: Tensor, idx: Tensor | None = None) -> Product:
         """Equal to the Hessian: a linear model's outputs have no curvature of their own."""
         return self.hessian_at(theta, idx)
+
+
+def _checked_weights(weights: Any, n: int, like: DataMatrix) -> Tensor:
+    found = torch.as_tensor(weights).to(dtype=like.dtype, device=like.device)
+    if found.shape != (n,):
+        raise DataError(f"weights must have shape ({n},), got {tuple(found.shape)}")
+    if not bool(torch.isfinite(found).all()):
+        raise DataError(
+            "weights must be finite; the first that is not stands at "
+            f"{int((~torch.isfinite(found)).nonzero()[0])}"
+        )
+    return found

@@ -256,7 +256,7 @@ class PartitionedLinear(PartitionedObjective):
         return PartitionedMatrix(self)
 
     def _input_shape(self) -> tuple[int, ...]:
-        return (self.d,)
+        return (self.template.features,)
 
     def output_gradients(self, theta: Tensor, idx: Any = None) -> Tensor:
         """∇_o ℓ_i: ``(m, c)``."""
@@ -276,7 +276,8 @@ class PartitionedLinear(PartitionedObjective):
             like = torch.empty(q, q, dtype=self.dtype, device=self.device)
             return self._sum(one, like, idx) / self.count(self.index(idx))
 
-        return make_split(self.n_outputs, self.d, basis, active, core, self.l2)
+        free = self.l2_mask[: self.d] == 0
+        return make_split(self.n_outputs, self.d, basis, active, core, self.l2, free)
 
     def core_blocks(self, inverse: Tensor, idx: Any = None) -> Tensor:
         """As on data in memory: ``(m, r, r)``, part by part."""
@@ -300,7 +301,7 @@ class PartitionedLinear(PartitionedObjective):
         def one(part: Any, rows: Tensor | None, _: Any) -> Tensor:
             return linear_diagonal(part, theta, rows) * (part.n if rows is None else len(rows))
 
-        return self._sum(one, theta, idx) / self.count(self.index(idx)) + self.l2
+        return self._sum(one, theta, idx) / self.count(self.index(idx)) + self.l2 * self.l2_mask
 
     def largest_example_curvature(self, theta: Tensor, idx: Any = None) -> float:
         """A bound of the largest eigenvalue of any single example's Hessian, λ included."""

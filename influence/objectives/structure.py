@@ -85,14 +85,33 @@ def linear_split(objective: Any, theta: Tensor, idx: Tensor | None = None) -> Sp
     basis = objective.loss.output_range(objective.n_outputs, theta)
     active = X.column_mask().nonzero()[:, 0]
     core = partial(linear_core, objective, theta, idx, active, basis)
-    return make_split(objective.n_outputs, objective.d, basis, active, core, objective.l2)
+    free = objective.l2_mask[: objective.d] == 0
+    return make_split(objective.n_outputs, objective.d, basis, active, core, objective.l2, free)
 
 
 def make_split(
-    c: int, d: int, basis: Tensor, active: Tensor, core: Callable[[], Tensor], shift: float
+    c: int,
+    d: int,
+    basis: Tensor,
+    active: Tensor,
+    core: Callable[[], Tensor],
+    shift: float,
+    free: Tensor | None = None,
 ) -> Split:
-    """The split on the output contrasts ``basis (c, r)`` and the non-zero columns ``active`` of X."""
+    """The split on the output contrasts ``basis (c, r)`` and the non-zero columns ``active`` of X.
+
+    free: ``(d,)`` columns that λ = ``shift`` does not touch. The core is then made smaller by λ there, so
+        that
+    what is added to its whole diagonal, λ and any damping, comes to the damping alone.
+    """
     r, da = basis.shape[1], len(active)
+    unpenalised = None if free is None or not bool(free.any()) else free[active].repeat(r).nonzero()[:, 0]
+
+    def shifted_core() -> Tensor:
+        C = core()
+        if unpenalised is not None:
+            C[unpenalised, unpenalised] -= shift
+        return C
 
     def project(V: Tensor) -> Tensor:
         k = V.shape[1]
@@ -104,7 +123,7 @@ def make_split(
         out[:, active] = torch.einsum("cr,rdk->cdk", basis, U.reshape(r, da, k))
         return out.reshape(c * d, k)
 
-    return Split(c * d, r * da, project, lift, core, shift)
+    return Split(c * d, r * da, project, lift, shifted_core, shift)
 
 
 def linear_core(objective: Any, theta: Tensor, idx: Tensor | None, active: Tensor, basis: Tensor) -> Tensor:
@@ -253,7 +272,7 @@ def linear_diagonal(objective: Any, theta: Tensor, idx: Tensor | None = None) ->
     A = objective.loss.output_hessian(o, y).diagonal(dim1=1, dim2=2)
     if weights is not None:
         A = A * weights[:, None]
-    return X.column_squares(A.contiguous()).T.reshape(-1) / X.n + objective.l2
+    return X.column_squares(A.contiguous()).T.reshape(-1) / X.n + objective.l2 * objective.l2_mask
 
 
 def linear_kronecker(

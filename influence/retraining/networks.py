@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from influence.errors import DataError
+from influence.objectives.compiled import compiled_net
 from influence.objectives.module import Objective
 from influence.retraining.leave_one_out import Journal
 
@@ -66,6 +67,36 @@ def batch_at(n: int, size: int, seed: int, step: int) -> Tensor:
     return order[place * size : (place + 1) * size]
 
 
+# Gradient of each run's own objective on one batch: ``thetas (p, m), batch (b,), left_out (m,) -> (p, m)``.
+BatchGradients = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def batch_gradients(objective: Objective, kernel: str = "auto") -> tuple[BatchGradients, str]:
+    """The fastest gradients on minibatches for :func:`adam`, and how they are computed, in words.
+
+    Args:
+        kernel: ``"auto"`` takes the compiled kernel (:mod:`influence.objectives.compiled`) where it can be
+            had, ``"compiled"`` insists on it, ``"torch"`` does without it. Both ways agree to rounding.
+
+    Raises:
+        DataError: an unknown ``kernel``, or ``"compiled"`` where there is none; the message says why.
+    """
+    if kernel not in ("auto", "compiled", "torch"):
+        raise DataError(f"kernel must be auto, compiled or torch, got {kernel!r}")
+    net, reason = (None, "") if kernel == "torch" else compiled_net(objective)
+    if net is None:
+        if kernel == "compiled":
+            raise DataError(f"no compiled kernel: {reason}; use kernel='auto' or 'torch'")
+        return (lambda thetas, batch, left_out: _gradients(objective, thetas, batch, left_out)), "torch"
+    penalty = objective.l2 * objective.l2_mask[:, None]
+
+    def gradients(thetas: Tensor, batch: Tensor, left_out: Tensor) -> Tensor:
+        counts = len(batch) - torch.isin(left_out, batch).to(thetas.dtype)
+        return net.gradients(thetas, batch, skip=left_out) / counts + penalty * thetas
+
+    return gradients, "compiled"
+
+
 def adam(
     objective: Objective,
     state: AdamState,
@@ -76,6 +107,7 @@ def adam(
     *,
     left_out: Tensor | None = None,
     offset: int = 0,
+    gradients: BatchGradients | None = None,
     journal: Journal | None = None,
     key: str = "adam",
     progress: Callable[[int], None] | None = None,
@@ -88,6 +120,7 @@ def adam(
         offset: number of the first batch, for a run that goes on in several calls.
         left_out: ``(m,)`` the training point that each run never sees, −1 for none. Where a batch holds it,
             that run takes the mean over the others.
+        gradients: how batches are differentiated (:func:`batch_gradients`); by ``objective`` as a default.
         journal: the state is stored under ``key`` from time to time and taken up from there.
         progress: called with the steps done.
 
@@ -100,6 +133,8 @@ def adam(
     left_out = torch.full((m,), -1) if left_out is None else left_out.cpu()
     if left_out.shape != (m,) or int(left_out.min()) < -1 or int(left_out.max()) >= n:
         raise DataError(f"left_out needs {m} entries in -1…{n - 1}, got {left_out.tolist()}")
+    if gradients is None:
+        gradients, _ = batch_gradients(objective, "torch")
     saved = journal.get(key) if journal is not None else None
     done, origin = 0, state.step
     thetas, first, second = state.thetas.clone(), state.first.clone(), state.second.clone()
@@ -109,10 +144,10 @@ def adam(
         done = int(saved["done"].item())
     for t in range(done, steps):
         batch = batch_at(n, batch_size, seed, offset + t)
-        gradients = _gradients(objective, thetas, batch, left_out)
+        g = gradients(thetas, batch, left_out)
         count = origin + t + 1
-        first.mul_(_BETAS[0]).add_(gradients, alpha=1 - _BETAS[0])
-        second.mul_(_BETAS[1]).addcmul_(gradients, gradients, value=1 - _BETAS[1])
+        first.mul_(_BETAS[0]).add_(g, alpha=1 - _BETAS[0])
+        second.mul_(_BETAS[1]).addcmul_(g, g, value=1 - _BETAS[1])
         scale = (second / (1 - _BETAS[1] ** count)).sqrt_().add_(_EPSILON)
         thetas.addcdiv_(first, scale, value=-rate(t) / (1 - _BETAS[0] ** count))
         if progress is not None:

@@ -114,6 +114,8 @@ class LinearChains(Chains):
     def advance(self, idx: Tensor, scale: float) -> Iterator[int]:
         r, b, c, k = self.repeats, idx.shape[2], self.c, self.k
         keep = 1 - (self.objective.l2 + self.damping) / scale
+        free = self.objective.l2_mask[: self.d] == 0  # an intercept is damped but not penalised
+        own = torch.where(free, 1 - self.damping / scale, keep) if bool(free.any()) else None
         per = max(1, _CHUNK // (r * b * self.d))
         for start in range(0, len(idx), per):
             part = idx[start : start + per].reshape(-1).to(self.B.device)
@@ -137,7 +139,9 @@ class LinearChains(Chains):
                 else:
                     u = u.reshape(r, k, c, b).permute(0, 3, 1, 2)  # (r, b, k, c); A is symmetric
                     h = torch.matmul(u, A[step]).permute(0, 2, 3, 1).reshape(r, k * c, b)
-                torch.baddbmm(self.T, h, x[step], beta=keep, out=self.T)
+                if own is not None:
+                    self.T *= own
+                torch.baddbmm(self.T, h, x[step], beta=keep if own is None else 1.0, out=self.T)
                 self.T += self.v
                 yield start + step
 

@@ -127,12 +127,12 @@ def exact(problem: Problem) -> Work:
         solver, damped = Exact(), operator(problem, train)
         state = solver.prepare(damped)
         solution = solver.apply(state, gradients)
-        return scores(problem, train, solution.value), factor_facts(problem, train, state)
+        return scores(problem, train, solution.value), factor_facts(train, state)
 
     return work
 
 
-def factor_facts(problem: Problem, train: Any, state: Any) -> dict[str, Any]:
+def factor_facts(train: Any, state: Any) -> dict[str, Any]:
     """Flops of assembling the lower half of the core from dense rows, and of its Cholesky factor."""
     q, c = len(state.factor), max(2, train.n_outputs)
     return {"rows": q, "flops": train.n * (q / (c - 1)) ** 2 * c * (c - 1) / 2 + q**3 / 3}
@@ -146,7 +146,7 @@ def self_scores(problem: Problem) -> Work:
         damped = operator(problem, train)
         state = Exact().prepare(damped)
         result = self_influence(train, problem.theta, damped, state=state)
-        facts = factor_facts(problem, train, state)
+        facts = factor_facts(train, state)
         return result, facts | {"flops": facts["flops"] + float(train.n) * facts["rows"] ** 2}
 
     return work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 import torch
 
 from experiments.errors import ConfigError
-from experiments.loo_cnn.experiment import deviations, subset
+from experiments.loo_cnn.protocol import deviations, subset
+from experiments.loo_cnn.stability import mean_over_seeds, ranks, stability
 from experiments.models import networks as models
 from experiments.models.autograd import AutogradHessian, eigenvalues_below
 from experiments.records.record import Record
+from experiments.suite.ending import JobFailed
 from experiments.suite.job import execute
 from influence.curvature.operators import Dense, Hessian
 from influence.objectives.sequential import network_objective
@@ -69,30 +72,103 @@ def test_the_yardstick_and_the_eigenvalues():
     assert len(eigenvalues_below(Dense(large[:5, :5]), 9, seed=0)) == 5
 
 
-def test_blocks_threads_and_resuming_change_nothing(tmp_path: Path):
+def test_blocks_threads_and_the_kernel_change_nothing(tmp_path: Path):
     records = {}
     for name, extra in {
         "one": [],
-        "blocks": ["experiment.block=2", "experiment.workers=2"],
+        "blocks": ["experiment.block=2", "experiment.workers=2", "experiment.kernel=torch"],
     }.items():
         folder = execute(composed(*SMALL, f"output={tmp_path / name}", *extra))
         records[name] = Record.load(folder)
     one, blocks = records["one"], records["blocks"]
     assert one.arrays.keys() == blocks.arrays.keys()
     for name, array in one.arrays.items():
-        np.testing.assert_allclose(blocks.arrays[name], array, rtol=1e-8, atol=1e-12)
+        np.testing.assert_allclose(blocks.arrays[name], array, rtol=1e-6, atol=1e-9)
     found = one.metrics
     np.testing.assert_allclose(one.arrays["actual_raw"] - found["drift"], one.arrays["actual"], atol=1e-12)
     assert found["pearson"] == pytest.approx(found["raw"]["pearson"])  # one constant moves no correlation
     assert set(found["steps"]) == {"6", "12"}
     assert np.array_equal(np.sort(np.abs(one.arrays["predicted"]))[::-1], np.abs(one.arrays["predicted"]))
-    assert found["hessian"]["computed"] == 12
+    assert blocks.metrics["kernel"] == "torch"
+    assert blocks.metrics["hessian"]["computed"] in (12, found["n_parameters"])
+    assert found["hessian"]["smallest"] == pytest.approx(blocks.metrics["hessian"]["smallest"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("solver.preconditioner=jacobi", "solver.preconditioner=jacobi: for a network"),
+        ("experiment.retraining_dtype=int64", "experiment.retraining_dtype=int64"),
+        ("experiment.kernel=fast", "experiment.kernel=fast: kernel must be"),
+        ("experiment.test_index=99999", "out of range"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+):
+    cfg = composed(*SMALL, "experiment.steps=2000", f"output={tmp_path / 'out'}", override)
+    with pytest.raises(JobFailed):
+        execute(cfg)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("solver", ["exact", "lissa"])
+def test_other_solvers_are_used(tmp_path: Path, solver: str):
+    extra = [
+        "solver=lissa",
+        "solver.depth=60",
+        "solver.batch=200",
+        "solver.repeats=1",
+        "solver.raise_on_failure=false",
+    ]
+    cfg = composed(*SMALL, f"output={tmp_path / 'out'}", *(extra if solver == "lissa" else ["solver=exact"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = Record.load(execute(cfg)).metrics
+    reference = Record.load(execute(composed(*SMALL, f"output={tmp_path / 'cg'}"))).metrics
+    assert found["s_test"] != reference["s_test"]
+    assert found["pearson"] == pytest.approx(reference["pearson"], abs=1e-6 if solver == "exact" else 0.2)
+
+
+def test_seeds_are_separate_runs_and_agree_with_single_ones(tmp_path: Path):
+    several = Record.load(
+        execute(
+            composed(*SMALL, f"output={tmp_path / 'two'}", "experiment.seeds=2", "experiment.side_by_side=2")
+        )
+    )
+    position = several.metrics["test_index"]
+    second = Record.load(
+        execute(composed(*SMALL, f"output={tmp_path / 'one'}", "seed=1", f"experiment.test_index={position}"))
+    )
+    assert several.metrics["seeds"]["1"]["pearson"] == second.metrics["pearson"]
+    assert np.array_equal(several.arrays["seed_actual"][1], second.arrays["actual"])
+    assert several.metrics["over_seeds"]["pearson"]["mean"] == pytest.approx(
+        np.mean([own["pearson"] for own in several.metrics["seeds"].values()])
+    )
+    if several.metrics["kernel"] == "compiled":
+        assert 0 <= several.metrics["kernel_against_torch"]["relative_difference"] < 1e-12
+    assert several.arrays["rank_mean"].shape == several.arrays["scores"].shape
+
+
+def test_stability_of_seeds():
+    scores = np.array([[3.0, -2.0, 1.0, 0.0], [4.0, 1.0, -2.0, 0.5]])
+    actual = np.where(np.abs(scores) >= 2, scores / 2, np.nan)
+    assert np.array_equal(ranks(scores), [[1, 2, 3, 4], [1, 3, 2, 4]])
+    found = stability(scores, actual, 2)
+    assert found["points_chosen_by_any_seed"] == 3
+    assert found["points_chosen_by_all_seeds"] == found["points_retrained_by_two_seeds"] == 1
+    assert found["overlap_of_chosen"] == 0.5
+    shared = mean_over_seeds(scores, actual, 2)
+    assert shared["index"].tolist() == [0]
+    assert shared["actual_mean"].tolist() == [1.75]
+    assert shared["predicted_deviation"][0] == pytest.approx(0.5**0.5)
 
 
 def test_what_differs_from_the_paper_is_said():
     papers = composed("experiment=loo_cnn", "tier=gpu").experiment
     assert deviations(papers) == []
     ours = deviations(composed("experiment=loo_cnn", "tier=paper").experiment)
-    assert len(ours) == 2
+    assert len(ours) == 3
     assert "instead of 500,000" in ours[0]
     assert "0.03 against the paper's 0.03" in ours[1]
+    assert "float32" in ours[2]

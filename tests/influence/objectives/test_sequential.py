@@ -11,8 +11,7 @@ from influence.curvature.operators import Damped, GaussNewton, Hessian
 from influence.errors import DataError, NotPositiveDefiniteError
 from influence.objectives.module import Objective
 from influence.objectives.sequential import network_objective
-from influence.retraining import networks as adam
-from influence.retraining.networks import batch_at, piecewise, start
+from influence.retraining.networks import adam, batch_at, batch_gradients, piecewise, start
 from influence.solvers import CG, Status
 from tests.influence.nets import NETS, block, make_net, net_data
 
@@ -128,3 +127,35 @@ def test_bad_adam_settings_are_named():
         adam(o, start(o.initial()), 1, rate, 61, 0)
     with pytest.raises(DataError, match="left_out"):
         adam(o, start(o.initial()), 1, rate, 20, 0, left_out=torch.tensor([60]))
+
+
+def test_the_compiled_kernel_trains_like_torch():
+    """Every run of Adam, each with its own point left out, by the kernel and by layers."""
+    torch.manual_seed(0)
+    X, y = net_data(60)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 3, 3),
+        torch.nn.Tanh(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(3, 3),
+    ).double()
+    o = network_objective(net, "cross_entropy", X, y, 0.03, l2_parameters="weights")
+    kernel, path = batch_gradients(o)
+    if path == "torch":
+        pytest.skip("no C compiler on this machine")
+    runs = {}
+    for name, gradients in (
+        ("compiled", kernel),
+        ("torch", batch_gradients(o, "torch")[0]),
+        ("default", None),
+    ):
+        left_out = torch.tensor([4, -1, 17])
+        begun = start(o.initial()).repeat(3)
+        runs[name] = adam(o, begun, 25, lambda t: 0.01, 20, 3, left_out=left_out, gradients=gradients).thetas
+    assert torch.equal(runs["torch"], runs["default"])
+    torch.testing.assert_close(runs["compiled"], runs["torch"], rtol=1e-10, atol=1e-12)
+    with pytest.raises(DataError, match="kernel must be"):
+        batch_gradients(o, "fast")
+    with pytest.raises(DataError, match="no compiled kernel"):
+        batch_gradients(build("pooled_conv"), "compiled")
