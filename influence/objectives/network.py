@@ -75,6 +75,7 @@ class Network:
             for piece, (_, w) in zip(self.pieces, trainable, strict=True)
             if piece.fixed is not None
         }
+        self._aliases = _aliases(self.model, trainable)
         # In evaluation mode these run other code without gradients than with them; they run one here.
         self.one_path = any(isinstance(part, _FAST_PATHS) for part in self.model.modules())
 
@@ -142,7 +143,11 @@ class Network:
             DataError: the module returns no tensor with one row an example.
         """
         args, kwargs = arguments(self.model, x)
-        return self._rows_of(functional_call(self.model, self.unflatten(theta), args, kwargs), x)
+        values = self.unflatten(theta)
+        everywhere = {alias: values[name] for name, aliases in self._aliases.items() for alias in aliases}
+        # With tie_weights=True, torch leaves θ behind in a module that appears twice.
+        outputs = functional_call(self.model, everywhere, args, kwargs, tie_weights=False)
+        return self._rows_of(outputs, x)
 
     def bind(self, theta: Tensor) -> Bound:
         """A copy of the module with θ in its own parameters, for plain reverse mode.
@@ -270,6 +275,17 @@ def _copied(model: nn.Module) -> nn.Module:
                 )
             part.sparse = False  # the gradient is needed dense
     return copied
+
+
+def _aliases(model: nn.Module, trainable: list[tuple[str, nn.Parameter]]) -> dict[str, list[str]]:
+    """Every name of each parameter in distinct modules (a tied parameter has several)."""
+    names = {id(w): name for name, w in trainable}
+    found: dict[str, list[str]] = {name: [] for name, _ in trainable}
+    for prefix, part in model.named_modules():
+        for own, w in part.named_parameters(recurse=False):
+            if id(w) in names:
+                found[names[id(w)]].append(f"{prefix}.{own}" if prefix else own)
+    return found
 
 
 def _padding_rows(model: nn.Module) -> dict[int, int]:

@@ -143,6 +143,17 @@ def text(run, embedding=nn.Embedding, **more):
     return Net(run, e=embedding(9, 4, padding_idx=more.pop("padding_idx", None)), fc=L(4, 3), **more)
 
 
+def tied():
+    net = nn.Sequential(L(8, 4), nn.Tanh(), L(4, 8), nn.Tanh(), L(8, 4), L(4, 3))
+    net[4].weight = net[0].weight
+    return net
+
+
+def shared():
+    twice = L(8, 8)
+    return nn.Sequential(twice, nn.Tanh(), twice, nn.Tanh(), L(8, 3))
+
+
 def distances(net, x):
     return -torch.cdist(x, net.fc.weight)
 
@@ -166,6 +177,8 @@ CASES = {  # name: (module, inputs, ways of (gradient, Hessian, per-example))
     "h[mask] = 0": (lambda: Net(zeroed, a=L(8, 6), fc=L(6, 3)), X, (T, T, A)),
     "weight_norm": (normed, X, (T, T, T)),
     "GLU": (lambda: nn.Sequential(L(8, 6), nn.GLU(), L(3, 3)), X, (T, A, T)),
+    "tied parameters": (tied, X, (T, T, T)),
+    "a module twice": (shared, X, (T, T, T)),
     "cdist": (lambda: Net(distances, fc=L(8, 3, bias=False)), X, (T, A, T)),
     "checkpoint": (lambda: Net(recomputed, a=L(8, 6), fc=L(6, 3)), X, (A, A, A)),
     "Function": (squared(Square), X, (A, A, A)),
@@ -192,6 +205,8 @@ def test_every_derivative_agrees_with_differences(name):
     v, w = torch.randn(2, o.p, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     limit = 1e-7 if CASES[name][2][1] is not D else 1e-6
     assert gap(o.gradient(theta), oracle.gradient(theta)) < 1e-9
+    o.gradient(2 * theta)
+    assert torch.equal(o.initial(), theta)  # torch leaves θ behind in a module that appears twice
     assert abs(float(oracle.along(oracle.value, theta, v) - o.gradient(theta) @ v)) < 1e-8
     Hv = o.hessian_product(theta, v[:, None])[:, 0]
     assert gap(Hv, oracle.hessian(theta, v)) < limit
