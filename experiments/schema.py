@@ -38,8 +38,9 @@ class Data:
     """Which data set. Further keys of a subclass go to the loader ``experiments.data.load`` by name."""
 
     name: str = MISSING
-    mirror: str | None = None  # folder with the original files; INFLUENCE_MIRROR is used where this is null
-    data_dir: str | None = None  # where prepared data sets are kept; null: a folder in the user's cache
+    # folder with the original files; null: that of INFLUENCE_MIRROR, else the network
+    mirror: str | None = None
+    data_dir: str | None = None  # folder that keeps prepared data sets; null: one in the user's cache
 
 
 @ranged(l2=POSITIVE)
@@ -48,8 +49,8 @@ class Model:
     """Which model and objective. ``l2`` is lambda of (lambda/2)*||theta||^2 beside the *mean* loss."""
 
     name: str = MISSING
-    loss: str = MISSING
-    l2: float = MISSING
+    loss: str = MISSING  # of one example: cross_entropy, logistic, hinge or smooth_hinge
+    l2: float = MISSING  # lambda of (lambda/2)*||theta||^2, added to the mean loss
 
 
 @ranged(damping=NOT_NEGATIVE_OR_AUTO)
@@ -58,7 +59,8 @@ class Solver:
     """How ``s_test = (H + damping I)^-1 v`` is computed."""
 
     name: str = MISSING
-    damping: Any = 0.0  # a number, or auto: what makes the Hessian positive definite, 0 if it already is
+    # delta of (H + delta I), in units of H; auto: what makes H positive definite, 0 if it already is
+    damping: Any = 0.0
 
 
 @dataclass
@@ -66,7 +68,7 @@ class Backbone:
     """A frozen network whose features are the inputs of a linear model."""
 
     name: str = MISSING
-    weights: str | None = None  # a state-dict file; null: the library's own download
+    weights: str | None = None  # a state-dict file; null: torchvision's own download
 
 
 @dataclass
@@ -74,9 +76,9 @@ class Tracking:
     """Where the run is mirrored. Our own record.json stays the record."""
 
     name: str = MISSING
-    project: str = "influence-replication"
-    entity: str | None = None
-    tags: list[str] = field(default_factory=list)
+    project: str = "influence-replication"  # project in W&B
+    entity: str | None = None  # owner of that project in W&B
+    tags: list[str] = field(default_factory=list)  # further tags of the W&B run
 
 
 @dataclass
@@ -99,10 +101,11 @@ class Config:
     backbone: Backbone | None = None
     tracking: Tracking = MISSING
     tier: Tier = MISSING
-    seed: int = 0
-    threads: int | None = None  # of torch; null: torch's own choice
-    device: str = "cpu"
-    output: str | None = None  # null: outputs/<experiment>/<time>-<four letters>
+    seed: int = 0  # of every generator of the run
+    # threads of torch; null: torch's own choice. Results are the same bytes for the same number
+    threads: int | None = None
+    device: str = "cpu"  # cpu, cuda or cuda:N
+    output: str | None = None  # folder of the run; null: outputs/<experiment>/<time>-<four letters>
     debug: bool = False  # true: full tracebacks
 
 

@@ -1,5 +1,7 @@
 """Influence functions for PyTorch: exact, fast on two cores, checked against retraining."""
 
+from influence.answers import Explanation, GroupEffect, Suspects, Top
+from influence.api import Influence
 from influence.curvature.operators import Damped, Dense, GaussNewton, Hessian, Operator
 from influence.curvature.spectrum import EigenReport, auto_damping, damped, eigenvalue_report
 from influence.errors import (
@@ -45,9 +47,12 @@ __all__ = [
     "DeviceError",
     "EigenReport",
     "Exact",
+    "Explanation",
     "Fit",
     "GaussNewton",
+    "GroupEffect",
     "Hessian",
+    "Influence",
     "InfluenceError",
     "InfluentialSet",
     "LiSSA",
@@ -62,6 +67,8 @@ __all__ = [
     "Solver",
     "SolverError",
     "Status",
+    "Suspects",
+    "Top",
     "TrainingGradient",
     "auto_damping",
     "damped",

@@ -29,6 +29,7 @@ class Loss(ABC):
 
     name: ClassVar[str] = ""
     binary: ClassVar[bool] = False
+    convex: ClassVar[bool] = True  # in the outputs: the Gauss-Newton matrix is then positive semi-definite
 
     @abstractmethod
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:

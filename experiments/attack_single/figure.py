@@ -103,8 +103,8 @@ def images(record: Record) -> Figure:
     """A row a flip."""
     a, lines = record.arrays, record.metrics["shown"]
     whole = a["picture_original"].shape[1] > 112  # records before November 2026 kept thinned pictures
-    side = 2.9 if whole else 2.1
-    figure, axes = style.panels(len(lines), 4, width=side, height=side + 0.2)
+    width, height = (2.9, 3.1) if whole else (2.1, 2.3)
+    figure, axes = style.panels(len(lines), 4, width=width, height=height)
     for row, line in enumerate(lines):
         original, delta = a["picture_original"][row], change_of(a["picture_delta"][row])
         perturbed = np.clip(original + delta, 0, 255) / 255  # what the network saw

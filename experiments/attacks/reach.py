@@ -16,7 +16,7 @@ from experiments.attacks.clean import Clean
 from experiments.attacks.steps import Targets, test_gradients
 from influence.retraining.perturbed import Changed, Refits
 
-STEPS = 60  # of a tenth of the radius each: six radii of path
+STEPS = 40  # of a tenth of the radius each: four radii of path
 
 
 def moved_freely(

@@ -36,7 +36,7 @@ class AttackSingle(Attack):
     name: str = "attack_single"
     test_images: int | None = None  # of those classified correctly, chosen by seed; null: all of them
     singles: int = 2  # candidates tried one at a time, best ranked first
-    together: list[int] = field(default_factory=lambda: [2, 3, 5, 10])  # then so many at once
+    together: list[int] = field(default_factory=lambda: [2, 3, 5, 10])  # then so many candidates at once
     side_by_side: int = 8  # training images perturbed at a time by a worker, 0.25 GB each at 448 pixels
     workers: int | None = 1  # threads, each computing on one core; null: one a core
     exact_rankings: int = 3  # test images whose exact ranking measures the screening's recall
@@ -59,8 +59,8 @@ class AttackGroup(Attack):
     """One training image against many test images of one class."""
 
     name: str = "attack_group"
-    alpha: float = 0.005
-    iterations: int = 2000
+    alpha: float = 0.005  # length of a sign step
+    iterations: int = 2000  # steps of one attempt at most
     target_class: int | None = None  # of the test images; null: the class of the least certain training image
     test_images: int = 30  # correctly classified ones of that class, chosen by seed
     attacked: str = "best_ranked"  # training image: best_ranked, or least_certain as in the paper

@@ -57,21 +57,23 @@ class Benchmark(Experiment):
     """Our calls beside those of other libraries, on the same data and parameters."""
 
     name: str = "benchmark"
-    tasks: dict[str, TaskSettings] = field(default_factory=dict)
-    test_index: int = 0  # position in the test split of the one test point
+    tasks: dict[str, TaskSettings] = field(
+        default_factory=dict
+    )  # what is measured, by letter: see conf/experiment/benchmark.yaml
+    test_index: int = 0  # position of the one test point in the test split
     test_points: int = 100  # of task C: that one, then the first of the test split
     subset: int = 1000  # training points of task D
     components: int = 20  # principal components of task E
     images: int = 500  # of task F
-    network: str = "tanh_cnn_small"
-    network_test_index: int = 0
-    network_l2: float = 0.001
-    network_damping: float = 0.01
+    network: str = "tanh_cnn_small"  # model of task F
+    network_test_index: int = 0  # test point of task F
+    network_l2: float = 0.001  # lambda of task F
+    network_damping: float = 0.01  # damping of task F
     removed: int = 20  # points left out in task G
     growth_rows: list[int] = field(default_factory=list)  # task H: n
     growth_features: list[int] = field(default_factory=list)  # task H: inputs, so that p = classes * inputs
     growth_features_rows: int = 500  # n while p grows
-    growth_repeats: int = 3
-    growth_tolerance: float = 1e-5
+    growth_repeats: int = 3  # repeats of each size in task H
+    growth_tolerance: float = 1e-5  # relative residual of CG in task H
     peers: str = ".peers"  # environment of the other libraries
     timeout: float = 900.0  # seconds for one measurement

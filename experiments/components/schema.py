@@ -14,5 +14,6 @@ class Components(Experiment):
 
     name: str = "components"
     test_index: int = 0  # position in the test split
-    harmful_rank: int = 5  # the harmful image shown: this lowest full score among same-label points
+    # the harmful image shown: the one of this rank among same-label points, lowest full score first
+    harmful_rank: int = 5
     training_tolerance: float = 1e-10  # gradient norm of the fit

@@ -49,8 +49,10 @@ def load(
         raise DataError(f"no data set is called {name!r}; choose one of {', '.join(NAMES)}.")
     module, function = _LOADERS[name]
     loader = getattr(importlib.import_module(f"experiments.data.{module}"), function)
-    known = [option for option in inspect.signature(loader).parameters if option not in ("mirror", "cache")]
-    unknown = sorted(set(options) - set(known))
+    takes = inspect.signature(loader).parameters
+    known = [option for option in takes if option not in ("mirror", "cache")]
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    unknown = [] if open_ended else sorted(set(options) - set(known))  # such a loader checks them itself
     if unknown:
         raise DataError(
             f"data set {name!r} has no option {', '.join(unknown)}; it takes {', '.join(known) or 'none'}."

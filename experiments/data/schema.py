@@ -36,12 +36,12 @@ class DigitClassesData(Data):
 class DigitPairsData(Data):
     """Two of the embedded 8x8 digits as colour images: the stand-in for dog and fish."""
 
-    classes: list[int] = field(default_factory=lambda: [3, 8])
-    scale: int = 4  # each pixel repeated so often in both directions
+    classes: list[int] = field(default_factory=lambda: [3, 8])  # the two digits
+    scale: int = 4  # times each pixel is repeated in both directions
     brightness: int = 255  # value of the brightest pixel
-    train_per_class: int = 120
-    test_per_class: int = 50
-    seed: int = 0
+    train_per_class: int = 120  # training images of each class
+    test_per_class: int = 50  # test images of each class
+    seed: int = 0  # of the order of the examples
 
 
 @register("data", "dogfish")
@@ -50,10 +50,10 @@ class DigitPairsData(Data):
 class DogfishData(Data):
     """900 + 300 images of a dog and of a fish."""
 
-    size: int = 224
-    train_per_class: int = 900
-    test_per_class: int = 300
-    seed: int = 0
+    size: int = 224  # pixels per side
+    train_per_class: int = 900  # training images of each class
+    test_per_class: int = 300  # test images of each class
+    seed: int = 0  # of the order of the examples
     folder: str | None = None  # an ImageNet folder, <folder>/[train/]<synset>/*; null: Imagenette
     dog: list[str] | None = None  # synsets; null: English springer, n02102040
     fish: list[str] | None = None  # synsets; null: tench, n01440764
@@ -76,8 +76,8 @@ class OneDogData(DogfishData):
 class BreastCancerData(Data):
     """569 tumours, standardised: the stand-in for spam."""
 
-    test_fraction: float = 0.2
-    seed: int = 0
+    test_fraction: float = 0.2  # share of the rows that is the test set
+    seed: int = 0  # of the order of the examples
     intercept: bool = True  # a column of ones, since the linear models have no intercept
 
 
@@ -96,9 +96,9 @@ class ReadmissionData(Data):
 class ReadmissionSyntheticData(Data):
     """A synthetic cohort of the same schema."""
 
-    n_train: int = 2000
-    n_test: int = 4000
-    seed: int = 0
+    n_train: int = 2000  # training patients
+    n_test: int = 4000  # test patients
+    seed: int = 0  # of the order of the examples
 
 
 @register("data", "enron")
@@ -113,17 +113,33 @@ class EnronData(Data):
 
 
 @register("data", "csv")
-@ranged(min_df=COUNT, test_fraction=Range(0, 1, high_open=True), seed=SEED)
+@ranged(min_df=COUNT, levels=COUNT, words=COUNT, test_fraction=Range(0, 1, high_open=True), seed=SEED)
 @dataclass
 class CsvData(Data):
     """A table of the user's own."""
 
     path: str = MISSING
-    label: str = "label"
+    label: str | None = None
     id: str | None = None
     text: list[str] | None = None
+    numbers: list[str] | None = None
+    categories: list[str] | None = None
+    dates: list[str] | None = None
     ignore: list[str] | None = None
+    keep: list[str] | None = None
+    join: bool = False
+    unlabelled: list[str] | None = None
+    encoding: str = "auto"
+    separator: str = "auto"
+    decimal: str = "auto"
+    header: str = "auto"
+    quote: str = "auto"
+    bad_rows: str = "refuse"
+    day_first: str = "auto"
+    task: str = "auto"
+    sheet: str | None = None
+    levels: int = 50
+    words: int = 20_000
     min_df: int = 2
-    separator: str = "comma"
-    test_fraction: float = 0.0
-    seed: int = 0
+    test_fraction: float = 0.0  # share of the rows that is the test set
+    seed: int = 0  # of the order of the examples

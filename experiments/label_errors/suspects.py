@@ -1,9 +1,9 @@
-"""Which labels of a table of one's own are wrong? ``experiment=spam data=csv data.path=FILE``.
+"""The older way to the same question: ``experiment=spam data=csv data.path=FILE``, at the config's λ.
 
-Logistic regression is fitted to the labels as they are; every row gets its self-influence
-``∇ℓᵀH⁻¹∇ℓ = s² xᵀH⁻¹x`` (how much the row alone moves the model towards its label) and its training loss.
-``suspects.csv`` lists all rows, most suspicious first, with everything that the user's file says of them. The
-record keeps the numbers only: none of the user's texts.
+A linear model is fitted to the labels as they are (logistic for two classes, softmax for more). Every row
+gets the loss of its given label without the row itself (influence, corrected for the row's own leverage), its
+training loss and its self-influence ``∇ℓᵀH⁻¹∇ℓ``. ``suspects.csv`` lists all rows by the first, most
+suspicious first, with everything that the user's file says of them. The record keeps the numbers only.
 """
 
 from __future__ import annotations
@@ -12,84 +12,96 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
-from scipy.special import expit
 
 from experiments.data import Dataset
-from experiments.errors import UserError
-from experiments.models.build import targets_of
+from experiments.label_errors.held_out import TOLERANCE, classifier, probabilities
+from experiments.label_errors.logistic import Design
 from experiments.records import atomic
 from experiments.records.csv import line
-from experiments.records.machine import available_gib
 from experiments.records.record import Record
 from experiments.suite.context import Context
-from influence.retraining.relabelled import LogisticRefits
+from influence.errors import DataError
 
 FILE = "suspects.csv"
-MATRICES = 3  # square matrices that the exact self-influence holds at once
 
 
 def ranked(cfg: DictConfig, context: Context) -> Record:
-    """Fit, self-influence and loss of every training row, suspects.csv, record."""
-    settings, data = cfg.experiment, context.data()
-    y = targets_of(data.train.y, True).numpy()
+    """Fit, losses without each row, self-influence, suspects.csv, record."""
+    settings, data, l2 = cfg.experiment, context.data(), cfg.model.l2
+    if not 0 < l2 < float("inf"):
+        raise DataError(f"l2 must be finite and > 0 here, got {l2}")
+    y, classes = data.train.y, len(data.classes)
     n, d = data.train.X.shape
-    enough_memory(min(n, d), f"{n} rows and {d} features")
-    refits = LogisticRefits(data.train.X, cfg.model.l2)
-    with context.timer("fit") as timing:
-        theta, certificate = refits.fit(y, tolerance=settings.tolerance)
-        timing.flops = refits.flops
-    with context.timer(f"exact self-influence of all {n}", refits.self_influence_flops):
-        influence = refits.self_influence(theta, y)
-    losses = refits.losses(theta, y)
-    order = np.argsort(-influence, kind="stable")
-    loss_rank = np.empty(n, dtype=np.int64)
-    loss_rank[np.argsort(-losses, kind="stable")] = np.arange(1, n + 1)
-    margins = data.train.X @ theta
+    with context.timer(f"fit, and all {n} rows without themselves"):
+        fitted = classifier(Design(data.train.X), y, classes, l2)
+    order = np.argsort(-fitted.held_loss, kind="stable")
+    rows = np.arange(n)
+    masked = fitted.held.copy()
+    masked[rows, y] = -1.0
+    names = np.array(data.classes, dtype=object)
     columns = {
         "rank": np.arange(1, n + 1),
         "row": data.train.index[order] + 1,
-        "given": np.array(data.classes)[data.train.y[order]],
-        "predicted": np.array(data.classes)[(margins[order] > 0).astype(int)],
-        "probability_of_given": expit(y * margins)[order],
-        "self_influence": influence[order],
-        "loss": losses[order],
-        "loss_rank": loss_rank[order],
+        "given": names[y[order]],
+        "proposed": names[masked.argmax(1)[order]],
+        "probability_of_given": fitted.held[rows, y][order],
+        "held_out_loss": fitted.held_loss[order],
+        "loss": fitted.loss[order],
+        "loss_rank": place_of(-fitted.loss)[order],
+        "self_influence": fitted.self_influence[order],
+        "self_influence_rank": place_of(-fitted.self_influence)[order],
     }
     atomic.write_text(context.output / FILE, listed(columns, data, order))
-    disagree = (margins > 0) != (y > 0)
+    disagree = fitted.held.argmax(1) != y
     first = order[: settings.shown]
     metrics: dict[str, Any] = {
         "n_train": n,
         "n_test": len(data.test),
         "n_features": d,
-        "l2": cfg.model.l2,
-        "classes": {name: int((data.train.y == i).sum()) for i, name in enumerate(data.classes)},
-        "train_accuracy": float(1 - disagree.mean()),
+        "l2": l2,
+        "form": fitted.form,
+        "classes": {name: int((y == i).sum()) for i, name in enumerate(data.classes)},
+        "train_accuracy": float((fitted.seen.argmax(1) == y).mean()),
+        "held_out_accuracy": float(1 - disagree.mean()),
+        "held_out_loss": fitted.mean_held_loss,
         "model_disagrees": int(disagree.sum()),
-        "first": {
-            "rows": len(first),
-            "model_disagrees": int(disagree[first].sum()),
-            "share_of_self_influence": float(influence[first].sum() / influence.sum()),
-        },
-        "gradient_norm": certificate.gradient_norm,
-        "theta_norm": float(np.linalg.norm(theta)),
+        "first": {"rows": len(first), "model_disagrees": int(disagree[first].sum())},
+        "gradient_norm": fitted.gradient_norm,
+        "theta_norm": float(np.linalg.norm(fitted.W)),
     }
     if len(data.test):
-        right = (data.test.X @ theta > 0) == (data.test.y > 0)
+        outputs = np.asarray(data.test.X @ fitted.W.T)
+        right = probabilities(fitted.form, outputs).argmax(1) == data.test.y
         metrics["test_accuracy"] = float(np.mean(right))
-    kept = ("rank", "row", "probability_of_given", "self_influence", "loss", "loss_rank")
+    kept = [name for name in columns if name not in ("given", "proposed")]
     return Record(
         experiment="spam",
         metrics=metrics,
         arrays={name: columns[name] for name in kept} | {"disagrees": disagree[order]},
         captions={
-            "spam": f"Self-influence by rank, and against training loss, of the {n} labelled rows; red: rows "
-            f"whose label the fitted model does not predict. The rows are listed in {FILE}."
+            "spam": f"Self-influence by rank, and against training loss, of the {n} labelled rows; the rank "
+            "is that of the loss without the row. Red: a model without the row does not predict its label. "
+            f"The rows are listed in {FILE}."
         },
-        table=list(kept),
+        table=kept,
         paper={},  # it has nothing to say about a table of the user's own
-        certificates=[{"fit": "labels as given", **certificate.to_dict()}],
+        certificates=[
+            {
+                "fit": "labels as given",
+                "method": "newton",
+                "gradient_norm": fitted.gradient_norm,
+                "tolerance": TOLERANCE,
+                "converged": fitted.gradient_norm <= TOLERANCE,
+            }
+        ],
     )
+
+
+def place_of(keys: np.ndarray) -> np.ndarray:
+    """``(n,)`` the place of each row, from 1, when sorted by ``keys``."""
+    place = np.empty(len(keys), dtype=np.int64)
+    place[np.argsort(keys, kind="stable")] = np.arange(1, len(keys) + 1)
+    return place
 
 
 def listed(columns: dict[str, np.ndarray], data: Dataset, order: np.ndarray) -> str:
@@ -108,13 +120,3 @@ def distinct(name: str, taken: dict[str, Any]) -> str:
     while name in taken:
         name += "_"
     return name
-
-
-def enough_memory(size: int, what: str) -> None:
-    """UserError where the square matrices of ``size`` do not fit into the memory that is free."""
-    needed, free = MATRICES * 8 * size**2 / 2**30, available_gib()
-    if needed > free:
-        raise UserError(
-            f"exact self-influence with {what} needs {needed:.1f} GiB of memory and {free:.1f} are free: "
-            "raise data.min_df to have fewer words, leave columns out by data.ignore, or rank fewer rows."
-        )

@@ -12,7 +12,7 @@ from experiments.schema import Experiment, Model, register
 class NetworkModel(Model):
     """A convolutional net of experiments/models.py; lambda is on weights only, not on biases."""
 
-    loss: str = "cross_entropy"
+    loss: str = "cross_entropy"  # of one example
 
 
 @register("experiment", "loo_cnn")
@@ -44,16 +44,16 @@ class LooCnn(Experiment):
 
     name: str = "loo_cnn"
     test_index: int | None = None  # position in the test split; null: the one of largest loss
-    n_train: int | None = None  # first so many of numpy's legacy shuffle of the training split; null: all
-    subset_seed: int = 0
-    removed: int = 100  # how many training points are left out, those of largest |predicted change|
-    batch: int = 500
-    steps: int = 500_000
-    rates: list[Any] = field(default_factory=list)
-    dtype: str = "float32"
-    retraining_steps: int = 30_000
-    retraining_rate: float = 1.0e-6
-    retraining_dtype: str = "float64"
+    n_train: int | None = None  # training points: the first of numpy's legacy shuffle; null: all
+    subset_seed: int = 0  # of that shuffle
+    removed: int = 100  # training points left out: those of largest |predicted change|
+    batch: int = 500  # training points per step of training
+    steps: int = 500_000  # steps of training
+    rates: list[Any] = field(default_factory=list)  # learning rates of training: [[first step, rate], ...]
+    dtype: str = "float32"  # of training: float32 or float64
+    retraining_steps: int = 30_000  # steps of each retraining
+    retraining_rate: float = 1.0e-6  # learning rate of each retraining
+    retraining_dtype: str = "float64"  # of retraining: float32 or float64
     seeds: int = 1  # how many times all of it is done, each from another initialisation and batch order
     kernel: str = "auto"  # auto, compiled (a C compiler is needed) or torch: gradients of the training
     side_by_side: int = 0  # batches whose gradients are timed with the kernel and without; 0: none

@@ -21,6 +21,7 @@ from experiments.errors import ConfigError
 from experiments.loo_cnn import protocol
 from experiments.loo_cnn.experiment import accuracy
 from experiments.loo_cnn_stationary import predictions
+from experiments.loo_cnn_stationary.schema import LooCnnStationary
 from experiments.models import build
 from experiments.records.agreement import agreement, largest
 from experiments.records.record import Record
@@ -29,6 +30,18 @@ from influence.errors import DataError
 from influence.objectives.module import Objective
 from influence.retraining.stationary import Curvature, WeightedNet, curvature_at, reweighted, stationary
 from influence.scores import predicted_change, test_gradients, up_loss
+
+UNUSED = (  # settings of loo_cnn's retraining by Adam and of its checks
+    "retraining_steps",
+    "retraining_rate",
+    "retraining_dtype",
+    "seeds",
+    "side_by_side",
+    "checkpoints",
+    "eigenvalues",
+    "autograd_tolerance",
+    "autograd_examples",
+)
 
 
 def run(cfg: DictConfig, context: Context) -> Record:
@@ -170,6 +183,11 @@ def check(cfg: DictConfig) -> None:
         raise ConfigError(f"experiment.fractions={fractions}: give rising numbers above 0, 1 the last.")
     if 0.0 not in dampings or min(dampings) < 0:
         raise ConfigError(f"experiment.dampings={dampings}: give 0 and no negative number.")
+    for name in UNUSED:
+        if settings[name] != getattr(LooCnnStationary, name):
+            raise ConfigError(f"experiment.{name}={settings[name]}: loo_cnn_stationary does not use it.")
+    if cfg.solver is not None:
+        raise ConfigError("solver: loo_cnn_stationary solves with the whole Hessian; give no solver.")
     if cfg.device != "cpu":
         raise ConfigError(f"device={cfg.device}: this experiment runs on the cpu.")
     if settings.dtype not in ("float32", "float64"):

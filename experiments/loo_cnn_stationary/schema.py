@@ -22,7 +22,8 @@ from experiments.schema import register
 class LooCnnStationary(LooCnn):
     """The network of loo_cnn at a stationary point, and on from there with less and less of one example.
 
-    The net starts from training as in loo_cnn (``steps``, ``rates``, ``batch``, ``dtype``).
+    The net starts from training as in loo_cnn (``steps``, ``rates``, ``batch``, ``dtype``). Settings of
+    loo_cnn's retraining by Adam are refused.
     """
 
     name: str = "loo_cnn_stationary"
@@ -31,8 +32,8 @@ class LooCnnStationary(LooCnn):
     shares: int = 80  # preconditioners at most
     exact_below: float = 1.0e-3  # gradient norm from which on the preconditioner is the exact Hessian
     floor: float = 1.0e-4  # least eigenvalue of a preconditioner's inverse
-    fractions: list[float] = field(
-        default_factory=lambda: [0.01, 0.03, 0.1, 0.3, 1.0]
-    )  # of one example's weight
+    # shares of one example's weight that are taken away, one after the other
+    fractions: list[float] = field(default_factory=lambda: [0.01, 0.03, 0.1, 0.3, 1.0])
     limit: int = 2000  # gradients for one net with less of one example
+    # dampings of the Hessian at which the prediction is made
     dampings: list[float] = field(default_factory=lambda: [0.0, 1.0e-4, 1.0e-3, 1.0e-2, 1.0e-1])

@@ -21,10 +21,10 @@ class LooLinear(Experiment):
 
     name: str = "loo_linear"
     test_index: int = 0  # position in the test split
-    removed: int = 100  # how many training points are left out, those of largest |predicted change|
+    removed: int = 100  # training points left out: those of largest |predicted change|
     training_tolerance: float = 1e-10  # gradient norm of the full fit
     retraining_tolerance: float = 1e-8  # gradient norm of each retrained model
     block: int = 25  # models retrained side by side
     retrained: str | None = None  # folder of an earlier record of the same problem; null: retrain here
-    self_influence: int = 0  # exact self-influence of the first so many training points
+    self_influence: int = 0  # training points, from the first, whose exact self-influence is recorded
     compare: dict[str, Solver] = field(default_factory=dict)  # further solvers on the same points

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from omegaconf import II
+
 from experiments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, TOLERANCE, ranged
 from experiments.schema import Backbone, Model, Solver, register
 
@@ -15,7 +17,7 @@ class LinearModel(Model):
     ``temperature`` is t of SmoothHinge(s, t) and is read by that loss alone.
     """
 
-    temperature: float | None = None
+    temperature: float | None = None  # t of SmoothHinge(s, t), read by that loss alone
 
 
 @register("solver", "exact")
@@ -24,6 +26,7 @@ class ExactSolver(Solver):
     """Dense Cholesky factor; one factorisation serves all right-hand sides."""
 
     name: str = "exact"
+    # false: a solve that fails is recorded with its status instead of ending the run
     raise_on_failure: bool = True
 
 
@@ -34,24 +37,27 @@ class CGSolver(Solver):
     """Conjugate gradients on a block of right-hand sides."""
 
     name: str = "cg"
-    tolerance: float = 1e-10  # relative residual of each column
-    max_iterations: int | None = None  # null: the solver's own bound
-    preconditioner: str = "none"  # none, jacobi, kronecker, subsample
+    tolerance: float = 1e-10  # relative residual of each right-hand side
+    max_iterations: int | None = None  # products with H at most; null: the solver's own bound
+    preconditioner: str = "none"  # or jacobi, kronecker, subsample; for a network gauss_newton
+    # false: a solve that fails is recorded with its status instead of ending the run
     raise_on_failure: bool = True
 
 
 @register("solver", "lissa")
-@ranged(depth=COUNT, repeats=COUNT, batch=COUNT, scale=POSITIVE)
+@ranged(depth=COUNT, repeats=COUNT, batch=COUNT, scale=POSITIVE, seed=SEED)
 @dataclass
 class LiSSASolver(Solver):
     """Stochastic Neumann series: depth steps on sampled batches, mean over repeats."""
 
     name: str = "lissa"
-    depth: int = 5000
-    repeats: int = 10
-    batch: int = 1
-    scale: float | None = None  # null: auto, from the largest sampled eigenvalue
-    replace: bool = True
+    depth: int = 5000  # steps of the recursion
+    repeats: int = 10  # recursions, whose mean is taken
+    batch: int = 1  # training points sampled per step
+    scale: float | None = None  # at least the largest sampled eigenvalue; null: estimated
+    replace: bool = True  # sample with replacement
+    seed: int = II("seed")  # of the sampled batches
+    # false: a solve that fails is recorded with its status instead of ending the run
     raise_on_failure: bool = True
 
 
@@ -61,8 +67,8 @@ class LiSSASolver(Solver):
 class PretrainedBackbone(Backbone):
     """A torchvision network, or a small one with random weights for the embedded runs."""
 
-    size: int = 224  # input pixels a side
+    size: int = 224  # input pixels per side
     batch: int = 4  # images a forward pass; on a CPU small batches stay near the cache
-    mirror: str | None = None  # folder with weight files; INFLUENCE_MIRROR is used where this is null
+    mirror: str | None = II("data.mirror")  # folder with weight files: that of the data
     seed: int = 0  # of random_conv's weights
     count_padding: bool | None = None  # of Inception's average poolings; null: as the weights need

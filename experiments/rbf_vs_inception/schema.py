@@ -21,9 +21,8 @@ class RbfVsInception(Experiment):
     """Influence on one test image under an RBF SVM on pixels and a linear model on a network's features."""
 
     name: str = "rbf_vs_inception"
-    test_index: int | None = (
-        None  # position in the test split; null: the first, right in both, inside the SVM's margin
-    )
+    # position in the test split; null: the first, right in both, inside the SVM's margin
+    test_index: int | None = None
     gamma: float = 0.05 / 1800  # of the RBF kernel on pixels in [-1, 1]
     temperature: float = 0.001  # of the smooth hinge that the SVM's influence is computed with
     shown: int = 5  # most helpful images of each model in the figure

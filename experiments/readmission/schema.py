@@ -14,8 +14,8 @@ class Readmission(Experiment):
 
     name: str = "readmission"
     test_index: int | None = None  # position in the test split; null: the first misclassified child
-    training_gradient: str = "objective"  # or "loss": without the L2 term, as the paper's formula
-    shown: int = 20  # most influential patients shown and really left out
+    training_gradient: str = "objective"  # objective, or loss: without the L2 term, as in the paper's formula
+    shown: int = 20  # most influential patients that are shown and really left out
     features: int = 8  # features named for each child
     tolerance: float = 1e-10  # gradient norm of every fit
     stopped_after: int | None = None  # also stop an L-BFGS fit there, as the authors' stopped; null: do not

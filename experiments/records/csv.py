@@ -7,6 +7,7 @@ apostrophe before it, so that opening the list computes nothing.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,9 +24,12 @@ def cell(value: Any) -> str:
         return repr(value)
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
-    if re.fullmatch(r"-\d+(\.\d+)?([eE]-?\d+)?", text):
+    if re.fullmatch(r"-\d+([.,]\d+)*([eE][-+]?\d+)?", text):
         return text  # a negative number computes nothing
-    return f"'{text}" if text.lstrip(" \N{NO-BREAK SPACE}").startswith(FORMULA) else text
+    # Spreadsheets skip blanks and invisible signs of all scripts, and some take the wide ＝ for =.
+    visible = text.lstrip("".join({sign for sign in text if sign.isspace() or not sign.isprintable()}))
+    first = unicodedata.normalize("NFKC", visible[:1])
+    return f"'{text}" if first.startswith(FORMULA) or text.startswith(FORMULA) else text
 
 
 def line(values: Iterable[Any]) -> str:

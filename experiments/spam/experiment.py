@@ -32,8 +32,9 @@ PANELS = 2  # steps flipped in the paper's figure: 10 %
 def run(cfg: DictConfig, context: Context) -> Record:
     """All repeats, in parallel, and the two panels of Fig. 6 for each number of flips."""
     settings, data = cfg.experiment, context.data()
-    check(cfg, data)
-    if not (settings.plant if settings.plant is not None else data.name != "csv"):
+    plant = settings.plant if settings.plant is not None else data.name != "csv"
+    check(cfg, data, plant)
+    if not plant:
         return suspects.ranked(cfg, context)
     work = work_of(cfg, data)
     found = repeats(context, work, settings)
@@ -110,10 +111,10 @@ def run(cfg: DictConfig, context: Context) -> Record:
     )
 
 
-def check(cfg: DictConfig, data: Dataset) -> None:
+def check(cfg: DictConfig, data: Dataset, plant: bool) -> None:
     """Raises for what cannot be ranked: classes, model, settings, or a start under torchrun."""
     settings = cfg.experiment
-    if len(data.classes) != 2:
+    if plant and len(data.classes) != 2:
         raise UserError(
             f"data={data.name} has {len(data.classes)} classes ({', '.join(data.classes[:6])}"
             f"{', ...' if len(data.classes) > 6 else ''}) and label fixing needs two: keep the examples of "

@@ -279,6 +279,7 @@ COMMANDS = {
     "publish": "experiments.publish",
     "across_ranks": "experiments.across_ranks",
     "scaling": "experiments.scaling",
+    "label_errors": "experiments.label_errors.__main__",
     "benchmark.profile": "experiments.benchmark.profile",
 }
 

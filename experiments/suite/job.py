@@ -15,11 +15,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
+from experiments import ranges
 from experiments.errors import UserError
 from experiments.records import atomic
 from experiments.records.record import Record
 from experiments.records.table import paper_and_ours
-from experiments.suite import folders, inputs
+from experiments.suite import folders, inputs, used
 from experiments.suite.cli import in_a_sweep, stamp
 from experiments.suite.context import Context
 from experiments.suite.ending import JobFailed, sentence
@@ -35,6 +36,13 @@ def folder_of(cfg: DictConfig) -> Path:
     return Path(cfg.output) if cfg.output else Path("outputs") / cfg.experiment.name / stamp()
 
 
+def label() -> str:
+    """Number and overrides of this job of a sweep: jobs that run side by side print side by side."""
+    job = HydraConfig.get().job
+    overrides = [o for o in HydraConfig.get().overrides.task if o.split("=")[0].lstrip("+") not in FREE]
+    return f"{job.num} ({' '.join(overrides)})"
+
+
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
     """The resolved settings that decide the numbers."""
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -46,6 +54,8 @@ def execute(cfg: DictConfig) -> Path:
     folder = folder_of(cfg)
     try:
         with ranks.joined(cfg.device, folder) as mine:
+            ranges.check(cfg)
+            used.check(cfg)
             folders.require_run_folder(mine)  # before the lock: nothing of ours goes into a foreign folder
             with atomic.locked(mine):
                 (mine / FAILED).unlink(missing_ok=True)
@@ -63,7 +73,7 @@ def execute(cfg: DictConfig) -> Path:
                 atomic.write_text(folder / FAILED, f"{why}\n")
         if known is None:
             raise
-        ranks.report(known[0], error)
+        ranks.report(f"job {label()}: {known[0]}" if in_a_sweep() else known[0], error)
         raise JobFailed(known[1]) from None
     return folder
 
@@ -105,7 +115,8 @@ def finished(folder: Path) -> dict[str, Any]:
 def say(folder: Path) -> None:
     """Prints the table and the files of the record in ``folder``; it is on disk already."""
     record = Record.load(folder)
-    lines = [paper_and_ours(record)] if record.paper else []
+    lines = [f"job {label()}"] if in_a_sweep() else []
+    lines += [paper_and_ours(record)] if record.paper else []
     lines += [f"record: {folder / 'record.json'}"]
     lines += [f"table: {path}" for path in sorted(folder.glob("*.csv"))]
     lines += [f"figure: {path}" for path in sorted(folder.glob("*.png"))]

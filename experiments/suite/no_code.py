@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import ConfigError
 from experiments.suite.folders import require_sweep_folder
+from experiments.suite.launching import launched
 
 _PLUGINS = ("hydra_plugins.", "hydra._internal.core_plugins.")
 # dotted place -> what its _target_ must begin with
@@ -83,14 +84,15 @@ def install() -> None:
             require_sweep_folder(Path(config.hydra.sweep.dir), list(config.hydra.overrides.task))
         launcher = make_launcher(self, **named)
         context, launch = named["hydra_context"], launcher.launch
+        foreign = not type(launcher).__module__.startswith("hydra._internal")
 
         def checked(job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Any:
             for overrides in job_overrides:  # a launcher's own processes compose without this guard
-                context.config_loader.load_sweep_config(config, list(overrides))
-            return launch(job_overrides, initial_job_idx)
+                if foreign:
+                    context.config_loader.load_sweep_config(config, list(overrides))
+            return launched(launch, job_overrides, initial_job_idx, Path(config.hydra.sweep.dir))
 
-        if not type(launcher).__module__.startswith("hydra._internal"):
-            launcher.launch = checked  # type: ignore[method-assign]
+        launcher.launch = checked
         return launcher
 
     load_configuration.guarded = True  # type: ignore[attr-defined]

@@ -112,7 +112,7 @@ def of_experiment(name: str, given: Sequence[str]) -> str:
     ]
     tier = next((text.partition("=")[2] for text in given if text.startswith("tier=")), "smoke")
     lines += ["", f"Settings and their values at tier={tier} (name=value changes one):"]
-    return "\n".join([*lines, *settings_table(settings), "", SETTINGS])
+    return "\n".join([*lines, *columns(setting_rows(settings)), "", SETTINGS])
 
 
 def composed(given: Sequence[str]) -> Any:
@@ -154,7 +154,7 @@ def costs(name: str) -> list[str]:
     return columns(rows or [("not measured", "")])
 
 
-def settings_table(cfg: Any) -> list[str]:
+def setting_rows(cfg: Any) -> list[tuple[str, str]]:
     """Every setting of the experiment and of what it uses: ``name=value`` and what it means."""
     from omegaconf import OmegaConf
 
@@ -163,9 +163,10 @@ def settings_table(cfg: Any) -> list[str]:
     for key in ("experiment", "data", "model", "solver", "backbone"):
         if cfg.get(key) is not None:
             rows += section(cfg[key], key)
+    plain_keys = [key for key in plain_keys if key not in GROUPS]
     meanings = comments(OmegaConf.get_type(cfg))
     rows += [(f"{key}={written(cfg, key)}", meanings.get(key, "")) for key in plain_keys if key in meanings]
-    return columns(rows)
+    return rows
 
 
 def section(cfg: Any, path: str) -> Iterator[tuple[str, str]]:
@@ -197,12 +198,19 @@ def written(cfg: Any, key: str) -> str:
 
 
 def comments(schema: Any) -> dict[str, str]:
-    """What stands beside each field of a dataclass and of its bases, ``name: type = value  # meaning``."""
+    """The comment of each field of a dataclass and of its bases: on its own lines, or just above it."""
     found: dict[str, str] = {}
-    for cls in reversed(getattr(schema, "__mro__", ())):
-        if cls.__module__.startswith("experiments."):
-            for name, meaning in re.findall(r"(?m)^    (\w+): [^\n#]*(?:#\s*(.*))?$", inspect.getsource(cls)):
-                found[name] = meaning.strip() or found.get(name, "")
+    for cls in reversed(inspect.getmro(schema)):
+        if not cls.__module__.startswith("experiments."):
+            continue
+        lines = inspect.getsource(cls).splitlines()
+        for field in ast.parse("\n".join(lines)).body[0].body:  # type: ignore[attr-defined]
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                first = field.lineno - 1
+                while lines[first - 1].strip().startswith("#"):
+                    first -= 1
+                own = [line.partition("#")[2].strip() for line in lines[first : field.end_lineno]]
+                found[field.target.id] = " ".join(filter(None, own)) or found.get(field.target.id, "")
     return found
 
 

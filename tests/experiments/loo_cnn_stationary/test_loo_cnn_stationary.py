@@ -59,6 +59,8 @@ def test_equal_runs_give_equal_numbers(tmp_path: Path, record: Record):
         ("experiment.fractions=[0.5,0.1,1]", "rising numbers"),
         ("experiment.dampings=[0.1]", "give 0 and no negative"),
         ("experiment.kernel=fast", "kernel must be"),
+        ("experiment.seeds=2", "does not use it"),
+        ("+solver=cg", "give no solver"),
         ("experiment.removed=120", "experiment.removed=120"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 from experiments.errors import ConfigError
 from experiments.suite.commands import COMMANDS, Command, Option, Words, command, flag, names
 from experiments.suite.completion import candidates
-from experiments.suite.teaching import comments, of_experiment, options, overview
+from experiments.suite.teaching import comments, composed, of_experiment, options, overview, setting_rows
 from tests.helpers import ROOT, cli, environment, one_sentence
 
 SMALL = Command(
@@ -125,7 +125,11 @@ def test_a_command_runs_by_its_name_alone() -> None:
 
 def test_the_tab_key_offers_what_fits() -> None:
     assert candidates("ver", []) == ["verify"]
-    assert candidates("experiment=loo", []) == ["experiment=loo_cnn", "experiment=loo_linear"]
+    assert candidates("experiment=loo", []) == [
+        "experiment=loo_cnn",
+        "experiment=loo_cnn_stationary",
+        "experiment=loo_linear",
+    ]
     assert candidates("tier=p", ["verify"]) == ["tier=paper"]
     assert candidates("from=", ["verify"]) == ["from=results", "from=run"]
     assert "experiment.removed=" in candidates("experiment.r", ["experiment=loo_linear"])
@@ -158,3 +162,10 @@ def test_bash_completes_the_last_piece_of_a_word() -> None:
         check=True,
     )
     assert done.stdout.split("\n") == ["verify", "cg", ""], done.stderr
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_setting_of_an_experiment_has_a_meaning(name: str) -> None:
+    rows = dict(setting_rows(composed([f"experiment={name}"])))
+    unexplained = sorted(setting for setting, meaning in rows.items() if not meaning)
+    assert not unexplained, f"{name}: a comment beside the field of its schema is missing: {unexplained}"

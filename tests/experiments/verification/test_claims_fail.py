@@ -48,6 +48,12 @@ SPOILED: list[tuple[str, str, set[str]]] = [
         {"smoke-cnn-pearson", "smoke-cnn-negative-curvature"},
     ),
     ("loo_cnn", "experiment.steps=20 solver.damping=10 experiment.eigenvalues=0", {"smoke-cnn-accuracy"}),
+    (
+        "loo_cnn_stationary",
+        "experiment.tolerance=0.9",  # it stays where Adam leaves it
+        {"smoke-stationary-gradient", "smoke-stationary-theory", "smoke-stationary-minimum"},
+    ),
+    ("loo_cnn_stationary", "model.l2=1", {"smoke-stationary-parting"}),
     ("rbf_vs_inception", "experiment.gamma=1", {"smoke-fig4-svm-distance"}),
     ("rbf_vs_inception", "model.l2=1e6", {"smoke-fig4-network-accuracy"}),
     (

@@ -1,0 +1,295 @@
+"""What one column holds: numbers, dates, categories, text, or nothing that a model can use."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from experiments.data.tables.options import Options
+
+MOSTLY = 0.9  # a column with this share of numbers (dates) is one of them with stray cells
+WORDS = 3.0  # mean words a cell from which a column of many values is text
+_ID_NAME = re.compile(
+    r"(^|[\W_])(id|ids|uuid|guid|index|idx|key|rowid|rownames?|row names|nr|no|num|number)$", re.I
+)
+_UNITS = "%|€|\\$|£|¥|kg|g|mg|km|m|cm|mm|ml|l|h|min|s|years?|yrs?|°|°C|°F|k"
+_AFFIXED = re.compile(
+    rf"\s*[€$£¥]?\s*([-+]?)\s*[€$£¥]?\s*([\d.,'_ \u00a0\u202f]*\d[.]?)([eE][-+]?\d+)?\s*({_UNITS})?\s*"
+)
+DATE_FORMATS = (
+    *("%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%d %b %Y", "%b %d, %Y"),
+    *("%d %B %Y", "%B %d, %Y", "%d-%b-%Y", "%d-%b-%y", "%d/%m/%y", "%m/%d/%y", "%d.%m.%y", "%Y.%m.%d"),
+)
+_TIMES = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
+
+
+@dataclass
+class Column:
+    """One column as read.
+
+    Attributes:
+        kind: number, date, category, text; or why it is no feature: id, constant, copy, leak, ignored.
+        missing: cells that count as missing, stray ones included.
+        values: floats for numbers, datetime64 for dates, objects (None: missing) for categories and texts.
+        note: what the reader should know, in a phrase.
+        encoded: how it enters the model, in a phrase; features: in how many numbers a row.
+    """
+
+    name: str
+    kind: str
+    missing: int = 0
+    values: Any = None
+    note: str = ""
+    encoded: str = ""
+    features: int = 0
+    words: list[str] = field(default_factory=list)  # further notes
+
+    @property
+    def used(self) -> bool:
+        """Whether the column is a feature."""
+        return self.kind in ("number", "date", "category", "text")
+
+    def left_out(self, kind: str, note: str) -> None:
+        """Turns the column into one that is no feature."""
+        self.kind, self.note, self.values = kind, note, None
+
+
+def missing_cells(series: Any, settings: Options) -> np.ndarray:
+    """``(n,)`` True where a cell counts as missing."""
+    found = series.isna().to_numpy(dtype=bool, na_value=True)
+    if series.dtype.kind in "biufcmM":
+        return found
+    stripped = series.astype("str").str.strip().str.lower()
+    return found | stripped.isin(list(settings.missing)).to_numpy(dtype=bool, na_value=True)
+
+
+def kind_of(series: Any, settings: Options, decimal: str | None, where: Callable[[int], str]) -> Column:
+    """Reads a column; ``where(i)`` says where row i stands (``line 12``)."""
+    import pandas as pd
+
+    name, missing = str(series.name), missing_cells(series, settings)
+    forced = next(
+        (kind for kind in ("numbers", "dates", "categories", "text") if name in vars(settings)[kind]), None
+    )
+    if missing.all():
+        return Column(name, "constant", int(missing.sum()), note="every cell is missing")
+    if forced is None and pd.api.types.is_datetime64_any_dtype(series.dtype):
+        return _dates(name, _naive(series), missing)
+    if forced == "text":
+        return Column(name, "text", int(missing.sum()), _objects(series, missing))
+    if forced == "categories" or (forced is None and isinstance(series.dtype, pd.CategoricalDtype)):
+        return Column(name, "category", int(missing.sum()), _objects(series, missing))
+    if forced != "dates":
+        column = _number_column(name, series, missing, settings, decimal, where, forced == "numbers")
+        if column is not None:
+            return column
+    if forced in (None, "dates"):
+        column = _date_column(name, series, missing, settings, where, forced == "dates")
+        if column is not None:
+            return column
+    return _words_column(name, _objects(series, missing), missing)
+
+
+def _objects(series: Any, missing: np.ndarray) -> np.ndarray:
+    """``(n,)`` texts, None where missing."""
+    values = series.astype("str").to_numpy(dtype=object, na_value=None)
+    return np.where(missing, None, values)
+
+
+def _number_column(
+    name: str,
+    series: Any,
+    missing: np.ndarray,
+    settings: Options,
+    decimal: str | None,
+    where: Callable[[int], str],
+    forced: bool,
+) -> Column | None:
+    """The column as numbers, None where too few cells are numbers."""
+    numbers, how = numbers_of(series, missing, decimal)
+    finite = np.isfinite(numbers)
+    stray = ~finite & ~missing
+    share = finite.sum() / max(1, (~missing).sum())
+    if not forced and (share < MOSTLY or not finite.any()):
+        return None
+    if not finite.any():
+        return Column(name, "constant", len(numbers), note="no cell is a number")
+    column = Column(name, "number", int((~finite).sum()), np.where(finite, numbers, np.nan), how)
+    if stray.any():
+        row = int(np.flatnonzero(stray)[0])
+        column.words.append(
+            f"column {name!r}: {int(stray.sum())} cells are no finite number and count as missing, the first "
+            f"is {str(series.iloc[row])[:40]!r} on {where(row)}"
+        )
+    return column
+
+
+def numbers_of(series: Any, missing: np.ndarray, decimal: str | None) -> tuple[np.ndarray, str]:
+    """``(n,)`` floats (NaN: none) and how the cells were written, empty for plain numbers."""
+    import pandas as pd
+
+    if series.dtype.kind in "biufc" or isinstance(series.dtype, pd.BooleanDtype):
+        return series.to_numpy(dtype=np.float64, na_value=np.nan), ""
+    numbers = pd.to_numeric(series.mask(missing), errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    numbers = numbers.copy()  # it may be read-only
+    rest = ~np.isfinite(numbers) & ~missing
+    if not rest.any():
+        return numbers, ""
+    if rest.sum() > 1000 and rest[:: max(1, len(rest) // 1000)].mean() > 0.5:
+        sample = np.flatnonzero(rest)[:200]
+        if np.mean([np.isfinite(_number(str(series.iloc[i]), decimal)[0]) for i in sample]) < 0.5:
+            return numbers, ""
+    found: dict[str, tuple[float, str]] = {}
+    ways: dict[str, int] = {}
+    for place in np.flatnonzero(rest):
+        cell = str(series.iloc[place])
+        if cell not in found:
+            found[cell] = _number(cell, decimal)
+        numbers[place], way = found[cell]
+        if way and np.isfinite(numbers[place]):
+            ways[way] = ways.get(way, 0) + 1
+    return numbers, ", ".join(sorted(ways))
+
+
+def _number(cell: str, decimal: str | None) -> tuple[float, str]:
+    """A cell as a number and how it is written; NaN where it is none."""
+    text = cell.strip()
+    if re.fullmatch(r"[-+]?0[xX][0-9a-fA-F]+", text):
+        return float(int(text, 16)), "hexadecimal"
+    match = _AFFIXED.fullmatch(text)
+    if match is None:
+        return np.nan, ""
+    sign, body, power, unit = match.groups()
+    way = "with units" if unit or re.search(r"[€$£¥]", text) else ""
+    if decimal == ",":
+        if re.fullmatch(r"\d*(,\d+)?|\d{1,3}([. \u00a0\u202f']\d{3})+(,\d+)?", body) is None:
+            return np.nan, ""
+        plain, way = re.sub(r"[. \u00a0\u202f']", "", body).replace(",", "."), way or "decimal commas"
+    elif re.fullmatch(r"\d{1,3}([,'_ \u00a0\u202f]\d{3})+(\.\d*)?", body):
+        plain, way = re.sub(r"[,'_ \u00a0\u202f]", "", body), way or "thousands separators"
+    elif re.fullmatch(r"\d*\.?\d*", body):
+        plain = body
+    elif re.fullmatch(r"\d*,\d+", body) and decimal is None:
+        plain, way = body.replace(",", "."), way or "decimal commas"
+    else:
+        return np.nan, ""
+    try:
+        return float(sign + plain + (power or "")), way
+    except (ValueError, OverflowError):
+        return np.nan, ""
+
+
+def _naive(series: Any) -> np.ndarray:
+    import pandas as pd
+
+    return pd.to_datetime(series, utc=True).dt.tz_localize(None).to_numpy(dtype="datetime64[s]")
+
+
+def _dates(name: str, values: np.ndarray, missing: np.ndarray, note: str = "") -> Column:
+    return Column(name, "date", int((np.isnat(values) | missing).sum()), values, note)
+
+
+def _date_column(
+    name: str,
+    series: Any,
+    missing: np.ndarray,
+    settings: Options,
+    where: Callable[[int], str],
+    forced: bool,
+) -> Column | None:
+    """The column as dates, None where too few cells are dates."""
+
+    texts = series.astype("str").str.strip().mask(missing)
+    present = texts[~missing]
+    sample = present.iloc[:200]
+    if (
+        not forced
+        and sample.str.contains(r"\d.*[-/. :].*\d|\d{1,2}.*[A-Za-z]{3}.*\d", regex=True).mean() < MOSTLY
+    ):
+        return None
+    shares = {form: _parsed(sample, form).notna().mean() for form in _forms(sample, settings)}
+    form = max(shares, key=lambda key: shares[key], default=None)
+    if form is None or shares[form] < (0.01 if forced else MOSTLY):
+        return None
+    dates = _parsed(texts, form)
+    note = "" if form == "ISO8601" else f"as {form}"
+    twin = form.replace("%d", "\0").replace("%m", "%d").replace("\0", "%m")
+    words = []
+    if twin in shares and twin != form:
+        alternative = _parsed(present, twin)
+        if alternative.notna().all() and dates[~missing].notna().all():
+            words.append(
+                f"column {name!r}: day and month cannot be told apart; it is read {note} (day_first= sets it)"
+            )
+        elif alternative.notna().mean() > dates[~missing].notna().mean():
+            dates, note = _parsed(texts, twin), f"as {twin}"
+    column = _dates(name, dates.to_numpy(dtype="datetime64[s]"), missing, note)
+    stray = np.isnat(column.values) & ~missing
+    if not forced and stray.sum() > (1 - MOSTLY) * len(present):
+        return None
+    if stray.any():
+        row = int(np.flatnonzero(stray)[0])
+        words.append(
+            f"column {name!r}: {int(stray.sum())} cells are no date and count as missing, the first is "
+            f"{str(series.iloc[row])[:40]!r} on {where(row)}"
+        )
+    column.words = words
+    return column
+
+
+def _forms(sample: Any, settings: Options) -> list[str]:
+    """The formats worth trying, the preferred order of day and month first."""
+    first = "%d" if settings.day_first == "true" else "%m"
+    forms = ["ISO8601"]
+    for day in DATE_FORMATS:
+        numeric = "%b" not in day and "%B" not in day and not day.startswith("%Y")
+        if numeric and settings.day_first != "auto" and not day.startswith(first):
+            continue
+        forms += [day + time for time in _TIMES]
+    return forms
+
+
+def _parsed(texts: Any, form: str) -> Any:
+    import pandas as pd
+
+    return pd.to_datetime(texts, format=form, errors="coerce", utc=True).dt.tz_localize(None)
+
+
+def _words_column(name: str, values: np.ndarray, missing: np.ndarray) -> Column:
+    """Text where cells have several words and many values, a category otherwise."""
+    present = values[~missing]
+    distinct = len(set(present))
+    words = float(np.mean([len(re.findall(r"\w+", cell)) for cell in present[:2000]]))
+    length = float(np.mean([len(cell) for cell in present[:2000]]))
+    many = distinct > 20 and distinct > 0.2 * len(present)
+    text = (words > WORDS and (many or distinct > 100)) or (
+        words > 1.5 and distinct > 0.5 * len(present) and many
+    )
+    text = text or (many and length > 15 and words > 1 and distinct > 0.5 * len(present))
+    return Column(name, "text" if text else "category", int(missing.sum()), values)
+
+
+def looks_like_id(column: Column, rows: int) -> str:
+    """Why a column only tells the rows apart; empty where it may hold more."""
+    if column.missing or rows < 20:
+        return ""
+    if column.kind == "number":
+        values = column.values
+        whole = bool((values == np.floor(values)).all()) and float(np.abs(values).max()) < 2**53
+        if not whole or len(np.unique(values)) < rows:
+            return ""
+        if bool((np.abs(np.diff(values)) == 1).all()):
+            return "it counts the rows"
+        return "its name and its whole numbers, each once" if _ID_NAME.search(column.name) else ""
+    if column.kind in ("category", "text"):
+        distinct = len(set(column.values))
+        single = float(np.mean([len(cell.split()) == 1 for cell in column.values[:2000]])) > 0.95
+        if distinct >= 0.95 * rows and single:
+            return "nearly every cell is a value of its own"
+        if distinct == rows and _ID_NAME.search(column.name) and column.kind == "category":
+            return "its name, and every cell is a value of its own"
+    return ""

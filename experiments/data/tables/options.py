@@ -1,0 +1,105 @@
+"""How a table is read: the options that every reader of tables takes, and how their values are checked."""
+
+from __future__ import annotations
+
+from dataclasses import Field, dataclass, field
+from typing import Any
+
+from experiments.errors import ConfigError
+
+MISSING = ("", "na", "n/a", "#n/a", "nan", "null", "none", "?", "-", ".", "nat", "<na>")
+SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "space": " "}
+
+
+def option(default: Any, text: str, *choices: str) -> Any:
+    """A dataclass field with its help and, if it has them, its allowed values."""
+    meta = {"help": text, "choices": choices}
+    if isinstance(default, tuple):
+        return field(default_factory=lambda: default, metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Every field changes the result, and is refused where it cannot."""
+
+    label: str | None = option(
+        None, "the column with the labels; found by its name (label, class, target, y ...)"
+    )
+    id: str | None = option(None, "a column that names the rows: it is shown, and it is no feature")
+    group: str | None = option(None, "rows with the same value are held out together (one patient)")
+    weight: str | None = option(None, "a column with a weight for each row, 0 or more")
+    ignore: tuple[str, ...] = option((), "columns that are no features, for instance [comment,date]")
+    text: tuple[str, ...] = option((), "columns to read as free text, whatever their cells")
+    numbers: tuple[str, ...] = option((), "columns to read as numbers; other cells count as missing")
+    categories: tuple[str, ...] = option((), "columns to read as categories, numbers included")
+    dates: tuple[str, ...] = option((), "columns to read as dates")
+    keep: tuple[str, ...] = option((), "columns to keep that would be left out as ids, copies or leaks")
+    task: str = option("auto", "are the labels classes or numbers", "auto", "classes", "numbers")
+    join: bool = option(False, "true: labels that differ by spaces or by upper and lower case are one class")
+    unlabelled: tuple[str, ...] = option((), "label values that mean: this row has no label")
+    missing: tuple[str, ...] = option(MISSING, "cells that count as missing in every other column")
+    encoding: str = option("auto", "of a text file, for instance utf-8, cp1252, shift_jis")
+    separator: str = option("auto", "between cells: comma, semicolon, tab, pipe, space or one character")
+    decimal: str = option("auto", "sign of decimal numbers", "auto", "point", "comma")
+    header: str = option("auto", "does the first line hold the names", "auto", "true", "false")
+    quote: str = option("auto", "none: quotation marks are ordinary characters", "auto", "none")
+    bad_rows: str = option(
+        "refuse",
+        "rows with too many or too few cells; fill: missing cells are empty",
+        "refuse",
+        "skip",
+        "fill",
+    )
+    day_first: str = option("auto", "is 03/04/2024 the third of April", "auto", "true", "false")
+    sheet: str | None = option(None, "the sheet of an Excel file; by default the first")
+    levels: int = option(50, "categories of a column that get a feature each; rarer ones share one")
+    words: int = option(20_000, "words of a text column that get a feature each, the most frequent ones")
+    min_df: int = option(2, "rows that a word must occur in to get a feature")
+
+
+def checked(item: Field[Any], value: Any) -> Any:
+    """``value`` in the type of the field."""
+    kind, name = str(item.type), item.name
+    if name == "header" and isinstance(value, bool):
+        value = str(value).lower()
+    if kind.startswith("tuple"):
+        if isinstance(value, str):
+            value = [part.strip() for part in value.strip().removeprefix("[").removesuffix("]").split(",")]
+            value = [part for part in value if part or name == "missing"]
+        listed = tuple(str(part) for part in value)
+        return (
+            tuple({"": None, **dict.fromkeys(part.lower() for part in listed)})
+            if name == "missing"
+            else listed
+        )
+    if kind == "bool":
+        if value in (True, False):
+            return bool(value)
+        if str(value).lower() not in ("true", "false"):
+            raise ConfigError(f"{name}={value}: give true or false.")
+        return str(value).lower() == "true"
+    if kind.startswith(("int", "float")):
+        if value is None or (value in ("auto", "null") and "None" in kind):
+            return None
+        try:
+            return int(value) if kind == "int" else float(value)
+        except (TypeError, ValueError):
+            what = "a whole number" if kind == "int" else "a number"
+            raise ConfigError(f"{name}={value}: give {what}.") from None
+    if value is None:
+        return None
+    choices = item.metadata["choices"]
+    if choices and value not in choices:
+        raise ConfigError(f"{name}={value}: choose from {', '.join(choices)}.")
+    return str(value)
+
+
+def separator_of(name: str) -> str | None:
+    """The character of ``separator=``, None for auto."""
+    if name == "auto":
+        return None
+    character = SEPARATORS.get(name, name)
+    if len(character) != 1:
+        raise ConfigError(f"separator={name}: give {', '.join(SEPARATORS)} or one character in quotes.")
+    return character

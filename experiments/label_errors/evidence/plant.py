@@ -1,0 +1,37 @@
+"""Label errors planted in a clean table: uniform ones, and ones towards the class that is likely anyway."""
+
+from __future__ import annotations
+
+import numpy as np
+
+KINDS = ("uniform", "likely")
+RATES = (0.05, 0.1, 0.2)
+SEEDS = 5
+
+
+def planted(
+    y: np.ndarray, likely: np.ndarray, kind: str, rate: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels ``(n,)`` with a share ``rate`` of them wrong, and which ones ``(n,)``.
+
+    Args:
+        likely: ``(n, c)`` probabilities of the classes by a model of the clean labels, without each row.
+        kind: ``uniform``: rows and new classes are drawn alike. ``likely``: a row is drawn in proportion to
+            the probability of the other classes, and its new class in proportion to its own.
+    """
+    generator = np.random.default_rng([seed, round(1000 * rate), KINDS.index(kind)])
+    n, classes = likely.shape
+    count = max(1, round(rate * n))
+    rows, found = np.arange(n), y.copy()
+    if kind == "uniform":
+        chosen = generator.choice(n, count, replace=False)
+        found[chosen] = (y[chosen] + generator.integers(1, classes, count)) % classes
+    else:
+        other = likely + 1e-6
+        other[rows, y] = 0.0
+        weight = other.sum(1)
+        chosen = generator.choice(n, count, replace=False, p=weight / weight.sum())
+        found[chosen] = [generator.choice(classes, p=other[i] / weight[i]) for i in chosen]
+    wrong = np.zeros(n, dtype=bool)
+    wrong[chosen] = True
+    return found, wrong

@@ -1,0 +1,165 @@
+"""Weighted logistic regression on a fixed matrix, and ``xᵀ H⁻¹ x`` of every row from one factor.
+
+``(1/n) Σ w_i log(1 + exp(−s_i θ·x_i)) + (λ/2)‖θ‖²``, s_i = ±1. With ``D = diag(w σ(1−σ))`` the Hessian is
+``H = XᵀDX/n + λI``. With fewer features than rows, ``q_i = xᵀ_i H⁻¹ x_i = ‖L⁻¹x_i‖²`` with ``H = LLᵀ``;
+otherwise, with ``K = XXᵀ`` and ``A = nλI + D^½ K D^½ = CCᵀ`` (Woodbury),
+
+    q_i = n (1 − nλ (A⁻¹)_ii) / D_ii,    or (K_ii − ‖C⁻¹ D^½ K e_i‖²)/λ where that cancels.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.linalg import lapack, solve_triangular
+from scipy.special import expit
+
+from influence.errors import NotPositiveDefiniteError
+
+_CANCELS = 1e-6  # leverage below which 1 − nλ(A⁻¹)_ii keeps fewer than ten digits
+_DIRECT = 1500  # features up to which a Newton step factors H
+_ROWS = 2048
+_STEPS = 100
+
+
+class Design:
+    """X ``(n, d)`` dense or CSR with what every fit on it shares."""
+
+    def __init__(self, X: Any) -> None:
+        self.X = X.tocsr() if sp.issparse(X) else np.ascontiguousarray(X, dtype=np.float64)
+        self.n, self.d = self.X.shape
+
+    @cached_property
+    def kernel(self) -> np.ndarray:
+        """``X Xᵀ (n, n)``."""
+        if not sp.issparse(self.X):
+            return self.X @ self.X.T
+        K = np.empty((self.n, self.n))
+        transposed = self.X.T.tocsr()
+        for start in range(0, self.n, _ROWS):
+            (self.X[start : start + _ROWS] @ transposed).toarray(out=K[start : start + _ROWS])
+        return K
+
+    def hessian(self, D: np.ndarray, l2: float) -> np.ndarray:
+        """``XᵀDX/n + λI``, ``(d, d)``."""
+        weighted = self.X.multiply(D[:, None]).tocsr() if sp.issparse(self.X) else self.X * D[:, None]
+        H = self.X.T @ weighted
+        H = np.asarray(H.toarray() if sp.issparse(H) else H) / self.n
+        H.flat[:: self.d + 1] += l2
+        return H
+
+
+def fit(
+    design: Design,
+    signs: np.ndarray,
+    l2: float,
+    weights: np.ndarray | None = None,
+    start: np.ndarray | None = None,
+    tolerance: float = 1e-8,
+) -> tuple[np.ndarray, float]:
+    """θ̂ ``(d,)`` by Newton's method with a line search, and the gradient norm that it reached."""
+    X, n = design.X, design.n
+    w = np.ones(n) if weights is None else weights
+    theta = np.zeros(design.d) if start is None else np.array(start, dtype=np.float64)
+    f = X @ theta
+    norm = np.inf
+    for _ in range(_STEPS):
+        s = expit(-signs * f)
+        gradient = X.T @ (-w * signs * s) / n + l2 * theta
+        norm = float(np.linalg.norm(gradient))
+        if norm <= tolerance:
+            break
+        D = w * s * (1 - s)
+        step = -_solved(design, D, l2, gradient, norm)
+        along, slope, length = X @ step, float(gradient @ step), 1.0
+        value = _value(signs, f, w, theta, l2)
+        while length > 1e-10:
+            candidate = theta + length * step
+            new = _value(signs, f + length * along, w, candidate, l2)
+            if new <= value + 1e-4 * length * slope + 1e-14 * max(1.0, abs(value)):
+                break
+            length *= 0.5
+        theta, f = theta + length * step, f + length * along
+    return theta, norm
+
+
+def _value(signs: np.ndarray, f: np.ndarray, w: np.ndarray, theta: np.ndarray, l2: float) -> float:
+    return float((w * np.logaddexp(0, -signs * f)).mean() + 0.5 * l2 * theta @ theta)
+
+
+def _solved(design: Design, D: np.ndarray, l2: float, gradient: np.ndarray, norm: float) -> np.ndarray:
+    """``H⁻¹ gradient``, exactly for few features, by conjugate gradients for many."""
+    if design.d <= _DIRECT:
+        factor, info = lapack.dpotrf(design.hessian(D, l2), lower=1)
+        if info != 0:
+            raise _singular(l2)
+        return lapack.dpotrs(factor, gradient, lower=1)[0]
+    X, goal = design.X, max(min(0.1, norm**0.5) * norm, 1e-10)
+    x, residual = np.zeros(design.d), gradient.copy()
+    direction, square = residual.copy(), norm * norm
+    for _ in range(1000):
+        curved = X.T @ (D * (X @ direction)) / design.n + l2 * direction
+        length = square / float(direction @ curved)
+        x += length * direction
+        residual -= length * curved
+        new = float(residual @ residual)
+        if new**0.5 <= goal:
+            break
+        direction = residual + (new / square) * direction
+        square = new
+    return x
+
+
+def quadratics(design: Design, theta: np.ndarray, l2: float, weights: np.ndarray | None = None) -> np.ndarray:
+    """``q_i = x_iᵀ H⁻¹ x_i`` at θ: ``(n,)``.
+
+    Raises:
+        NotPositiveDefiniteError: λ is so small that H is singular in float64.
+    """
+    f = np.asarray(design.X @ theta).ravel()
+    D = expit(f) * expit(-f) * (1.0 if weights is None else weights)
+    found = by_features(design, D, l2) if design.d <= design.n else by_rows(design, D, l2)
+    return np.maximum(found, 0.0)
+
+
+def by_features(design: Design, D: np.ndarray, l2: float) -> np.ndarray:
+    """All q_i from the ``(d, d)`` factor; D ``(n,)`` the curvature of each loss, weights included."""
+    factor, info = lapack.dpotrf(design.hessian(D, l2), lower=1, clean=1)
+    if info != 0:
+        raise _singular(l2)
+    out = np.empty(design.n)
+    for start in range(0, design.n, _ROWS):
+        rows = design.X[start : start + _ROWS]
+        dense = rows.toarray() if sp.issparse(rows) else rows
+        half = solve_triangular(factor, dense.T, lower=True, check_finite=False)
+        out[start : start + _ROWS] = np.einsum("ij,ij->j", half, half)
+    return out
+
+
+def by_rows(design: Design, D: np.ndarray, l2: float) -> np.ndarray:
+    """All q_i from the ``(n, n)`` factor."""
+    n, root, shift = design.n, np.sqrt(D), design.n * l2
+    A = design.kernel * root[:, None]
+    A *= root
+    A.flat[:: n + 1] += shift
+    factor, info = lapack.dpotrf(A.T, lower=1, overwrite_a=1, clean=1)  # A = Aᵀ; A.T is Fortran order
+    if info == 0:
+        inverse, info = lapack.dtrtri(factor, lower=1, overwrite_c=1)
+    if info != 0:
+        raise _singular(l2)
+    diagonal = np.einsum("ij,ij->j", inverse, inverse)  # A⁻¹ = C⁻ᵀ C⁻¹
+    own = design.kernel.diagonal()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = n * (1 - shift * diagonal) / D
+    small = np.flatnonzero(D * own < _CANCELS * shift)
+    if len(small):
+        half = inverse @ (root[:, None] * design.kernel[:, small])
+        found[small] = (own[small] - np.einsum("ij,ij->j", half, half)) / l2
+    return found
+
+
+def _singular(l2: float) -> NotPositiveDefiniteError:
+    return NotPositiveDefiniteError(f"the Hessian is singular in float64; raise l2 = {l2}")

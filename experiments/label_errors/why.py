@@ -1,0 +1,208 @@
+"""Why a row is a suspect: the training rows and the features that speak against its label.
+
+A training row j changes the loss of row i's given label by ``−∇ℓ_iᵀ H⁻¹ ∇ℓ_j w_j / n`` (influence of j on i's
+own prediction, eq. 2 of the paper). Positive: j contradicts the label of i; negative: j supports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scipy.linalg import cho_factor, cho_solve
+from scipy.special import expit
+
+from experiments.data.tables.features import Features
+from experiments.label_errors.choose import Model
+from experiments.label_errors.held_out import objective_of
+from experiments.label_errors.logistic import Design
+from influence import Exact, Hessian
+
+COUNT = 5  # training rows, and features, named on each side
+WORK = 6e10  # floating-point operations spent on this in all
+_BLOCK = 64  # suspects whose influences are held at once
+_CG = (200, 1e-4)  # steps and relative residual of a solve where features outnumber rows
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """For k suspects ``rows (k,)``: ``against`` and ``support (k, 5)`` places of training rows, −1: none.
+
+    ``against_size`` and ``support_size`` ``(k, 5)``: the change of the suspect's loss in nats, absolute.
+    """
+
+    rows: np.ndarray
+    against: np.ndarray
+    support: np.ndarray
+    against_size: np.ndarray
+    support_size: np.ndarray
+
+
+def affordable(n: int, columns: int, wanted: int) -> int:
+    """How many suspects can be explained, at least 20."""
+    return int(max(20, min(wanted, WORK / (4.0 * max(1, n) * max(1, columns)))))
+
+
+def reasons(influence: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> Reasons:
+    """The strongest training rows on either side.
+
+    Args:
+        influence: gives ``(n, b)`` changes of the losses of b rows by each training row.
+        rows: ``(k,)`` places of the suspects.
+    """
+    parts = []
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        change = influence(block)
+        change[block, np.arange(len(block))] = 0.0  # a row is no witness of itself
+        parts.append((*_largest(change), *_largest(-change)))
+    if not parts:
+        empty = np.zeros((0, COUNT))
+        return Reasons(rows, empty.astype(int), empty.astype(int), empty, empty)
+    against, a, support, b = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Reasons(rows, against, support, a, b)
+
+
+def _largest(change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``(b, 5)`` places of the largest positive entries of each column and the entries; −1 and 0 beyond."""
+    count = min(COUNT, len(change))
+    top = np.argpartition(-change, count - 1, axis=0)[:count]
+    values = np.take_along_axis(change, top, axis=0)
+    order = np.lexsort((top, -values), axis=0)
+    top, values = np.take_along_axis(top, order, axis=0).T, np.take_along_axis(values, order, axis=0).T
+    if count < COUNT:
+        top = np.pad(top, ((0, 0), (0, COUNT - count)), constant_values=-1)
+        values = np.pad(values, ((0, 0), (0, COUNT - count)))
+    return np.where(values > 0, top, -1), np.maximum(values, 0.0)
+
+
+def of_classes(model: Model, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The influence of every row on the losses of given rows, for a classifier."""
+    fitted, design = model.fitted, model.design
+    w = np.ones(design.n) if model.weights is None else model.weights
+    if fitted.form == "softmax":
+        return _softmax(model, y, w)
+    outputs = np.asarray(design.X @ fitted.W.T)
+    if fitted.form == "logistic":
+        signs = np.where(y == 1, 1.0, -1.0)
+        slope = -signs * expit(-signs * outputs[:, 1])
+        solve = _solver(design, w * expit(outputs[:, 1]) * expit(-outputs[:, 1]), fitted.l2)
+        return lambda rows: -(slope * w)[:, None] * (design.X @ solve(rows)) * slope[rows] / design.n
+    classes = fitted.W.shape[0]
+    solvers = [
+        _solver(design, w * expit(outputs[:, k]) * expit(-outputs[:, k]), fitted.l2, lazy=True)
+        for k in range(classes)
+    ]
+
+    def influence(rows: np.ndarray) -> np.ndarray:
+        total = np.zeros((design.n, len(rows)))
+        for k in range(classes):
+            signs = np.where(y == k, 1.0, -1.0)
+            slope = -signs * expit(-signs * outputs[:, k])  # of the training loss of model k
+            # of −log of the normalised probability of the given class, in output k
+            own = -((y[rows] == k) - fitted.seen[rows, k]) * expit(-outputs[rows, k])
+            total -= (slope * w)[:, None] * (design.X @ solvers[k](rows)) * own / design.n
+        return total
+
+    return influence
+
+
+def _softmax(model: Model, y: np.ndarray, w: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    fitted = model.fitted
+    objective = objective_of(
+        model.design.X, torch.from_numpy(y), "cross_entropy", fitted.l2, model.weights, len(fitted.W)
+    )
+    theta = torch.from_numpy(np.ascontiguousarray(fitted.W)).reshape(-1)
+    state = Exact(form="core").prepare(Hessian(objective, theta))
+
+    def influence(rows: np.ndarray) -> np.ndarray:
+        gradients = objective.example_gradients(theta, torch.from_numpy(rows)).T.contiguous()
+        scores = -objective.directional(theta, state.inverse(gradients)).numpy()
+        return scores * w[:, None] / model.design.n
+
+    return influence
+
+
+def of_numbers(
+    design: Design, residual: np.ndarray, w: np.ndarray, l2: float
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The same for linear regression with residuals ``prediction − target``."""
+    solve = _solver(design, w, l2)
+    return lambda rows: -(residual * w)[:, None] * (design.X @ solve(rows)) * residual[rows] / design.n
+
+
+def _solver(
+    design: Design, D: np.ndarray, l2: float, lazy: bool = False
+) -> Callable[[np.ndarray], np.ndarray]:
+    """``rows -> H⁻¹ X_rowsᵀ (d, b)`` with ``H = XᵀDX/n + λI``."""
+    X = design.X
+    if design.d <= min(design.n, 6000):
+        kept: list[Any] = []
+
+        def exact(rows: np.ndarray) -> np.ndarray:
+            factor = kept[0] if kept else cho_factor(design.hessian(D, l2), lower=True)
+            if not (kept or lazy):
+                kept.append(factor)
+            return cho_solve(factor, _dense(X[rows]).T)
+
+        return exact
+    transposed = X.T.tocsr() if sp.issparse(X) else X.T
+
+    def conjugate(rows: np.ndarray) -> np.ndarray:
+        B = _dense(X[rows]).T.copy()
+        solved, residual = np.zeros_like(B), B.copy()
+        direction, square = residual.copy(), (residual**2).sum(0)
+        goal = _CG[1] ** 2 * square
+        for _ in range(_CG[0]):
+            curved = transposed @ (D[:, None] * (X @ direction)) / design.n + l2 * direction
+            length = square / np.maximum((direction * curved).sum(0), 1e-300)
+            solved += length * direction
+            residual -= length * curved
+            new = (residual**2).sum(0)
+            if bool((new <= goal).all()):
+                break
+            direction = residual + new / np.maximum(square, 1e-300) * direction
+            square = new
+        return solved
+
+    return conjugate
+
+
+def _dense(X: Any) -> np.ndarray:
+    return X.toarray() if sp.issparse(X) else np.asarray(X)
+
+
+def pulls(
+    features: Features, W: np.ndarray, given: np.ndarray, proposed: np.ndarray, rows: np.ndarray
+) -> list[list[tuple[int, str, float]]]:
+    """What pulls each suspect from its given to its proposed class: (column, feature or "", log-odds).
+
+    The linear part of the model: ``(W_proposed − W_given)_f (x_f − mean of x_f)``, summed over the
+    features of a column, and word by word for text. Largest first, positive ones only.
+
+    Args:
+        W: ``(c, ≥ d)``; for regression ``(1, d)`` times the sign of the pull.
+        given, proposed: ``(k,)`` classes of the suspects.
+    """
+    d = len(features.names) - 1
+    mean = np.asarray(features.X[:, :d].mean(0)).ravel()
+    owner, words = features.owner[:d], np.array([c.kind == "text" for c in features.columns])
+    is_word = words[owner]
+    found = []
+    for start in range(0, len(rows), 512):
+        block = slice(start, start + 512)
+        difference = W[proposed[block], :d] - W[given[block], :d]
+        value = difference * (_dense(features.X[rows[block], :d]) - mean)
+        for one in value:
+            sums = np.bincount(owner[~is_word], weights=one[~is_word], minlength=len(words))
+            items = [(int(c), "", float(sums[c])) for c in np.argsort(-sums)[:COUNT] if sums[c] > 1e-9]
+            if is_word.any():
+                own = np.flatnonzero(is_word)
+                best = own[np.argsort(-one[own])[:COUNT]]
+                items += [(int(owner[f]), features.names[f], float(one[f])) for f in best if one[f] > 1e-3]
+            found.append(sorted(items, key=lambda item: -item[2])[:COUNT])
+    return found

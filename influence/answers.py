@@ -1,0 +1,125 @@
+"""What the front door answers: numbers with the words that a reader needs beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from influence.errors import DataError
+from influence.solvers import Solution
+
+
+@dataclass(frozen=True)
+class Top:
+    """Training points in order, the first one first.
+
+    Attributes:
+        indices: ``(k,)``.
+        values: ``(k,)``, nats.
+    """
+
+    indices: list[int]
+    values: list[float]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __str__(self) -> str:
+        pairs = zip(self.indices, self.values, strict=True)
+        return ", ".join(f"{index} ({value:+.3g})" for index, value in pairs) or "none"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which training points a prediction rests on.
+
+    Attributes:
+        changes: ``(n, t)`` predicted change of each of the t test losses when a training point is removed, in
+            nats; positive = the point was helpful. None if n·t is too large to keep.
+        helpful: for each test point, the points whose removal raises the loss most.
+        harmful: for each test point, the points whose removal lowers it most.
+        solution: the solve behind it, with status and residual.
+        correction: ``"first_order"`` or ``"leverage"``.
+    """
+
+    changes: Tensor | None
+    helpful: list[Top]
+    harmful: list[Top]
+    solution: Solution
+    correction: str
+
+    def __str__(self) -> str:
+        lines = []
+        for j, (good, bad) in enumerate(zip(self.helpful, self.harmful, strict=True)):
+            lines += [f"test point {j}", f"  helpful: {good}", f"  harmful: {bad}"]
+        residual = float(self.solution.residual.max())
+        lines.append(f"solve: {self.solution.status.value}, residual {residual:.2g}; {self.correction}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """How hard every training point pulls the model towards its own label.
+
+    Attributes:
+        self_influence: ``(n,)`` ``w_i ∇ℓ_iᵀ H⁻¹ ∇ℓ_i``, the score of section 5.4 of the paper.
+        left_out_loss: ``(n,)`` the loss of each point's own label once the point is left out, in nats. A
+            wrong label has a large one. It ranks wrong labels better than self-influence on most tables,
+            because self-influence also grows with rare features.
+        loss: ``(n,)`` training losses.
+    """
+
+    self_influence: Tensor
+    left_out_loss: Tensor
+    loss: Tensor
+
+    def top(self, k: int, by: str = "left_out_loss") -> Top:
+        """The k most suspicious training points, by one of the three scores.
+
+        Raises:
+            DataError: an unknown score, or k < 1.
+        """
+        scores = {
+            "left_out_loss": self.left_out_loss,
+            "self_influence": self.self_influence,
+            "loss": self.loss,
+        }
+        if by not in scores:
+            raise DataError(f"by must be one of {', '.join(scores)}, got {by!r}")
+        if k < 1:
+            raise DataError(f"k must be at least 1, got {k}")
+        return highest(scores[by], k)
+
+
+@dataclass(frozen=True)
+class GroupEffect:
+    """What removing a group of training points together does to test losses.
+
+    Attributes:
+        change: ``(t,)`` predicted change by Newton steps without the group; positive = the group was helpful.
+        summed: ``(t,)`` the sum of the points' single effects, which misjudges the size of large groups.
+        method: which steps were taken, and how many.
+    """
+
+    change: Tensor
+    summed: Tensor
+    method: str
+
+
+def highest(values: Tensor, k: int, indices: Tensor | None = None) -> Top:
+    """The k largest values in order, ties by index."""
+    order = torch.argsort(-values, stable=True)[:k]
+    own = order if indices is None else indices[order]
+    return Top([int(i) for i in own], [float(v) for v in values[order]])
+
+
+def merged(tops: Sequence[Top], k: int) -> Top:
+    """The k largest of several parts."""
+    pairs = sorted(
+        (pair for top in tops for pair in zip(top.indices, top.values, strict=True)),
+        key=lambda pair: (-pair[1], pair[0]),
+    )[:k]
+    return Top([index for index, _ in pairs], [value for _, value in pairs])

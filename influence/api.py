@@ -1,0 +1,285 @@
+"""The front door: from a trained model and its training data to answers, every choice explained.
+
+    influence = Influence(model, "cross_entropy", train, l2=0.01)
+    print(influence.influence_on(test))             # the training points that helped, and those that harmed
+    print(influence.suspects().top(20))             # training points whose label looks wrong
+    print(influence.check(test))                    # leaves the top ones out for real, and compares
+    print(influence.explain())                      # what was chosen, and why
+
+Each method calls :mod:`influence.scores`, :mod:`influence.groups` or :mod:`influence.evaluation` on the
+attributes ``objective``, ``theta`` and ``plan``, so nothing below is out of reach.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from influence.answers import Explanation, GroupEffect, Suspects, Top, highest, merged
+from influence.checks import checked_number
+from influence.choices import Plan, make_plan, prepared
+from influence.curvature.operators import Damped, GaussNewton, Operator
+from influence.errors import DataError, NotConvergedWarning, NotPositiveDefiniteError
+from influence.evaluation.retraining import Check, check_by_retraining
+from influence.groups import group_change
+from influence.objectives._base import TrainingObjective
+from influence.objectives.sequential import network_objective
+from influence.scores import removal_change, self_influence, test_gradients, warn_unless_stationary
+from influence.solvers import Exact, Solver
+from influence.training import fit
+
+_NUMBERS = 2**22  # scores (training points × test points) computed at a time
+_KEEP = 2 * 10**7  # scores kept whole; beyond that only the most helpful and harmful points are kept
+
+
+class Influence:
+    """Influence of training points on a trained model's predictions.
+
+    Args:
+        model: the trained ``torch.nn.Module``, or an objective, which then brings loss, data and λ.
+        loss: its name, a :class:`~influence.losses.Loss`, an ``nn`` loss module or a function.
+        data: the training data: ``(inputs, targets)``, a Dataset or a DataLoader in a fixed order.
+        l2: λ of ``(λ/2)‖θ‖²`` beside the *mean* loss, as the model was trained (weight decay).
+        theta: ``(p,)`` parameters at which influence is taken; the model's own by default.
+        curvature: ``"hessian"``, ``"gauss_newton"`` or ``"auto"``.
+        damping: δ ≥ 0 of ``H + δI``, or ``"auto"``: as much as the operator needs to be positive definite.
+        solver: ``"exact"``, ``"cg"``, a :class:`~influence.solvers.Solver`, or ``"auto"``.
+        **settings: of the objective: ``l2_parameters``, ``batch_size``, ``dtype``, ``weights``.
+
+    Raises:
+        DataError: data, targets or settings that no objective can be built on.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(3, 2).double()
+    >>> x, y = torch.randn(40, 3, dtype=torch.float64), torch.randint(2, (40,))
+    >>> influence = Influence(model, "cross_entropy", (x, y), l2=0.1).fitted()
+    >>> found = influence.influence_on((x[:1], y[:1]), k=3)
+    >>> len(found.helpful[0]), found.solution.status.value
+    (3, 'converged')
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | TrainingObjective,
+        loss: Any = None,
+        data: Any = None,
+        l2: float = 0.0,
+        *,
+        theta: Any = None,
+        curvature: str = "auto",
+        damping: float | str = "auto",
+        solver: str | Solver = "auto",
+        **settings: Any,
+    ) -> None:
+        self.objective = _objective(model, loss, data, l2, settings)
+        self.theta = self.objective.initial() if theta is None else theta
+        self._asked = (curvature, damping, solver)
+        self._set()
+
+    def _set(self) -> None:
+        self.gradient_norm = float(self.objective.gradient(self.theta).norm())
+        self.plan: Plan = make_plan(self.objective, self.theta, *self._asked)
+        self._state: Any = None
+
+    def fitted(self, tolerance: float | None = None, method: str = "newton") -> Influence:
+        """Moves θ to a minimum of the objective, from where it is, and returns this object.
+
+        Only for a model that was not trained to convergence: influence is exact at a minimum.
+
+        Raises:
+            ConvergenceError: the gradient norm stayed above ``tolerance``.
+        """
+        self.theta = fit(self.objective, self.theta, method, tolerance).theta
+        self._set()
+        return self
+
+    @property
+    def state(self) -> Any:
+        """The solver's state for the operator: a factor or a preconditioner, made once."""
+        if self._state is None:
+            self._state = prepared(self.plan)
+        return self._state
+
+    # -- questions -----------------------------------------------------------------------------------------
+
+    def influence_on(
+        self, test: Any, k: int = 5, *, correction: str = "auto", removal: str = "objective"
+    ) -> Explanation:
+        """Predicted change of each test loss when each training point is removed.
+
+        Args:
+            test: ``(inputs, targets)`` or anything that the constructor takes as data; t test points.
+            k: how many of the most helpful and harmful training points to name.
+            correction: ``"first_order"``, ``"leverage"`` (one Newton step without each point) or ``"auto"``:
+                leverage if a factor is there anyway.
+            removal: the retraining that is predicted (:mod:`influence.removal`).
+
+        Raises:
+            DataError: test data of another kind, or k < 1.
+            SolverError: the solve failed; the message says what to change.
+        """
+        checked_number("k", k, least=1, whole=True)
+        objective, tests = self.objective, self.tests(test)
+        correction = self._correction(correction)
+        gradients = test_gradients(tests, self.theta, torch.arange(tests.n))
+        solution = self.plan.solver.apply(self.state, gradients)
+        t = gradients.shape[1]
+        keep = objective.n * t <= _KEEP
+        step = objective.n if correction == "leverage" and keep else max(1, _NUMBERS // t)
+        parts: list[Tensor] = []
+        helpful: list[list[Top]] = [[] for _ in range(t)]
+        harmful: list[list[Top]] = [[] for _ in range(t)]
+        for start in range(0, objective.n, step):
+            rows = torch.arange(start, min(start + step, objective.n), device=objective.device)
+            changes = self._changes(solution.value, rows, correction, removal)
+            parts += [changes] if keep else []
+            for j in range(t):
+                helpful[j].append(highest(changes[:, j], k, rows))
+                harmful[j].append(highest(-changes[:, j], k, rows))
+        return Explanation(
+            torch.cat(parts) if keep else None,
+            [_signed(merged(tops, k), 1.0) for tops in helpful],
+            [_signed(merged(tops, k), -1.0) for tops in harmful],
+            solution,
+            correction,
+        )
+
+    def suspects(self) -> Suspects:
+        """How well every training point's own label is supported by the others.
+
+        Raises:
+            SolverError: a solve failed.
+        """
+        objective, theta = self.objective, self.theta
+        operator, solver = self.plan.operator, self.plan.solver
+        own = self.state if isinstance(solver, Exact) else None
+        scores = self_influence(objective, theta, operator, solver, state=own)
+        losses = objective.example_losses(theta)
+        corrected = self_influence(objective, theta, operator, solver, correction="leverage")
+        return Suspects(scores, losses + corrected / objective.n, losses)
+
+    def of_group(self, group: Any, test: Any, *, removal: str = "objective") -> GroupEffect:
+        """Predicted change of the test losses when the training points ``group`` are removed together.
+
+        Args:
+            group: indices, or a mask ``(n,)``.
+
+        Raises:
+            DataError: an empty group, or one that holds every point.
+        """
+        tests = self.tests(test)
+        operator = self.plan.operator
+
+        def change(method: str, operator: Operator, steps: int = 1) -> Tensor:
+            return group_change(
+                self.objective, self.theta, group, tests, method=method, removal=removal, operator=operator,
+                steps=steps,
+            )  # fmt: skip
+
+        summed = change("sum", operator)
+        try:
+            steps = 2 if self.objective.linear_outputs else 1
+            return GroupEffect(change("newton", operator, steps), summed, f"Newton steps: {steps}")
+        except NotPositiveDefiniteError:  # a network without the group: its own Hessian may be indefinite
+            convex: Operator = GaussNewton(self.objective, self.theta)
+            convex = Damped(convex, self.plan.damping) if self.plan.damping else convex
+            return GroupEffect(change("newton", convex), summed, "Gauss-Newton steps: 1")
+
+    def check(
+        self,
+        test: Any,
+        k: int = 20,
+        *,
+        index: int = 0,
+        seed: int = 0,
+        correction: str = "auto",
+        tolerance: float | None = None,
+    ) -> Check:
+        """Leaves the k most influential training points out for real, one at a time, and k random ones.
+
+        Every refit starts at θ and ends with its gradient norm. If θ is not stationary, the changes are
+        counted from the minimum that θ leads to, because retraining goes there whatever is removed.
+
+        Args:
+            test: as for :meth:`influence_on`; ``index`` names the test point.
+            seed: draws the random points.
+            tolerance: gradient norm of the refits; 1e-8 in float64 and 1e-5 in float32 by default.
+
+        Raises:
+            DataError: k below 3, or 2k above n.
+        """
+        tests = self.tests(test)
+        gradient = test_gradients(tests, self.theta, [index])
+        s_test = self.plan.solver.apply(self.state, gradient).value
+        every = torch.arange(self.objective.n, device=self.objective.device)
+        predicted = self._changes(s_test, every, self._correction(correction), "objective")[:, 0]
+        wanted = tolerance or (1e-8 if self.objective.dtype == torch.float64 else 1e-5)
+        base = self.theta if self.gradient_norm <= wanted else self._minimum(wanted)
+        return check_by_retraining(
+            self.objective, base, tests, index, predicted, k, k, seed=seed, tolerance=wanted
+        )
+
+    def explain(self) -> str:
+        """What was chosen and why, in a few lines."""
+        objective, plan = self.objective, self.plan
+        lines = [
+            f"objective: {objective.n:,} training points, {objective.p:,} parameters, loss "
+            f"{objective.loss.name}, l2 {objective.l2:g}",
+            f"gradient norm at theta: {self.gradient_norm:.3g}",
+            *plan.reasons,
+        ]
+        return "\n".join(lines)
+
+    # -- parts ---------------------------------------------------------------------------------------------
+
+    def tests(self, test: Any) -> TrainingObjective:
+        """The test points as an objective of the same model and loss."""
+        if isinstance(test, TrainingObjective):
+            if test.p != self.objective.p:
+                raise DataError(f"the test objective has {test.p} parameters, the model {self.objective.p}")
+            return test
+        if isinstance(test, tuple) and len(test) == 2:
+            return self.objective.on(test[0], test[1])
+        return self.objective.on(test, None)
+
+    def _correction(self, asked: str) -> str:
+        return ("leverage" if self.plan.factored else "first_order") if asked == "auto" else asked
+
+    def _changes(self, s_tests: Tensor, rows: Tensor, correction: str, removal: str) -> Tensor:
+        with warnings.catch_warnings():  # explain() names the gradient norm
+            warnings.simplefilter("ignore", NotConvergedWarning)
+            return removal_change(
+                self.objective, self.theta, s_tests, rows, removal=removal, correction=correction,
+                operator=self.plan.operator, solver=self.plan.solver,
+            )  # fmt: skip
+
+    def _minimum(self, tolerance: float) -> Tensor:
+        return fit(self.objective, self.theta, tolerance=tolerance).theta
+
+    def warn_unless_stationary(self) -> float:
+        """‖∇R(θ)‖; warns if θ is so far from a minimum that retraining moves it for other reasons too."""
+        return warn_unless_stationary(self.objective, self.theta)
+
+
+def _signed(top: Top, sign: float) -> Top:
+    """Only the points on that side: a point that is not harmful is not listed as harmful."""
+    pairs = [(i, sign * v) for i, v in zip(top.indices, top.values, strict=True) if v > 0]
+    return Top([i for i, _ in pairs], [v for _, v in pairs])
+
+
+def _objective(
+    model: nn.Module | TrainingObjective, loss: Any, data: Any, l2: float, settings: dict[str, Any]
+) -> TrainingObjective:
+    if isinstance(model, TrainingObjective):
+        if loss is not None or data is not None or l2 or settings:
+            raise DataError("the objective brings its own loss, data, l2 and settings; pass it alone")
+        return model
+    if not isinstance(model, nn.Module):
+        raise DataError(f"model must be a torch.nn.Module or an objective, got {type(model).__name__}")
+    if loss is None or data is None:
+        raise DataError("pass a loss and the training data beside the model")
+    inputs, targets = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
+    return network_objective(model, loss, inputs, targets, l2, **settings)
