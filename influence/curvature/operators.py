@@ -153,7 +153,7 @@ class Hessian(ExampleOperator):
         return self.objective.hessian_at(self.theta, self.idx)
 
     def _convex(self) -> bool:
-        return self.objective.linear_outputs
+        return self.objective.linear_outputs and self.objective.loss.convex
 
     def split(self) -> Split | None:
         return self.objective.split_at(self.theta, self.idx)
@@ -174,7 +174,7 @@ class GaussNewton(Hessian):
         return self.objective.gauss_newton_at(self.theta, self.idx)
 
     def _convex(self) -> bool:
-        return True
+        return self.objective.loss.convex
 
 
 class Damped(Operator):

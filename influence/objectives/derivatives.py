@@ -142,9 +142,6 @@ class Probe(Loss):
     def output_hessian_product(self, outputs: Tensor, targets: Tensor, tangents: Tensor) -> Tensor:
         return tangents
 
-    def _check_range(self, targets: Tensor, n_outputs: int) -> None:
-        pass
-
 
 class Check:
     """Chooses :class:`Derivatives` for a network and examples of its data.

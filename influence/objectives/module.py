@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import torch
@@ -24,8 +24,8 @@ from influence.errors import DataError, DeviceError
 from influence.losses import Loss, get_loss
 from influence.objectives._base import Product, TrainingObjective
 from influence.objectives.derivatives import Check, Derivatives
-from influence.objectives.inputs import Inputs, count, floating_leaf, leaves, take
-from influence.objectives.network import Network, same_device
+from influence.objectives.inputs import Inputs, as_data, as_tensor, count, floating_leaf, leaves, take
+from influence.objectives.network import Network, Output, plain_module, same_device
 from influence.objectives.passes import Batch, Passes, Way
 
 ParameterRule = Callable[[str, nn.Parameter], bool]
@@ -36,15 +36,21 @@ class Objective(TrainingObjective):
 
     Args:
         model: any module mapping ``(m, ...)`` inputs to ``(m, c)`` outputs (``(m,)`` is read as ``(m, 1)``),
-            each row depending on its own input only. It is copied; parameters with ``requires_grad=False``
-            stay fixed and are not part of θ, nor is the padding row of an embedding.
-        loss: a :class:`~influence.losses.Loss` or its name.
-        inputs: ``(n, ...)`` finite; a tuple, list or mapping of such tensors for a model that takes several.
-        targets: ``(n,)`` labels as the loss wants them.
+            or to ``(m, ...)`` for losses of such outputs, each row depending on its own input only. It is
+            copied; parameters with ``requires_grad=False`` stay fixed and are not part of θ, nor is the
+            padding row of an embedding.
+        loss: its name, a :class:`~influence.losses.Loss`, a torch loss module, or a function of outputs and
+            targets (:func:`~influence.losses.get_loss`).
+        inputs: ``(n, ...)`` finite: a tensor, array, table, list or sparse matrix; a tuple or mapping of them
+            for a model that takes several; or a Dataset or DataLoader in a fixed order, with
+            ``targets=None``.
+        targets: ``(n,)`` labels as the loss wants them, or ``(n, ...)``.
         l2: λ ≥ 0.
         l2_parameters: ``"all"``, ``"weights"`` (all but biases) or a rule ``(name, parameter) -> bool``.
         weights: ``(n,)`` weights of the examples; 1 each by default.
         batch_size: examples held at a time, counted times columns where columns run together.
+        output: which of the model's outputs the loss takes: a position, a key or attribute, or a function;
+            needed only for models with several (``logits`` is found by itself).
         dtype: floating type to compute in; default that of ``inputs``, or of the model for integer inputs.
 
     Raises:
@@ -60,7 +66,7 @@ class Objective(TrainingObjective):
     def __init__(
         self,
         model: nn.Module,
-        loss: Loss | str,
+        loss: Loss | str | nn.Module | Callable[..., Any],
         inputs: Inputs,
         targets: Tensor,
         l2: float,
@@ -69,15 +75,21 @@ class Objective(TrainingObjective):
         weights: Tensor | None = None,
         batch_size: int = 1024,
         dtype: torch.dtype | None = None,
+        output: Output = None,
     ) -> None:
+        inputs, targets = as_data(inputs, targets)
+        model = plain_module(model)
         dtype = dtype or _dtype_of(model, inputs)
-        if not dtype.is_floating_point:
-            raise DataError(f"dtype must be a floating type, got {dtype}; use torch.float64")
+        if dtype not in (torch.float32, torch.float64):
+            raise DataError(
+                f"dtype must be a floating type, torch.float32 or torch.float64, got {dtype}; use "
+                "torch.float64"
+            )
         if not (l2 >= 0 and math.isfinite(l2)):
             raise DataError(f"l2 must be finite and >= 0, got {l2}")
         if int(batch_size) < 1:
             raise DataError(f"batch_size must be at least 1, got {batch_size}")
-        self.network = Network(model, dtype)
+        self.network = Network(model, dtype, output)
         self.loss = get_loss(loss)
         self.l2 = float(l2)
         self.batch_size = int(batch_size)
@@ -89,10 +101,13 @@ class Objective(TrainingObjective):
         self.weights = None if weights is None else self._checked_weights(weights)
         self._check_determinism()
         self._choose_derivatives()
+        if any(w.dtype in (torch.float16, torch.bfloat16) for w in model.parameters()):
+            self.derivatives.notes.append(f"The model is in half precision and is computed in {dtype}")
 
     # -- data ---------------------------------------------------------------------------------------------
 
     def _set_data(self, inputs: Inputs, targets: Tensor) -> None:
+        inputs, targets = as_data(inputs, targets, self.device)
         for tensor in leaves(inputs):
             same_device("the inputs", tensor.device, "the model", self.device)
         same_device("the targets", targets.device, "the model", self.device)
@@ -100,18 +115,21 @@ class Objective(TrainingObjective):
         if n != len(targets) or n == 0:
             raise DataError(f"got {n} inputs and {len(targets)} targets; pass one target per input")
         self.inputs = self.network.on_examples(inputs)
-        self._targets = targets
+        self._targets = self.loss.prepare_targets(targets, self.dtype)
         self.n = n
         for tensor in leaves(self.inputs):
             if tensor.is_floating_point():
                 for rows in tensor.split(self.batch_size):
                     if not bool(torch.isfinite(rows).all()):
                         raise DataError("the inputs hold NaN or infinite values; clean or impute them first")
-        self.n_outputs = self._outputs_of(self.initial(), take(self.inputs, slice(0, 2))).shape[1]
+        few = slice(0, 4)
+        outputs = self._outputs_of(self.initial(), take(self.inputs, few))
+        self.n_outputs = outputs.shape[1]
+        self.loss = self.loss.for_outputs(self.network.output_shape, outputs, self.targets[few])
         self.loss._check_range(self.targets, self.n_outputs)
 
     def _checked_weights(self, weights: Tensor) -> Tensor:
-        weights = torch.as_tensor(weights)
+        weights = as_tensor(weights, "the weights")
         if weights.shape != (self.n,) or not bool(torch.isfinite(weights).all()):
             raise DataError(
                 f"weights must be finite, one for each of the {self.n} examples; got shape "
@@ -215,7 +233,25 @@ class Objective(TrainingObjective):
         """The weights of the examples ``idx``, or None if each is 1."""
         return None if self.weights is None else self.example_weights(idx)
 
-    def _vector(self, theta: Tensor) -> Tensor:
+    def vector(self, theta: Any) -> Tensor:
+        """θ ``(p,)`` from a vector, a module of the same architecture or its state dict.
+
+        Raises:
+            DataError: another number of parameters, or another architecture.
+        """
+        if isinstance(theta, nn.Module):
+            theta = dict(plain_module(theta).named_parameters(remove_duplicate=False))
+        if isinstance(theta, Mapping):
+            theta = self.network.flatten(theta).to(self.device, self.dtype)
+        return self._vector(theta)
+
+    def _vector(self, theta: Any) -> Tensor:
+        if isinstance(theta, nn.Module | Mapping):
+            return self.vector(theta)
+        if not isinstance(theta, Tensor):
+            raise DataError(
+                f"theta must be a vector ({self.p},), a module or a state dict, got {type(theta).__name__}"
+            )
         if theta.shape != (self.p,):
             raise DataError(f"theta has shape {tuple(theta.shape)}; this objective has {self.p} parameters")
         return self._same_kind(theta, "theta")
@@ -373,9 +409,10 @@ class Objective(TrainingObjective):
 
 
 def _dtype_of(model: nn.Module, inputs: Inputs) -> torch.dtype:
-    """The floating type of the inputs, or else of the model."""
+    """The floating type of the inputs, or else of the model; float32 for half precision."""
     floating = [t for t in (*leaves(inputs), *model.parameters()) if t.is_floating_point()]
-    return floating[0].dtype if floating else torch.get_default_dtype()
+    dtype = floating[0].dtype if floating else torch.get_default_dtype()
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def _l2_mask(network: Network, rule: str | ParameterRule) -> Tensor:

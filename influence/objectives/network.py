@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -18,6 +19,7 @@ from influence.errors import DataError, DeviceError
 from influence.objectives.inputs import Inputs, convert, count, shape_of
 from influence.objectives.substitutes import PlainEmbeddingBag, substitute
 
+Output = None | int | str | Callable[[Any], Tensor]
 _FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag, PlainEmbeddingBag)
 
@@ -48,13 +50,18 @@ class Network:
     Args:
         model: copied. Parameters with ``requires_grad=False`` keep their values.
         dtype: floating type to compute in.
+        output: which of the model's outputs, see :func:`selected`.
 
     Raises:
         DataError: no trainable parameter, a module that cannot be copied, or one that changes itself.
         DeviceError: the module's tensors are on several devices.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    output_shape: tuple[int, ...] = ()
+    """Of the outputs for one example, at the last pass."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, output: Output = None) -> None:
+        self.output = output
         self._given = _copied(model).to(dtype)
         self.model = copy.deepcopy(self._given)
         if not substitute(self.model):
@@ -65,6 +72,9 @@ class Network:
         if not trainable:
             raise DataError("the model has no parameter with requires_grad=True, so nothing can be trained")
         self.device = trainable[0][1].device
+        for name, w in self.model.named_parameters():
+            if w.device.type != "meta" and not bool(torch.isfinite(w).all()):
+                raise DataError(f"the model's {name} holds NaN or infinite values; load a good checkpoint")
         for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
             same_device(f"the model's {name}", tensor.device, "its first parameter", self.device)
         fixed = _padding_rows(self.model)
@@ -165,11 +175,13 @@ class Network:
         return Bound(self, self._twin, [own[piece.name] for piece in self.pieces])
 
     def _rows_of(self, outputs: Any, x: Inputs) -> Tensor:
-        m = count(x)
-        if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2) or len(outputs) != m:
+        """The chosen outputs flattened to ``(m, c)``; ``output_shape`` keeps their shape for one example."""
+        outputs, m = selected(outputs, self.output), count(x)
+        if not isinstance(outputs, Tensor) or outputs.ndim < 1 or len(outputs) != m:
             got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise DataError(f"the model maps inputs {shape_of(x)} to {got}; it must return (n, c)")
-        return outputs[:, None] if outputs.ndim == 1 else outputs
+        self.output_shape = tuple(outputs.shape[1:])
+        return outputs if outputs.ndim == 2 else outputs.reshape(m, -1)
 
     @contextlib.contextmanager
     def settings(self, plain_kernels: bool) -> Iterator[None]:
@@ -220,6 +232,37 @@ class Bound:
         return torch.cat(parts)
 
 
+def selected(outputs: Any, output: Output) -> Any:
+    """The tensor among a model's outputs: by position, key, attribute or function.
+
+    By default a tensor stands for itself, a tuple of one for its part, and an output with ``logits`` for
+    those.
+
+    Raises:
+        DataError: several outputs, and none chosen; or no such output.
+    """
+    if callable(output):
+        return output(outputs)
+    if output is None:
+        if isinstance(outputs, Tensor):
+            return outputs
+        if isinstance(outputs, Mapping) and "logits" in outputs:
+            return outputs["logits"]
+        if isinstance(outputs, tuple | list) and len(outputs) == 1:
+            return outputs[0]
+        parts = list(outputs) if isinstance(outputs, Mapping) else f"{type(outputs).__name__}"
+        raise DataError(
+            f"the model returns several outputs ({parts}); say which one the loss takes, for example "
+            'output=0, output="logits" or a function of them'
+        )
+    try:
+        if isinstance(output, int) or isinstance(outputs, Mapping):
+            return outputs[output]
+        return operator.attrgetter(output)(outputs)
+    except (KeyError, IndexError, AttributeError, TypeError):
+        raise DataError(f"the model returns no output {output!r} ({type(outputs).__name__})") from None
+
+
 def arguments(model: nn.Module, x: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """How ``model`` takes ``x``: a tuple as several arguments, or a mapping by name, if it takes so many."""
     if isinstance(x, Tensor):
@@ -255,6 +298,25 @@ def _without_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+def plain_module(model: nn.Module) -> nn.Module:
+    """The module inside a compiled or data-parallel one.
+
+    Raises:
+        DataError: a scripted or traced module, whose Python code is not there to be differentiated.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise DataError(
+            f"{type(model).__name__} is a scripted module; pass the nn.Module that it was made from"
+        )
+    if type(model).__name__ == "OptimizedModule":  # torch.compile's; its import would cost a second
+        return plain_module(model.get_submodule("_orig_mod"))
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return plain_module(model.module)
+    if not isinstance(model, nn.Module):
+        raise DataError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
+    return model
 
 
 def _copied(model: nn.Module) -> nn.Module:
