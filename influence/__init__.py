@@ -14,7 +14,17 @@ from influence.errors import (
     SolverError,
 )
 from influence.groups import InfluentialSet, group_change, most_influential_set
-from influence.losses import Loss, get_loss
+from influence.losses import (
+    BinaryCrossEntropy,
+    CallableLoss,
+    CrossEntropy,
+    Huber,
+    Loss,
+    Poisson,
+    SquaredError,
+    TokenCrossEntropy,
+    get_loss,
+)
 from influence.objectives.linear import LinearObjective
 from influence.objectives.module import Objective
 from influence.retraining.groups import leave_groups_out
@@ -39,8 +49,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CG",
+    "BinaryCrossEntropy",
+    "CallableLoss",
     "Certificate",
     "ConvergenceError",
+    "CrossEntropy",
     "Damped",
     "DataError",
     "Dense",
@@ -52,6 +65,7 @@ __all__ = [
     "GaussNewton",
     "GroupEffect",
     "Hessian",
+    "Huber",
     "Influence",
     "InfluenceError",
     "InfluentialSet",
@@ -62,12 +76,15 @@ __all__ = [
     "NotPositiveDefiniteError",
     "Objective",
     "Operator",
+    "Poisson",
     "Retrained",
     "Solution",
     "Solver",
     "SolverError",
+    "SquaredError",
     "Status",
     "Suspects",
+    "TokenCrossEntropy",
     "Top",
     "TrainingGradient",
     "auto_damping",

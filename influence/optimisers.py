@@ -59,7 +59,7 @@ def newton(
         if idle >= _IDLE:
             return Stop(best, iteration, STAGNATED)
         try:
-            step, next_shift = _newton_step(objective, theta, gradient, norm, tolerance, shift)
+            step, next_shift = _newton_step(objective, theta, gradient, norm, tolerance, shift, idle >= 2)
         except ConvergenceError:
             return Stop(best, iteration, STAGNATED)
         slope = float(gradient @ step)
@@ -95,8 +95,12 @@ def _newton_step(
     norm: float,
     tolerance: float,
     shift: float,
+    careful: bool,
 ) -> tuple[Tensor, float]:
-    """A direction of descent, and the shift to begin the next step with."""
+    """A direction of descent, and the shift to begin the next step with.
+
+    careful: refine the solve; the rounding of an ill-conditioned factor may be what holds the fit up.
+    """
     few = objective.p <= _DENSE_BELOW
     small = few or objective.n * objective.n_outputs <= _DENSE_BELOW
     linear = objective.linear_outputs
@@ -107,7 +111,7 @@ def _newton_step(
         operator = Damped(hessian, shift) if shift else hessian
         try:
             if small:
-                step = -Exact(verify=False).solve(operator, gradient).value
+                step = -_solved(operator, gradient, careful)
                 if float(gradient @ step) < 0:
                     return step, shift / 10
                 raise NotPositiveDefiniteError("no descent direction")
@@ -129,6 +133,12 @@ def _newton_step(
                 return _by_eigenvalues(operator.dense(), gradient), shift
             shift = max(1e-6, 1e-3 * norm) if shift == 0.0 and not linear else max(10 * shift, 1e-12)
     raise ConvergenceError("newton found no positive definite model of the objective; raise l2")
+
+
+def _solved(operator: Operator, gradient: Tensor, careful: bool) -> Tensor:
+    if not careful:
+        return Exact(verify=False).solve(operator, gradient).value
+    return Exact().prepare(operator).refined(gradient[:, None], 1e-14)[0][:, 0]
 
 
 def _by_eigenvalues(matrix: Tensor, gradient: Tensor) -> Tensor:

@@ -63,6 +63,7 @@ def retrained(
             block=settings.block,
             journal=journal,
             progress=advance,
+            raise_on_failure=True,
         )
     one = torch.tensor([test_index])
     before = float(test.example_losses(theta, one)[0])

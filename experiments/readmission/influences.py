@@ -87,6 +87,7 @@ def left_out(
             preconditioner=found.factor.inverse,
             tolerance=settings.tolerance,
             progress=advance,
+            raise_on_failure=True,
         )
     one = torch.tensor(found.points[:1])
     actual = test.example_losses_many(retrained.thetas, one)[0] - test.example_losses(theta, one)[0]

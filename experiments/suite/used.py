@@ -45,6 +45,7 @@ USES = {
     "loo_cnn": Use(
         tuple(NETWORKS), solvers=("cg", "exact"), preconditioners=("none", "gauss_newton"), cuda=True
     ),
+    "loo_cnn_stationary": Use(tuple(NETWORKS)),
     "smooth_hinge": Use(("svm",), ("hinge",)),
     "rbf_vs_inception": Use(("logistic",), solvers=ANY, backbone=True),
     "readmission": Use(("logistic",), solvers=ANY),
@@ -66,6 +67,11 @@ def check(cfg: DictConfig) -> None:
         _own_name("solver", cfg.solver)
         _preconditioner(name, use, cfg.solver)
     _backbone(name, use, cfg.backbone)
+    settings = cfg.experiment
+    if settings.get("autograd_examples") is not None and settings.get("autograd_tolerance") is None:
+        raise ConfigError(
+            "experiment.autograd_examples is for experiment.autograd_tolerance: give both or none."
+        )
     if str(cfg.device) != "cpu" and not use.cuda:
         raise ConfigError(f"experiment={name} computes on the processor alone: use device=cpu.")
 
@@ -73,7 +79,8 @@ def check(cfg: DictConfig) -> None:
 def _own_name(group: str, chosen: Any) -> None:
     """A choice is made by its group: another name alone would leave the settings of the first."""
     kind = OmegaConf.get_type(chosen)
-    name = kind().name if isinstance(kind, type) and is_dataclass(kind) else chosen.name
+    made: Any = kind() if isinstance(kind, type) and is_dataclass(kind) else chosen
+    name = made.name
     if chosen.name != name:
         raise ConfigError(
             f"{group}.name={chosen.name} beside the settings of {name}: choose {group}={chosen.name}."

@@ -1,24 +1,82 @@
-"""Losses of one example as functions of a model's outputs, with their derivatives, by name or from torch."""
+"""Losses of one example as functions of the model's outputs, with two derivatives each.
 
+Shapes: n examples, c outputs. :func:`get_loss` takes a name, a :class:`Loss`, a loss module of torch, or a
+plain function ``loss(outputs, targets)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from torch import Tensor, nn
+
+from influence.errors import DataError
 from influence.losses._base import Loss
-from influence.losses.cross_entropy import CrossEntropy
-from influence.losses.elementwise import BinaryCrossEntropy, ElementwiseLoss, Huber, Poisson, SquaredError
-from influence.losses.function import FunctionLoss
-from influence.losses.margin import Hinge, Logistic, MarginLoss, SmoothHinge
-from influence.losses.named import get_loss
+from influence.losses.callables import CallableLoss, from_module
+from influence.losses.classification import CrossEntropy, TokenCrossEntropy
+from influence.losses.margin import Hinge, Logistic, MarginLoss, SmoothHinge, SquaredHinge
+from influence.losses.regression import BinaryCrossEntropy, ElementwiseLoss, Huber, Poisson, SquaredError
+
+LossLike = str | Loss | nn.Module | Callable[[Tensor, Tensor], Tensor]
+
+_LOSSES: dict[str, type[Loss]] = {
+    cls.name: cls
+    for cls in (
+        CrossEntropy, Logistic, Hinge, SmoothHinge, SquaredHinge, SquaredError, Huber, Poisson,
+        BinaryCrossEntropy, TokenCrossEntropy,
+    )
+}  # fmt: skip
+
+
+def get_loss(name: LossLike, **settings: Any) -> Loss:
+    """The loss called ``name``; ``settings`` are its fields (``temperature`` of smooth_hinge).
+
+    A :class:`Loss` is returned as it is. A loss module of torch and a function become losses that autograd
+    differentiates (:class:`CallableLoss`).
+
+    Raises:
+        DataError: an unknown name or setting; the message lists the known ones.
+
+    >>> get_loss("huber", delta=2.0)
+    Huber(delta=2.0)
+    """
+    if isinstance(name, Loss):
+        return name
+    if isinstance(name, nn.Module):
+        return from_module(name)
+    if not isinstance(name, str):
+        if callable(name):
+            return CallableLoss(name, **settings)
+        raise DataError(f"a loss is a name, a Loss, a loss module or a function, got {type(name).__name__}")
+    if name not in _LOSSES:
+        raise DataError(
+            f"unknown loss {name!r}; known losses are {', '.join(sorted(_LOSSES))}; a function "
+            "loss(outputs, targets), a torch loss module and a subclass of influence.Loss work too"
+        )
+    try:
+        return _LOSSES[name](**settings)
+    except TypeError:
+        known = ", ".join(field.name for field in fields(_LOSSES[name])) or "none"
+        raise DataError(f"loss {name} has settings {known}, got {', '.join(settings)}") from None
+
 
 __all__ = [
     "BinaryCrossEntropy",
+    "CallableLoss",
     "CrossEntropy",
     "ElementwiseLoss",
-    "FunctionLoss",
     "Hinge",
     "Huber",
     "Logistic",
     "Loss",
+    "LossLike",
     "MarginLoss",
     "Poisson",
     "SmoothHinge",
     "SquaredError",
+    "SquaredHinge",
+    "TokenCrossEntropy",
     "get_loss",
 ]

@@ -1,9 +1,7 @@
-"""Per-example losses as functions of a model's outputs, with their first two derivatives in the outputs.
+"""What every loss offers: values per example and two derivatives in the outputs.
 
-Shapes: n examples, c outputs, k columns. Outputs of more axes, such as tokens times classes, come flattened
-    to
-``(n, c)``. Everything downstream (gradients, Hessians, Gauss-Newton, influence) is built from ``values``,
-``output_gradient`` and ``output_hessian``, so a new loss is one class.
+Shapes: n examples, c outputs, k columns. Everything downstream (gradients, Hessians, Gauss-Newton products,
+influence) is built from these calls, so a new loss is one class.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,33 +19,37 @@ from influence.errors import DataError
 
 @dataclass(frozen=True)
 class Loss(ABC):
-    """A per-example loss ``ℓ(o, y)`` and its derivatives in the outputs ``o``.
+    """A loss ``ℓ(o, y)`` of one example and its derivatives in the outputs ``o``.
 
-    Subclasses define ``values``, ``output_gradient`` and ``output_hessian``; binary losses get by with three
-    scalar functions of the margin ``m = y·o`` (see :class:`~influence.losses.margin.MarginLoss`).
+    Subclasses define ``values``, ``output_gradient``, ``output_hessian`` and ``check_range``.
 
     Attributes:
-        name: for messages and records.
-        binary: whether it takes one output and targets in {−1, +1}.
-        convex: whether ℓ is convex in the outputs, so that Gauss-Newton is positive semi-definite.
+        name: what :func:`~influence.losses.get_loss` knows it by.
+        binary: whether targets are −1 and +1 for one output.
+        convex: whether ℓ is convex in o. The Gauss-Newton matrix is then positive semi-definite.
+        classes: whether targets name classes, so that one class alone leaves nothing to fit.
     """
 
     name: ClassVar[str] = ""
     binary: ClassVar[bool] = False
-    convex: ClassVar[bool] = True
-    convex: ClassVar[bool] = True  # in the outputs: the Gauss-Newton matrix is then positive semi-definite
+    classes: ClassVar[bool] = False
+
+    @property
+    def convex(self) -> bool:
+        """Whether ℓ is convex in the outputs."""
+        return True
 
     @abstractmethod
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """ℓ(o_i, y_i): ``(n, c), (n,) -> (n,)``, in nats."""
+        """ℓ(o_i, y_i): ``(n, c), (n, ...) -> (n,)``."""
 
     @abstractmethod
     def output_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """∇_o ℓ(o_i, y_i): ``(n, c), (n,) -> (n, c)``."""
+        """∇_o ℓ(o_i, y_i): ``(n, c), (n, ...) -> (n, c)``."""
 
     @abstractmethod
     def output_hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """∇²_o ℓ(o_i, y_i): ``(n, c), (n,) -> (n, c, c)``."""
+        """∇²_o ℓ(o_i, y_i): ``(n, c), (n, ...) -> (n, c, c)``."""
 
     def output_hessian_product(self, outputs: Tensor, targets: Tensor, tangents: Tensor) -> Tensor:
         """∇²_o ℓ(o_i, y_i) u_ij: ``tangents (n, c, k) -> (n, c, k)``."""
@@ -59,50 +61,84 @@ class Loss(ABC):
         return lambda u: torch.einsum("nab,nkb->nka", hessian, u)
 
     def output_hessian_sqrt(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """L_i with ``L_i L_iᵀ = ∇²_o ℓ_i``: ``(n, c, c)``; the loss must be convex in its outputs."""
+        """L_i with ``L_i L_iᵀ = ∇²_o ℓ_i``: ``(n, c, c)``.
+
+        Raises:
+            DataError: an output Hessian has a negative eigenvalue, so that it has no real root.
+        """
         values, vectors = torch.linalg.eigh(self.output_hessian(outputs, targets))
+        if not self.convex and bool((values < -1e-9 * values.abs().max()).any()):
+            raise DataError(
+                f"the loss {self.name} is not convex in the outputs at theta, so its Gauss-Newton matrix has "
+                "no root; use the Hessian with conjugate gradients and damping"
+            )
         return vectors * values.clamp(min=0).sqrt()[:, None, :]
 
     def output_range(self, n_outputs: int, like: Tensor) -> Tensor:
         """Orthonormal ``(c, r)`` basis of the space in which all output gradients and Hessians lie."""
         return torch.eye(n_outputs, dtype=like.dtype, device=like.device)
 
-    def prepare_targets(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
-        """Targets in the type that this loss takes: floating ones in ``dtype``."""
-        return targets.to(dtype) if targets.is_floating_point() else targets
+    def outputs_of(self, targets: Tensor) -> int:
+        """How many outputs a model needs at least for these targets."""
+        return targets.shape[1] if targets.ndim > 1 else 1
 
-    def for_outputs(self, shape: tuple[int, ...], outputs: Tensor, targets: Tensor) -> Loss:
-        """This loss for a model whose outputs for one example have ``shape`` (flattened for the loss).
+    def prepare(self, targets: Any, dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
+        """Targets as this loss takes them: a tensor of the right type; lists and numpy arrays are converted.
 
         Raises:
-            DataError: outputs of that shape do not fit the targets.
+            DataError: targets that are no numbers, or NaN.
         """
-        return self
+        tensor = as_tensor(targets, device)
+        if tensor.is_complex():
+            raise DataError(f"{self.name} needs real targets, got {tensor.dtype}")
+        return finite(tensor.to(dtype), "the targets")
 
     def check_targets(self, targets: Tensor, n_outputs: int) -> None:
-        """Refuse targets that this loss cannot be trained on.
+        """Refuse training targets that this loss cannot take.
 
         Raises:
-            DataError: a target out of range, a wrong shape; for classes, fewer than two examples or one
-                class.
+            DataError: a target out of range, a wrong shape, fewer than two examples, or one class only.
         """
-        self._check_range(targets, n_outputs)
+        if targets.ndim < 1 or len(targets) < 2:
+            raise DataError(
+                f"{self.name} needs at least 2 targets, got shape {tuple(targets.shape)}; pass more examples"
+            )
+        self.check_range(targets, n_outputs)
+        if self.classes and bool((targets == targets[0]).all()):
+            raise DataError(
+                f"all {len(targets)} targets are {_shown(targets[0])}: one class is empty, "
+                "so there is nothing to fit; check the labels or the split"
+            )
 
-    def _check_range(self, targets: Tensor, n_outputs: int) -> None:
-        """Raises DataError for targets that this loss cannot take, at training or test time."""
-        if targets.is_floating_point() and not bool(torch.isfinite(targets).all()):
-            raise DataError("the targets hold NaN or infinite values; clean or impute them first")
+    def check_range(self, targets: Tensor, n_outputs: int) -> None:  # noqa: B027 - a loss may take any target
+        """Raises DataError for targets that this loss cannot take."""
 
 
-def check_classes(name: str, targets: Tensor) -> None:
-    """Raises DataError for fewer than two labels ``(n,)``, or if all are equal."""
-    if targets.ndim != 1 or len(targets) < 2:
+def as_tensor(targets: Any, device: torch.device | str | None = None) -> Tensor:
+    """Numbers of any common kind as a tensor.
+
+    Raises:
+        DataError: texts, objects or ragged lists.
+    """
+    try:
+        return torch.as_tensor(targets, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(targets).__name__
         raise DataError(
-            f"{name} needs a vector of at least 2 targets, got shape {tuple(targets.shape)}; "
-            "pass more examples"
-        )
-    if bool((targets == targets[0]).all()):
-        raise DataError(
-            f"all {len(targets)} targets are {targets[0].item():g}: one class is empty, "
-            "so there is nothing to fit; check the labels or the split"
-        )
+            f"targets of type {kind} are no array of numbers ({error}); pass integers or floats"
+        ) from None
+
+
+def finite(targets: Tensor, what: str) -> Tensor:
+    """``targets``, none of them NaN or infinite.
+
+    Raises:
+        DataError: one is.
+    """
+    if targets.is_floating_point() and not bool(torch.isfinite(targets).all()):
+        raise DataError(f"{what} hold NaN or infinite values; clean or drop those examples first")
+    return targets
+
+
+def _shown(target: Tensor) -> str:
+    return f"{target.item():g}" if target.ndim == 0 else str(target.tolist())

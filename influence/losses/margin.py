@@ -1,4 +1,4 @@
-"""Binary losses of the margin ``m = y·o``, y in {−1, +1}: logistic, hinge and the paper's smooth hinge."""
+"""Binary losses of the margin ``m = y·o`` with targets −1 and +1: logistic, hinge and its smoothings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from influence.errors import DataError
-from influence.losses._base import Loss, check_classes
+from influence.losses._base import Loss
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class MarginLoss(Loss):
     """A binary loss of the margin ``m = y·o`` with ``y ∈ {−1, +1}``: subclasses give φ, φ′ and φ″."""
 
     binary: ClassVar[bool] = True
+    classes: ClassVar[bool] = True
 
     @abstractmethod
     def of_margin(self, margin: Tensor) -> Tensor:
@@ -54,13 +55,9 @@ class MarginLoss(Loss):
     def output_hessian_sqrt(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.output_hessian(outputs, targets).sqrt()
 
-    def check_targets(self, targets: Tensor, n_outputs: int) -> None:
-        if targets.ndim != 1 or len(targets) < 2:
-            check_classes(self.name, targets)
-        self._check_range(targets, n_outputs)
-        check_classes(self.name, targets)
-
-    def _check_range(self, targets: Tensor, n_outputs: int) -> None:
+    def check_range(self, targets: Tensor, n_outputs: int) -> None:
+        if targets.ndim != 1:
+            raise DataError(f"{self.name} needs one target per example, got shape {tuple(targets.shape)}")
         if n_outputs != 1:
             raise DataError(f"{self.name} is a binary loss and needs 1 output, but the model has {n_outputs}")
         if not bool(((targets == 1) | (targets == -1)).all()):
@@ -97,6 +94,22 @@ class Hinge(MarginLoss):
 
     def curvature(self, margin: Tensor) -> Tensor:
         return torch.zeros_like(margin)
+
+
+@dataclass(frozen=True)
+class SquaredHinge(MarginLoss):
+    """Squared hinge ``max(0, 1 − m)²``, the loss of scikit-learn's LinearSVC."""
+
+    name: ClassVar[str] = "squared_hinge"
+
+    def of_margin(self, margin: Tensor) -> Tensor:
+        return torch.relu(1 - margin) ** 2
+
+    def slope(self, margin: Tensor) -> Tensor:
+        return -2 * torch.relu(1 - margin)
+
+    def curvature(self, margin: Tensor) -> Tensor:
+        return 2 * (margin < 1).to(margin.dtype)
 
 
 @dataclass(frozen=True)

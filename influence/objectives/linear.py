@@ -84,13 +84,12 @@ class LinearObjective(TrainingObjective):
         self.intercept, self.features = bool(intercept), self.X.d
         if self.intercept:
             self.X = with_ones(self.X)
-        targets = torch.as_tensor(y, device=device)
+        targets = self.loss.prepare(y, self.X.dtype, device)
         if targets.device != self.X.device:
             raise DeviceError(f"X is on {self.X.device} but y on {targets.device}; move them to one device")
-        if self.loss.binary:
-            self.n_outputs, targets = 1, targets.to(self.X.dtype)
-        else:
-            self.n_outputs = n_outputs or (int(targets.max()) + 1 if len(targets) else 1)
+        self.n_outputs = (
+            1 if self.loss.binary else n_outputs or (self.loss.outputs_of(targets) if len(targets) else 1)
+        )
         self.n, self.d = self.X.n, self.X.d
         if len(targets) != self.n:
             raise DataError(f"X has {self.n} rows but y has {len(targets)} targets; pass one target a row")
@@ -121,17 +120,15 @@ class LinearObjective(TrainingObjective):
 
     def on(self, X: Any, y: Any) -> LinearObjective:
         """The same model on other data, for instance the test set (one class alone is allowed there)."""
-        matrix, targets = as_matrix(X, self.dtype, self.device), torch.as_tensor(y, device=self.device)
+        matrix, targets = as_matrix(X, self.dtype, self.device), self.loss.prepare(y, self.dtype, self.device)
         if matrix.d != self.features:
             raise DataError(
                 f"the model has {self.features} inputs but X has {matrix.d} columns; pass the same features"
             )
         if len(targets) != matrix.n:
             raise DataError(f"X has {matrix.n} rows but y has {len(targets)} targets; pass one target a row")
-        if self.loss.binary:
-            targets = targets.to(self.dtype)
         if len(targets):  # one class alone is allowed, a label out of range is not
-            self.loss._check_range(targets, self.n_outputs)
+            self.loss.check_range(targets, self.n_outputs)
         return self._with(with_ones(matrix) if self.intercept else matrix, targets, None)
 
     def subset(self, idx: Tensor) -> LinearObjective:
@@ -234,7 +231,7 @@ class LinearObjective(TrainingObjective):
         for cols in self._strips(thetas.shape[1]):
             o = self._tangents(X, thetas[:, cols])
             m = o.shape[1]
-            losses = self.loss.values(o.reshape(-1, self.n_outputs), y.repeat_interleave(m))
+            losses = self.loss.values(o.reshape(-1, self.n_outputs), y.repeat_interleave(m, dim=0))
             out[:, cols] = losses.reshape(X.n, m)
         return out
 
@@ -260,7 +257,9 @@ class LinearObjective(TrainingObjective):
         for cols in self._strips(thetas.shape[1]):
             o = self._tangents(self.X, thetas[:, cols])
             m = o.shape[1]
-            r = self.loss.output_gradient(o.reshape(-1, self.n_outputs), self.targets.repeat_interleave(m))
+            r = self.loss.output_gradient(
+                o.reshape(-1, self.n_outputs), self.targets.repeat_interleave(m, dim=0)
+            )
             r = r.reshape(self.n, m * self.n_outputs)
             if self.weights is not None:
                 r = r * self.weights[:, None]

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from influence.errors import DataError, DeviceError
-from influence.losses import Loss, get_loss
+from influence.losses import LossLike, get_loss
 from influence.objectives._base import Product, TrainingObjective
 from influence.objectives.derivatives import Check, Derivatives
 from influence.objectives.inputs import Inputs, as_data, as_tensor, count, floating_leaf, leaves, take
 from influence.objectives.network import Network, Output, plain_module, same_device
+from influence.objectives.output_shapes import for_outputs
 from influence.objectives.passes import Batch, Passes, Way
 
 ParameterRule = Callable[[str, nn.Parameter], bool]
@@ -66,7 +67,7 @@ class Objective(TrainingObjective):
     def __init__(
         self,
         model: nn.Module,
-        loss: Loss | str | nn.Module | Callable[..., Any],
+        loss: LossLike,
         inputs: Inputs,
         targets: Tensor,
         l2: float,
@@ -90,7 +91,7 @@ class Objective(TrainingObjective):
         if int(batch_size) < 1:
             raise DataError(f"batch_size must be at least 1, got {batch_size}")
         self.network = Network(model, dtype, output)
-        self.loss = get_loss(loss)
+        self.loss = self._asked = get_loss(loss)
         self.l2 = float(l2)
         self.batch_size = int(batch_size)
         self.dtype, self.device, self.p = dtype, self.network.device, self.network.p
@@ -115,18 +116,16 @@ class Objective(TrainingObjective):
         if n != len(targets) or n == 0:
             raise DataError(f"got {n} inputs and {len(targets)} targets; pass one target per input")
         self.inputs = self.network.on_examples(inputs)
-        self._targets = self.loss.prepare_targets(targets, self.dtype)
         self.n = n
         for tensor in leaves(self.inputs):
             if tensor.is_floating_point():
                 for rows in tensor.split(self.batch_size):
                     if not bool(torch.isfinite(rows).all()):
                         raise DataError("the inputs hold NaN or infinite values; clean or impute them first")
-        few = slice(0, 4)
-        outputs = self._outputs_of(self.initial(), take(self.inputs, few))
-        self.n_outputs = outputs.shape[1]
-        self.loss = self.loss.for_outputs(self.network.output_shape, outputs, self.targets[few])
-        self.loss._check_range(self.targets, self.n_outputs)
+        self.n_outputs = self._outputs_of(self.initial(), take(self.inputs, slice(0, 2))).shape[1]
+        self.loss, targets = for_outputs(self._asked, self.network.output_shape, targets)
+        self._targets = self.loss.prepare(targets, self.dtype, self.device)
+        self.loss.check_range(self.targets, self.n_outputs)
 
     def _checked_weights(self, weights: Tensor) -> Tensor:
         weights = as_tensor(weights, "the weights")

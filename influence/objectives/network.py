@@ -16,9 +16,10 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from influence.errors import DataError, DeviceError
-from influence.objectives.inputs import Inputs, convert, count, shape_of
+from influence.objectives.inputs import Inputs, convert, count, shape_of, take
 from influence.objectives.substitutes import PlainEmbeddingBag, substitute
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Output = None | int | str | Callable[[Any], Tensor]
 _FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag, PlainEmbeddingBag)
@@ -67,6 +68,7 @@ class Network:
         if not substitute(self.model):
             self._given = self.model
         self._twin: nn.Module | None = None
+        self._call: Callable[[Inputs], Arguments] | None = None
         self.dtype = dtype
         trainable = [(name, w) for name, w in self.model.named_parameters() if w.requires_grad]
         if not trainable:
@@ -152,12 +154,34 @@ class Network:
         Raises:
             DataError: the module returns no tensor with one row an example.
         """
-        args, kwargs = arguments(self.model, x)
+        args, kwargs = self._arguments(x)
         values = self.unflatten(theta)
         everywhere = {alias: values[name] for name, aliases in self._aliases.items() for alias in aliases}
         # With tie_weights=True, torch leaves θ behind in a module that appears twice.
         outputs = functional_call(self.model, everywhere, args, kwargs, tie_weights=False)
         return self._rows_of(outputs, x)
+
+    def _arguments(self, x: Inputs) -> Arguments:
+        if self._call is None:
+            self._call = self._first_that_runs(x)
+        return self._call(x)
+
+    def _first_that_runs(self, x: Inputs) -> Callable[[Inputs], Arguments]:
+        """How the module takes its inputs, found by trying on one example."""
+        one, said = take(x, slice(0, 1)), ""
+        for call in calls(self.model, x):
+            args, kwargs = call(one)
+            try:
+                with torch.no_grad(), self.settings(False):
+                    self.model(*args, **kwargs)
+            except Exception as error:  # whatever the module raises
+                said = said or f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            else:
+                return call
+        raise DataError(
+            f"the model {type(self.model).__name__} cannot take inputs {shape_of(x)} ({said}); give them as its "
+            "forward wants them: one tensor, a tuple of arguments, or a mapping by name"
+        )
 
     def bind(self, theta: Tensor) -> Bound:
         """A copy of the module with θ in its own parameters, for plain reverse mode.
@@ -214,7 +238,7 @@ class Bound:
 
     def outputs(self, x: Inputs) -> Tensor:
         """``(m, c)``, with a graph."""
-        args, kwargs = arguments(self.module, x)
+        args, kwargs = self.network._arguments(x)
         with torch.enable_grad():
             return self.network._rows_of(self.module(*args, **kwargs), x)
 
@@ -263,21 +287,29 @@ def selected(outputs: Any, output: Output) -> Any:
         raise DataError(f"the model returns no output {output!r} ({type(outputs).__name__})") from None
 
 
-def arguments(model: nn.Module, x: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How ``model`` takes ``x``: a tuple as several arguments, or a mapping by name, if it takes so many."""
-    if isinstance(x, Tensor):
+def calls(model: nn.Module, x: Inputs) -> list[Callable[[Inputs], Arguments]]:
+    """The ways in which ``model`` may take ``x``, the likelier first: by name, as several arguments, as one."""
+
+    def whole(x: Inputs) -> Arguments:
         return (x,), {}
+
+    def by_name(x: Inputs) -> Arguments:
+        return (), dict(x)
+
+    def several(x: Inputs) -> Arguments:
+        return tuple(x), {}
+
+    if isinstance(x, Tensor):
+        return [whole]
     accepted = inspect.signature(model.forward).parameters.values()
-    positional = [p for p in accepted if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if isinstance(x, Mapping):
         names = {p.name for p in accepted if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        by_name = set(x) <= names or any(p.kind is p.VAR_KEYWORD for p in accepted)
-        return ((), dict(x)) if by_name else ((x,), {})
+        named = set(x) <= names or any(p.kind is p.VAR_KEYWORD for p in accepted)
+        return [by_name, whole] if named else [whole]
+    positional = [p for p in accepted if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = sum(p.default is p.empty for p in positional)
-    several = len(x) > 1 and required <= len(x) <= len(positional)
-    if several or any(p.kind is p.VAR_POSITIONAL for p in accepted):
-        return tuple(x), {}
-    return (x,), {}
+    many = any(p.kind is p.VAR_POSITIONAL for p in accepted) or required <= len(x) <= len(positional)
+    return [several, whole] if many and len(x) > 1 else [whole, several]
 
 
 @contextlib.contextmanager

@@ -97,7 +97,7 @@ class PartitionedObjective(TrainingObjective):
         if self._targets is None:
             like = self.template.targets
             self._targets = self._rows(
-                lambda part, rows, _: self._one_target(part, rows), (), None, like.dtype
+                lambda part, rows, _: self._one_target(part, rows), tuple(like.shape[1:]), None, like.dtype
             )
         return self._targets
 

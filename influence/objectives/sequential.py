@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from influence.errors import DataError
-from influence.losses import Loss
+from influence.losses import LossLike
 from influence.objectives.layers import translate
 from influence.objectives.module import Objective, ParameterRule
 
@@ -59,9 +59,9 @@ class SequentialObjective(Objective):
     def __init__(
         self,
         model: nn.Module,
-        loss: Loss | str,
-        inputs: Tensor,
-        targets: Tensor,
+        loss: LossLike,
+        inputs: Any,
+        targets: Any,
         l2: float,
         *,
         l2_parameters: str | ParameterRule = "all",
@@ -136,8 +136,7 @@ class SequentialObjective(Objective):
 
     def _output_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
         m, n, c = outputs.shape
-        repeated = targets.repeat(m, *[1] * (targets.ndim - 1))
-        return self.loss.output_gradient(outputs.reshape(m * n, c), repeated).reshape(m, n, c)
+        return self.loss.output_gradient(outputs.reshape(m * n, c), _repeated(targets, m)).reshape(m, n, c)
 
     def _run(self, w: list[Any], x: Tensor, y: Tensor, weights: Tensor | None) -> Pass:
         """Forward and backward of one chunk, with everything kept."""
@@ -202,8 +201,7 @@ class SequentialObjective(Objective):
             begun = self._start(x)
             for columns, w in groups:
                 o = self._propagate(w, begun)[0]
-                repeated = y.repeat(len(o), *[1] * (y.ndim - 1))
-                losses = self.loss.values(o.reshape(-1, self.n_outputs), repeated)
+                losses = self.loss.values(o.reshape(-1, self.n_outputs), _repeated(y, len(o)))
                 out[place, columns] = losses.reshape(len(o), len(y)).T
         return out
 
@@ -327,8 +325,13 @@ class SequentialObjective(Objective):
         return product
 
 
+def _repeated(targets: Tensor, m: int) -> Tensor:
+    """The targets m times, one copy after another: ``(n, ...) -> (m·n, ...)``."""
+    return targets.repeat(m, *[1] * (targets.ndim - 1))
+
+
 def network_objective(
-    model: nn.Module, loss: Loss | str, inputs: Tensor, targets: Tensor, l2: float, **settings: Any
+    model: nn.Module, loss: LossLike, inputs: Any, targets: Any, l2: float, **settings: Any
 ) -> Objective:
     """The fastest objective for ``model``: :class:`SequentialObjective` where every layer is known, else
     :class:`~.module.Objective`. Arguments and errors are those of the latter."""

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from influence.objectives.inputs import take
 from influence.objectives.module import Objective
-from influence.objectives.network import arguments
 
 H = 1e-5
 
@@ -27,7 +26,7 @@ class Differences:
 
     def _losses(self, theta: Tensor, x, y: Tensor):
         module = self.o.module(theta)
-        args, kwargs = arguments(module, x)
+        args, kwargs = self.o.network._arguments(x)
         with torch.enable_grad():
             outputs = module(*args, **kwargs)
             outputs = outputs[:, None] if outputs.ndim == 1 else outputs

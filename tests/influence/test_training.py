@@ -112,7 +112,7 @@ def normalised_net() -> Objective:
     torch.manual_seed(1)
     x = torch.randn(120, 5, dtype=torch.float64)
     y = ((x @ torch.randn(5, dtype=x.dtype) + 0.7 * torch.randn(120, dtype=x.dtype)) > 0).long()
-    net = nn.Sequential(nn.Linear(5, 6), Normalised(), nn.Tanh(), nn.Linear(6, 2)).double()
+    net = nn.Sequential(nn.Linear(5, 3), Normalised(), nn.Tanh(), nn.Linear(3, 2)).double()
     return Objective(net, "cross_entropy", x, y, 0.02)
 
 

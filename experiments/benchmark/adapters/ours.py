@@ -209,7 +209,15 @@ def retrain(problem: Problem) -> Work:
     def work() -> tuple[Tensor, dict[str, Any]]:
         state = Exact().prepare(Hessian(train, problem.theta))
         tolerance, block = problem.options["tolerance"], problem.options["block"]
-        done = leave_one_out(train, problem.theta, removed, state.inverse, tolerance=tolerance, block=block)
+        done = leave_one_out(
+            train,
+            problem.theta,
+            removed,
+            state.inverse,
+            tolerance=tolerance,
+            block=block,
+            raise_on_failure=True,
+        )
         one = torch.tensor([0])
         before = test.example_losses(problem.theta, one)[0]
         facts = {"gradient_norm": float(done.gradient_norms.max()), "points": len(removed)}

@@ -23,6 +23,7 @@ from experiments.errors import ConfigError, UserError
 from experiments.records.atomic import jsonable, key_hash, sha256
 from experiments.records.record import Record, without_times
 from experiments.suite import used
+from experiments.suite.cli import CONF
 from experiments.suite.context import Context
 from experiments.suite.folders import FREE
 from influence.errors import InfluenceError
@@ -54,6 +55,10 @@ SMALL: dict[str, list[str]] = {
         *("experiment.rates=[[0,0.02],[3,0.002]]", "experiment.retraining_steps=4", "experiment.block=3"),
         *("experiment.eigenvalues=2", "experiment.checkpoints=2", "solver.damping=1.0"),
         "data.classes=[1,7]",
+    ],
+    "loo_cnn_stationary": [
+        *("experiment.n_train=40", "experiment.batch=10", "experiment.steps=6", "experiment.removed=2"),
+        *("experiment.rates=[[0,0.02],[3,0.002]]", "experiment.passes=20", "data.classes=[1,7]"),
     ],
     "benchmark": [
         *("experiment.growth_rows=[100]", "experiment.growth_features=[9]", "data.classes=[1,7]"),
@@ -126,6 +131,10 @@ MAY_NOT_MATTER: dict[str, dict[str, str]] = {
     },
     "components": {"seed": DRAWS_NOTHING},
     "loo_linear": {"seed": DRAWS_NOTHING},
+    "loo_cnn_stationary": {
+        "experiment.shares": "a limit on the passes to the minimum, which so small a net does not reach",
+        "experiment.limit": "a limit on the steps of one solve, which so small a net does not reach",
+    },
     "smooth_hinge": {
         "seed": "the refits are unique and scikit-learn's own order is fixed",
         "experiment.largest_gap": "it only refuses: a fit whose certificate is worse ends the run",
@@ -309,3 +318,10 @@ def test_every_embedded_and_real_variant_is_accepted() -> None:
         ranges.check(cfg)
         cfg.device = "cpu"
         used.check(cfg)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "backbone").glob("*.yaml")))
+def test_one_mirror_serves_data_and_weights(name: str) -> None:
+    """The published command of Fig. 4 names one folder, and its weights lie there too."""
+    cfg = composed("experiment=rbf_vs_inception", f"backbone={name}", "data.mirror=/somewhere")
+    assert cfg.backbone.mirror == "/somewhere"

@@ -1,0 +1,142 @@
+"""Losses of one's own: a function of outputs and targets, or a loss module of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, jacrev, vmap
+
+from influence.errors import DataError
+from influence.losses._base import Loss, as_tensor, finite
+from influence.losses.classification import CrossEntropy
+from influence.losses.regression import BinaryCrossEntropy
+
+_STEPS = (1e-4, 1e-5, 1e-6)
+_AGREE = 1e-4  # relative; differences of a smooth loss at these steps are far nearer
+_EXAMPLES, _DRAWS = 4, 3
+
+
+@dataclass(frozen=True)
+class CallableLoss(Loss):
+    """``ℓ_i = function(o_i[None], y_i[None])``: the function is asked for one example at a time.
+
+    The function may return one number, or a vector with an entry per example. A function that averages over a
+    batch (``reduction="mean"``) therefore gives the loss of the example itself. Its gradient and Hessian in
+    the outputs come from autograd and are compared with differences before they are used.
+
+    Args:
+        function: ``(outputs (1, c), targets (1, ...)) -> number``, differentiable twice.
+        convex: whether it is convex in the outputs; the Gauss-Newton matrix is then positive semi-definite.
+    """
+
+    name: ClassVar[str] = "callable"
+    function: Callable[[Tensor, Tensor], Tensor]
+    convex: bool = False  # type: ignore[assignment]  # a field in place of the property
+
+    def _one(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.function(output[None], target[None]).sum()
+
+    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return vmap(self._one, randomness="error")(outputs, targets)
+
+    def output_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return vmap(grad(self._one))(outputs.detach(), targets)
+
+    def output_hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        hessian = vmap(jacrev(grad(self._one)))(outputs.detach(), targets)  # reverse twice: rules are right
+        return (hessian + hessian.transpose(1, 2)) / 2
+
+    def prepare(self, targets: Any, dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
+        tensor = as_tensor(targets, device)
+        return finite(tensor.to(dtype) if tensor.is_floating_point() else tensor, "the targets")
+
+    def check_range(self, targets: Tensor, n_outputs: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        some = targets[:_EXAMPLES]
+        reasons = []
+        for _ in range(_DRAWS):  # a kink may spoil one draw
+            drawn = torch.randn(len(some), n_outputs, generator=generator, dtype=torch.float64)
+            reasons.append(self._problem(drawn.to(some.device), _double(some)))
+            if reasons[-1] is None:
+                return
+        raise DataError(f"the loss {_called(self.function)} {reasons[-1]}")
+
+    def _problem(self, outputs: Tensor, targets: Tensor) -> str | None:
+        """Why this loss cannot be used, or None."""
+        try:
+            values = self.values(outputs, targets)
+            gradient, hessian = self.output_gradient(outputs, targets), self.output_hessian(outputs, targets)
+        except DataError:
+            raise
+        except Exception as error:  # whatever the user's function does
+            return f"fails on outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}: {error}"
+        if not bool(torch.isfinite(values).all()):
+            return "is NaN or infinite at ordinary outputs"
+        direction = torch.ones_like(outputs) / outputs.shape[1] ** 0.5
+        if not _agrees(lambda o: self.values(o, targets)[:, None], outputs, direction, gradient):
+            return "has a gradient in the outputs that differs from differences of its values"
+        along = torch.einsum("nab,nb->na", hessian, direction)
+        if not _agrees_with(lambda o: self.output_gradient(o, targets), outputs, direction, along):
+            return "has a Hessian in the outputs that differs from differences of its gradient"
+        return None
+
+
+def _agrees(
+    function: Callable[[Tensor], Tensor], outputs: Tensor, direction: Tensor, gradient: Tensor
+) -> bool:
+    along = (gradient * direction).sum(dim=1, keepdim=True)
+    return _agrees_with(function, outputs, direction, along)
+
+
+def _agrees_with(
+    function: Callable[[Tensor], Tensor], outputs: Tensor, direction: Tensor, expected: Tensor
+) -> bool:
+    for step in _STEPS:
+        difference = (function(outputs + step * direction) - function(outputs - step * direction)) / (
+            2 * step
+        )
+        scale = max(1.0, float(expected.abs().max()))
+        if float((difference - expected).abs().max()) <= _AGREE * scale:
+            return True
+    return False
+
+
+def _double(targets: Tensor) -> Tensor:
+    return targets.double() if targets.is_floating_point() else targets
+
+
+def _called(function: Callable[..., Any]) -> str:
+    if isinstance(function, nn.Module):
+        return type(function).__name__
+    return str(vars(function).get("__qualname__", "")) or repr(function).split(" at ")[0].strip("<>")
+
+
+def from_module(module: nn.Module) -> Loss:
+    """The loss of a torch loss module: in closed form where there is one, else by autograd.
+
+    Raises:
+        DataError: a module that weighs classes and averages, so that no loss per example exists.
+    """
+    if isinstance(module, nn.CrossEntropyLoss):
+        if module.weight is not None and module.reduction == "mean":
+            raise DataError(
+                "CrossEntropyLoss(weight=...) divides by the weights of the batch, so it has no loss per "
+                "example: pass CrossEntropy(class_weights=...) instead"
+            )
+        weights = None if module.weight is None else tuple(module.weight.tolist())
+        return CrossEntropy(module.label_smoothing, weights, module.ignore_index)
+    if isinstance(module, nn.BCEWithLogitsLoss) and module.reduction != "mean" and module.weight is None:
+        if module.pos_weight is None:
+            return BinaryCrossEntropy()
+        if module.pos_weight.numel() == 1:
+            return BinaryCrossEntropy(float(module.pos_weight))
+    convex = isinstance(
+        module,
+        nn.MSELoss | nn.BCEWithLogitsLoss | nn.HuberLoss | nn.SmoothL1Loss | nn.L1Loss | nn.SoftMarginLoss
+        | nn.MultiLabelSoftMarginLoss | nn.HingeEmbeddingLoss | nn.MultiMarginLoss,
+    )  # fmt: skip
+    return CallableLoss(module, convex)
