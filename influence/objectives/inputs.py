@@ -161,7 +161,7 @@ def as_tensor(values: Any, what: str, device: torch.device | None = None) -> Ten
         )
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)
-    return torch.tensor(array, device=device)
+    return torch.tensor(np.ascontiguousarray(array), device=device)
 
 
 def _read(source: DataLoader[Any] | Dataset[Any]) -> tuple[Inputs, Tensor]:

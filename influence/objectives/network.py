@@ -179,8 +179,8 @@ class Network:
             else:
                 return call
         raise DataError(
-            f"the model {type(self.model).__name__} cannot take inputs {shape_of(x)} ({said}); give them as its "
-            "forward wants them: one tensor, a tuple of arguments, or a mapping by name"
+            f"the model {type(self.model).__name__} cannot take inputs {shape_of(x)} ({said}); give them as "
+            "its forward wants them: one tensor, a tuple of arguments, or a mapping by name"
         )
 
     def bind(self, theta: Tensor) -> Bound:
@@ -288,7 +288,7 @@ def selected(outputs: Any, output: Output) -> Any:
 
 
 def calls(model: nn.Module, x: Inputs) -> list[Callable[[Inputs], Arguments]]:
-    """The ways in which ``model`` may take ``x``, the likelier first: by name, as several arguments, as one."""
+    """The ways in which ``model`` may take ``x``, the likelier first: by name, one by one, as a whole."""
 
     def whole(x: Inputs) -> Arguments:
         return (x,), {}
