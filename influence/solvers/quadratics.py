@@ -106,8 +106,8 @@ def _exact(
         quick = by_factor(state, objective, theta, idx, block, tolerance)
         if quick.status is Status.CONVERGED:
             return quick
-    except NotPositiveDefiniteError as error:
-        singular = error
+    except NotPositiveDefiniteError as failure:
+        singular = failure
     again = by_least_squares(operator, objective, theta, idx, block, tolerance)
     if again is None and quick is None:
         assert singular is not None
@@ -166,6 +166,8 @@ def _factor_error(
     if isinstance(state, GramForm):
         shift, squares = state.gram.shift, _squares(objective, theta, idx)
         error = growth * squares * (1 + math.sqrt(amplified)) ** 2 / shift + 4 * outputs * value
+        if state.freed is not None:  # an intercept's part is divided by its own small matrix
+            error = error * (1 + 2 / max(state.freed.least, eps))
         if softmax:
             spread = float(objective.X.row_squares().sum()) / (n * shift)  # type: ignore[attr-defined]
             error = error + 4 * softmax * (spread * value + (value * squares / shift).sqrt())
@@ -206,7 +208,8 @@ def _scaled_inverse_norm(factor: Tensor) -> float:
     root = factor.norm(dim=1)[:, None]
 
     def solve(V: Tensor) -> Tensor:
-        return root * torch.cholesky_solve(root * V.to(factor), factor)
+        result: Tensor = root * torch.cholesky_solve(root * V.to(factor), factor)
+        return result
 
     return max(1.0, inverse_norm(solve, len(factor)))
 
@@ -328,7 +331,8 @@ def _by_solver(
     ``rᵀH⁻¹r ≤ ‖r‖²/μ`` with a proven lower bound μ of the spectrum; without one ``‖r‖‖x‖`` stands for it."""
     state = solver.prepare(operator) if state is None else state
     values, errors = [torch.empty(0, dtype=objective.dtype, device=theta.device)], []
-    status, stats, lowest = Status.CONVERGED, {}, operator.lower_bound()
+    status, lowest = Status.CONVERGED, operator.lower_bound()
+    stats: dict[str, Any] = {}
     eps = torch.finfo(objective.dtype).eps
     for rows in idx.split(block):
         B = objective.example_gradients(theta, rows).T.contiguous()
