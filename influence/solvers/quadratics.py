@@ -77,6 +77,12 @@ def self_quadratics(
     """``∇ℓ_iᵀ H⁻¹ ∇ℓ_i`` of the training points ``idx (m,)`` by any solver, with error bounds.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
+        operator: the curvature, damping included.
+        solver: what solves with it.
+        idx: training points ``(m,)``; all by default.
+        block: training points at a time.
         state: what the solver has prepared for ``operator``; made here by default.
 
     Raises:
@@ -260,7 +266,12 @@ def _softmax_share(state: ExactState, objective: TrainingObjective, theta: Tenso
 
 
 def by_least_squares(
-    operator: Operator, objective: TrainingObjective, theta: Tensor, idx: Tensor, block: int, tolerance: float
+    operator: Operator,
+    objective: TrainingObjective,
+    theta: Tensor,  # noqa: ARG001  as its sibling
+    idx: Tensor,
+    block: int,
+    tolerance: float,
 ) -> Quadratics | None:
     """Self-influences of a linear objective by QR in float64, or None: no such form, or too large."""
     base, damping = base_of(operator)
