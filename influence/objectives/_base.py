@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import torch
 from torch import Tensor
@@ -133,6 +133,12 @@ class TrainingObjective(ABC):
         """The objective of the examples ``idx`` alone; its mean is over those, their weights stay."""
 
     # -- the same for all ----------------------------------------------------------------------------------
+
+    @overload
+    def index(self, idx: None) -> None: ...
+
+    @overload
+    def index(self, idx: Tensor | slice | list[int]) -> Tensor: ...
 
     def index(self, idx: Any) -> Tensor | None:
         """``idx`` as integers 0…n−1 on the device of the objective, or None for all examples.

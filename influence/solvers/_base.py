@@ -17,7 +17,11 @@ from influence.errors import DataError, NotConvergedWarning, NotPositiveDefinite
 
 
 class Status(enum.Enum):
-    """How a solve ended. The texts are advice; ``{…}`` is filled from ``Solution.stats``."""
+    """How a solve ended. The texts are advice; ``{…}`` is filled from ``Solution.stats``.
+
+    >>> Status.CONVERGED.value
+    'converged'
+    """
 
     CONVERGED = "converged"
     MAX_ITERATIONS = "max_iterations"
@@ -77,7 +81,7 @@ _ADVICE = {
 }
 
 
-class _Filled(dict):
+class _Filled(dict[str, Any]):
     def __missing__(self, key: str) -> str:
         return "unknown"
 
@@ -96,6 +100,13 @@ class Solution:
         iterations: of the slowest column; 0 for direct solvers.
         residual: ``(k,)`` verified ``‖B − A X‖ / ‖B‖``.
         stats: numbers behind the status (iterations a column, eigenvalue bounds, standard errors, …).
+
+    >>> import torch
+    >>> from influence import Dense, Exact
+    >>> operator = Dense(torch.eye(3, dtype=torch.float64))
+    >>> solution = Exact().solve(operator, torch.ones(3, 2, dtype=torch.float64))
+    >>> tuple(solution.value.shape), solution.iterations, tuple(solution.residual.shape)
+    ((3, 2), 0, (2,))
     """
 
     value: Tensor
@@ -123,6 +134,14 @@ class Solver(ABC):
 
     Args:
         raise_on_failure: raise unless converged, or return the status with a warning.
+
+    >>> import torch
+    >>> from influence import Dense, Exact
+    >>> solver = Exact()
+    >>> state = solver.prepare(Dense(4 * torch.eye(2, dtype=torch.float64)))  # once
+    >>> one = torch.ones(2, 1, dtype=torch.float64)
+    >>> [float(solver.apply(state, b * one).value[0, 0]) for b in (4.0, 12.0)]
+    [1.0, 3.0]
     """
 
     raise_on_failure: bool = field(default=True, kw_only=True)
@@ -178,4 +197,5 @@ def failure(status: Status) -> type[SolverError]:
 def relative_residual(operator: Operator, X: Tensor, B: Tensor) -> Tensor:
     """``‖B − A X‖ / ‖B‖`` a column, 0 where B is 0: ``(k,)``."""
     norms = B.norm(dim=0)
-    return (B - operator @ X).norm(dim=0) / torch.where(norms > 0, norms, torch.ones_like(norms))
+    result: Tensor = (B - operator @ X).norm(dim=0) / torch.where(norms > 0, norms, torch.ones_like(norms))
+    return result
