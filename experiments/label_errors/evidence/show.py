@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.label_errors.evidence.measure import METHODS
-from experiments.label_errors.evidence.plant import KINDS, RATES
+from experiments.label_errors.evidence.plant import KINDS, METHODS, RATES
 from experiments.records import atomic
 
 RECORD, FIGURE, PAGE = "record.json", "label_errors", "README.md"
