@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,8 @@ from experiments.label_errors.evidence import measure, show
 from experiments.label_errors.evidence.plant import planted
 from experiments.label_errors.evidence.tables import SOURCES, load
 from tests.helpers import ROOT
+
+RESULTS = ROOT / "results" / "label_errors"
 
 
 @pytest.mark.parametrize("kind", ["uniform", "likely"])
@@ -43,3 +47,12 @@ def test_a_table_is_measured_from_end_to_end(monkeypatch: pytest.MonkeyPatch) ->
     assert record["mean_recall"]["held_loss"] > record["mean_recall"]["self_influence_fixed"]
     assert 0.5 < record["mean_auroc"]["held_loss"] <= 1
     assert "tumours" in show.page(record)
+
+
+def test_the_committed_page_is_that_of_the_committed_record() -> None:
+    record = json.loads((RESULTS / "record.json").read_text())
+    assert (RESULTS / "README.md").read_text() == show.page(record)
+    assert len(record["tables"]) >= 20
+    best = max(record["mean_recall"], key=lambda method: record["mean_recall"][method])
+    assert best == "held_loss"  # the default rank is the one that the evidence supports
+    assert record["mean_recall"]["self_influence_fixed"] == min(record["mean_recall"].values())
