@@ -121,12 +121,10 @@ def draw(record: dict[str, Any], path: Path) -> None:
             markersize=5,
             **options,
         )
-        means = [values[method] for values in record["mean_recall_by_planting"].values()]
+        means = [values[method] for _, values in plantings(record)]
         axes[0, 1].plot(means, range(len(means)), linewidth=1, markersize=5, **options)
     axes[0, 0].set_yticks(range(len(tables)), [row["name"] for row in tables], fontsize=8)
-    axes[0, 1].set_yticks(
-        range(len(record["mean_recall_by_planting"])), list(record["mean_recall_by_planting"])
-    )
+    axes[0, 1].set_yticks(range(len(plantings(record))), [name for name, _ in plantings(record)])
     for panel, title in zip(axes[0], ("by table", "mean over the tables, by planting"), strict=True):
         panel.invert_yaxis()
         panel.set_xlabel("Planted errors found in as many rows")
@@ -134,6 +132,12 @@ def draw(record: dict[str, Any], path: Path) -> None:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
     style.save(figure, path)
+
+
+def plantings(record: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """The kinds and rates of errors with the mean recall by method, in order."""
+    names = [f"{kind} {round(100 * rate)} %" for kind in KINDS for rate in RATES]
+    return [(name, record["mean_recall_by_planting"][name]) for name in names]
 
 
 def page(record: dict[str, Any]) -> str:
@@ -156,7 +160,7 @@ def page(record: dict[str, Any]) -> str:
         *(
             f"| {record['methods'][m]} | {mean[m]:.3f} | {auroc[m]:.3f} | "
             f"{record['level_or_ahead_of_each'].get(m, '')} |"
-            for m in sorted(record["methods"], key=lambda m: -mean[m])
+            for m in sorted((m for m in METHODS if m in mean), key=lambda m: -mean[m])
         ),
         "",
         f"![Recall by table]({FIGURE}.png)",
@@ -167,7 +171,7 @@ def page(record: dict[str, Any]) -> str:
         "|---|" + "---|" * len(shown),
         *(
             f"| {name} | " + " | ".join(f"{values[m]:.3f}" for m in shown) + " |"
-            for name, values in record["mean_recall_by_planting"].items()
+            for name, values in plantings(record)
         ),
         "",
         "## By table",
