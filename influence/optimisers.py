@@ -149,7 +149,8 @@ def _by_eigenvalues(matrix: Tensor, gradient: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(scale[:, None] * matrix * scale)
     size = values.abs()
     size = size.clamp(min=float(size.max()) * torch.finfo(matrix.dtype).eps)
-    return -scale * (vectors @ ((vectors.T @ (scale * gradient)) / size))
+    result: Tensor = -scale * (vectors @ ((vectors.T @ (scale * gradient)) / size))
+    return result
 
 
 def lbfgs(

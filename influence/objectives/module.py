@@ -59,6 +59,13 @@ class Objective(TrainingObjective):
             trainable parameters, one whose output for an example changes between passes or with its batch, or
             one without a gradient that agrees with differences of its outputs.
         DeviceError: module, inputs and targets are not all on one device.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(3, 2).double()
+    >>> x, y = torch.randn(8, 3, dtype=torch.float64), torch.randint(2, (8,))
+    >>> train = Objective(model, "cross_entropy", x, y, l2=0.01)
+    >>> train.n, train.p, tuple(train.gradient(train.initial()).shape)
+    (8, 8, (8,))
     """
 
     derivatives: Derivatives
