@@ -252,7 +252,7 @@ class Check:
                 raise DataError(
                     f"the gradient in the parameter {piece.name} of {owner} is not that of the loss "
                     f"({float(g @ v):.6g} along a direction in which that changes by "
-                    f"{float(losses.value):.6g}): an operation there has a backward pass of its own "
+                    f"{float(losses.value):.6g}): an operation from there on has a wrong backward pass "
                     "(straight-through estimator, padding_idx, checkpoint with use_reentrant=True); write it "
                     "without, or freeze the parameter with requires_grad_(False)"
                 )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import UninitializedParameter
 
 from influence.errors import DataError, DeviceError
 from influence.objectives.inputs import Inputs, convert, count, shape_of, take
@@ -75,6 +76,8 @@ class Network:
             raise DataError("the model has no parameter with requires_grad=True, so nothing can be trained")
         self.device = trainable[0][1].device
         for name, w in self.model.named_parameters():
+            if isinstance(w, UninitializedParameter):
+                raise DataError(f"the model's {name} has no shape yet; run one batch through the model first")
             if w.device.type != "meta" and not bool(torch.isfinite(w).all()):
                 raise DataError(f"the model's {name} holds NaN or infinite values; load a good checkpoint")
         for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
@@ -167,10 +170,10 @@ class Network:
         return self._call(x)
 
     def _first_that_runs(self, x: Inputs) -> Callable[[Inputs], Arguments]:
-        """How the module takes its inputs, found by trying on one example."""
-        one, said = take(x, slice(0, 1)), ""
+        """How the module takes its inputs, found by trying on two examples."""
+        few, said = take(x, slice(0, 2)), ""
         for call in calls(self.model, x):
-            args, kwargs = call(one)
+            args, kwargs = call(few)
             try:
                 with torch.no_grad(), self.settings(False):
                     self.model(*args, **kwargs)
