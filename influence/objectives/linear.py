@@ -138,9 +138,11 @@ class LinearObjective(TrainingObjective):
 
     def subset(self, idx: Tensor) -> LinearObjective:
         """The same model on the examples ``idx`` (indices or a boolean mask)."""
-        idx = self.index(idx)
-        weights = None if self.weights is None else self.weights[idx]
-        return self._with(self.X.rows(idx), self.targets[idx], weights)
+        chosen = self.index(idx)
+        if chosen is None:
+            return self
+        weights = None if self.weights is None else self.weights[chosen]
+        return self._with(self.X.rows(chosen), self.targets[chosen], weights)
 
     def with_weights(self, weights: Tensor) -> LinearObjective:
         """The same data with mean loss ``(1/n) Σ w_i ℓ_i``; the L2 term is not touched."""
@@ -166,9 +168,10 @@ class LinearObjective(TrainingObjective):
         Raises:
             DataError: wrong shapes, or intercepts for a model that has none.
         """
-        settings = {"dtype": self.dtype, "device": self.device}
-        W = torch.as_tensor(weights, **settings)
-        b = None if intercepts is None else torch.as_tensor(intercepts, **settings)
+        W = torch.as_tensor(weights, dtype=self.dtype, device=self.device)
+        b = None
+        if intercepts is not None:
+            b = torch.as_tensor(intercepts, dtype=self.dtype, device=self.device)
         if W.shape != (self.n_outputs, self.features) or (b is not None and b.shape != (self.n_outputs,)):
             raise DataError(
                 f"weights must have shape ({self.n_outputs}, {self.features}) and intercepts "

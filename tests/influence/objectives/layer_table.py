@@ -89,8 +89,8 @@ def _split(layer: nn.Module, h: torch.Tensor) -> torch.Tensor:
 
 _ELEMENTWISE = (
     "AlphaDropout CELU Dropout ELU FeatureAlphaDropout Flatten GELU Hardshrink Hardsigmoid Hardswish "
-    "Hardtanh Identity LeakyReLU LogSigmoid Mish PReLU RReLU ReLU ReLU6 SELU SiLU Sigmoid Softplus Softshrink "
-    "Softsign Tanh Tanhshrink"
+    "Hardtanh Identity LeakyReLU LogSigmoid Mish PReLU RReLU ReLU ReLU6 SELU SiLU Sigmoid Softplus "
+    "Softshrink Softsign Tanh Tanhshrink"
 )
 SPECS: dict[str, Callable[[type[nn.Module]], Spec]] = {
     name: _plain("vector") for name in _ELEMENTWISE.split()
@@ -202,7 +202,8 @@ def _cells(name: str) -> list[str]:
     try:
         o = Objective(model, "cross_entropy", inputs, Y, 0.0, dtype=D)
     except DataError as error:
-        return [f"refused: {str(error).partition(' (')[0]}"] + [""] * (len(COLUMNS) - 1)
+        said = str(error).partition(" (")[0]
+        return [f"refused: {said}"] + [""] * (len(COLUMNS) - 1)
     theta = o.initial()
     oracle = Differences(o, lambda out, y: F.cross_entropy(out, y, reduction="none"))
     v = torch.randn(o.p, generator=torch.Generator().manual_seed(5), dtype=D) * theta.abs().mean()
@@ -230,7 +231,7 @@ def _cells(name: str) -> list[str]:
 HEAD = f"""# Layers
 
 Every class of `torch.nn` that computes something, in evaluation mode, inside a small net with parameters on
-both sides of it. Each cell was compared with central differences in float64 to 0.000001 (relative). "ok" means
+both sides of it. Each cell was compared with central differences in float64 to 0.000001. "ok" means
 that an exact way agrees. "ok, by differences" means that none does, and central differences of first
 derivatives are used in its place. A refusal is the sentence that an objective of such a module raises.
 
