@@ -76,6 +76,12 @@ def self_quadratics(
     """``∇ℓ_iᵀ H⁻¹ ∇ℓ_i`` of the training points ``idx (m,)`` by any solver, with error bounds.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
+        operator: the curvature, damping included.
+        solver: what solves with it.
+        idx: training points ``(m,)``; all by default.
+        block: training points at a time.
         state: what the solver has prepared for ``operator``; made here by default.
 
     Raises:
@@ -165,6 +171,8 @@ def _factor_error(
     if isinstance(state, GramForm):
         shift, squares = state.gram.shift, _squares(objective, theta, idx)
         error = growth * squares * (1 + math.sqrt(amplified)) ** 2 / shift + 4 * outputs * value
+        if state.freed is not None:  # an intercept's part is divided by its own small matrix
+            error = error * (1 + 2 / max(state.freed.least, eps))
         if softmax:
             spread = float(objective.X.row_squares().sum()) / (n * shift)  # type: ignore[attr-defined]
             error = error + 4 * softmax * (spread * value + (value * squares / shift).sqrt())
@@ -233,7 +241,12 @@ def _softmax_share(state: ExactState, objective: TrainingObjective, theta: Tenso
 
 
 def by_least_squares(
-    operator: Operator, objective: TrainingObjective, theta: Tensor, idx: Tensor, block: int, tolerance: float
+    operator: Operator,
+    objective: TrainingObjective,
+    theta: Tensor,  # noqa: ARG001  as its sibling
+    idx: Tensor,
+    block: int,
+    tolerance: float,
 ) -> Quadratics | None:
     """Self-influences of a linear objective by QR in float64, or None: no such form, or too large."""
     base, damping = base_of(operator)
