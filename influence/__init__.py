@@ -27,10 +27,10 @@ from influence.losses import (
 )
 from influence.objectives.linear import LinearObjective
 from influence.objectives.module import Objective
+from influence.removal import TrainingGradient
 from influence.retraining.groups import leave_groups_out
 from influence.retraining.leave_one_out import Retrained, leave_one_out
 from influence.scores import (
-    TrainingGradient,
     pert_loss,
     pert_params,
     predicted_change,

@@ -298,5 +298,7 @@ def _objective(
         raise DataError(f"model must be a torch.nn.Module or an objective, got {type(model).__name__}")
     if loss is None or data is None:
         raise DataError("pass a loss and the training data beside the model")
+    inputs: Any
+    targets: Any
     inputs, targets = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
     return network_objective(model, loss, inputs, targets, l2, **settings)

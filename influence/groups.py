@@ -204,6 +204,14 @@ class InfluentialSet:
         refitted: the change by a certified refit.
         sum_idx, sum_predicted, sum_refitted: the same of the k points with the largest single effects; its
             prediction is the sum of those effects.
+
+    >>> import torch
+    >>> from influence import LinearObjective, fit, most_influential_set
+    >>> X = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+    >>> train = LinearObjective(X, torch.tensor([-1, 1, 1, -1]), "logistic", l2=0.1)
+    >>> found = most_influential_set(train, fit(train).theta, train, 0, 2)
+    >>> len(found.idx)
+    2
     """
 
     idx: Tensor

@@ -96,7 +96,8 @@ def corrected_change(
     pulled = r + (B @ found.along[:, :, k:])[:, :, 0]
     corrected = torch.linalg.solve(_identity(B) - B @ found.leverage, pulled[:, :, None])
     change = (found.along[:, :, :k] * corrected).sum(1) + shift @ found.inverse[:, :k]
-    return change / objective.n
+    result: Tensor = change / objective.n
+    return result
 
 
 def corrected_self_influence(
@@ -117,7 +118,8 @@ def corrected_self_influence(
     r, B = _own(objective, theta, chosen)
     corrected = torch.linalg.solve(_identity(B) - B @ found.leverage, r[:, :, None])
     bare = _own_gradient(objective, theta, chosen)
-    return (bare[:, None, :] @ found.leverage @ corrected)[:, 0, 0]
+    result: Tensor = (bare[:, None, :] @ found.leverage @ corrected)[:, 0, 0]
+    return result
 
 
 def _without_share(

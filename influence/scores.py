@@ -37,7 +37,7 @@ def test_gradients(test_objective: TrainingObjective, theta: Tensor, idx: Tensor
     return test_objective.example_gradients(theta, idx).T.contiguous()
 
 
-test_gradients.__test__ = False  # the field's name for it; not a test
+test_gradients.__test__ = False  # type: ignore[attr-defined]  # the field's name for it; not a test
 
 
 def s_test(operator: Operator, solver: Solver, gradients: Tensor) -> Solution:

@@ -39,7 +39,7 @@ class CGSolver(Solver):
     name: str = "cg"
     tolerance: float = 1e-10  # relative residual of each right-hand side
     max_iterations: int | None = None  # products with H at most; null: the solver's own bound
-    preconditioner: str = "none"  # or jacobi, kronecker, subsample; for a network gauss_newton
+    preconditioner: str = "none"  # or jacobi, kronecker, subsample, nystrom; for a net gauss_newton
     # false: a solve that fails is recorded with its status instead of ending the run
     raise_on_failure: bool = True
 

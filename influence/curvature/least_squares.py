@@ -59,6 +59,7 @@ class LeastSquares:
             first = 2 * value.sqrt() * reach + 2 * (x * B.abs()).sum(0)
             second = reach**2 + value * len(self.R) * self._amplification() ** 2
             return value, e * first + e**2 * second
+        assert self.columns is not None  # it comes with the basis
         mu, inside = float(self.shift[0]), self.basis.T @ B
         half = torch.linalg.solve_triangular(self.R.T, inside, upper=False)
         outside = B - self.basis @ inside
@@ -77,7 +78,8 @@ class LeastSquares:
 
         def solve(V: Tensor) -> Tensor:
             half = torch.linalg.solve_triangular(unit.T, V, upper=False)
-            return torch.linalg.solve_triangular(unit, half, upper=True)
+            result: Tensor = torch.linalg.solve_triangular(unit, half, upper=True)
+            return result
 
         return max(1.0, math.sqrt(inverse_norm(solve, len(self.R))))
 
@@ -85,12 +87,13 @@ class LeastSquares:
         """H⁻¹ B: ``(q, k) -> (q, k)``."""
         inside = B if self.basis is None else self.basis.T @ B
         half = torch.linalg.solve_triangular(self.R.T, inside, upper=False)
-        solved = torch.linalg.solve_triangular(self.R, half, upper=True)
+        solved: Tensor = torch.linalg.solve_triangular(self.R, half, upper=True)
         if self.basis is None:
             return solved
         outside = B - self.basis @ inside
         outside = outside - self.basis @ (self.basis.T @ outside)  # rounding left some of the inside there
-        return self.basis @ solved + outside / self.shift[0]
+        result: Tensor = self.basis @ solved + outside / self.shift[0]
+        return result
 
 
 def inverse_norm(solve: Callable[[Tensor], Tensor], rows: int, iterations: int = 10) -> float:

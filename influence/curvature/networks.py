@@ -68,7 +68,7 @@ def _add_gram(G: Tensor, rows: Tensor) -> None:
 
 
 def gauss_newton_preconditioner(
-    objective: Objective, theta: Tensor, damping: float, share: float = 0.999
+    objective: Objective, theta: Tensor, damping: float, share: float = 0.999, idx: Tensor | None = None
 ) -> Callable[[Tensor], Tensor]:
     """``V ↦ (G + δI)⁻¹ V`` by one Cholesky factor: ``(p, k) -> (p, k)``, for ``CG(preconditioner=...)``.
 
@@ -78,7 +78,7 @@ def gauss_newton_preconditioner(
     Raises:
         NotPositiveDefiniteError: G + δI is singular to working precision.
     """
-    G = gauss_newton_matrix(objective, theta, share=share)
+    G = gauss_newton_matrix(objective, theta, idx, share)
     G.diagonal().add_(damping)
     factor, info = torch.linalg.cholesky_ex(G)
     if int(info):

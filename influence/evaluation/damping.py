@@ -181,7 +181,8 @@ def _remaining(
     def without(thetas: Tensor, gradients: Tensor) -> Tensor:
         own = objective.paired_gradients(thetas, idx) * weights
         l2 = objective.penalty_gradient(thetas)
-        return ((n * (gradients - l2) - own) / (n - 1) + l2).norm(dim=0)
+        result: Tensor = ((n * (gradients - l2) - own) / (n - 1) + l2).norm(dim=0)
+        return result
 
     before = without(theta[:, None].expand_as(G), full)
     shares = []

@@ -28,6 +28,12 @@ class Loss(ABC):
         binary: whether targets are −1 and +1 for one output.
         convex: whether ℓ is convex in o. The Gauss-Newton matrix is then positive semi-definite.
         classes: whether targets name classes, so that one class alone leaves nothing to fit.
+
+    >>> import torch
+    >>> from influence import get_loss
+    >>> loss = get_loss("logistic")
+    >>> loss.values(torch.zeros(2, 1), torch.tensor([-1, 1]))
+    tensor([0.6931, 0.6931])
     """
 
     name: ClassVar[str] = ""

@@ -31,6 +31,11 @@ class CallableLoss(Loss):
     Args:
         function: ``(outputs (1, c), targets (1, ...)) -> number``, differentiable twice.
         convex: whether it is convex in the outputs; the Gauss-Newton matrix is then positive semi-definite.
+
+    >>> import torch
+    >>> loss = CallableLoss(lambda outputs, targets: (outputs - targets).pow(2).sum())
+    >>> loss.values(torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1))
+    tensor([1., 4.])
     """
 
     name: ClassVar[str] = "callable"

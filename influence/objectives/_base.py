@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import torch
 from torch import Tensor
@@ -134,6 +134,12 @@ class TrainingObjective(ABC):
 
     # -- the same for all ----------------------------------------------------------------------------------
 
+    @overload
+    def index(self, idx: None) -> None: ...
+
+    @overload
+    def index(self, idx: Tensor | slice | list[int]) -> Tensor: ...
+
     def index(self, idx: Any) -> Tensor | None:
         """``idx`` as integers 0…n−1 on the device of the objective, or None for all examples.
 
@@ -242,10 +248,6 @@ class TrainingObjective(ABC):
 
     def kronecker_at(self, theta: Tensor, idx: Tensor | None, damping: float) -> Product | None:
         """A Kronecker-factored approximation of ``(H + damping·I)⁻¹``, or None."""
-        return None
-
-    def subsampled_at(self, theta: Tensor, idx: Tensor | None, damping: float) -> Product | None:
-        """An approximation of ``(H + damping·I)⁻¹`` from part of the examples, or None."""
         return None
 
     def largest_example_curvature(self, theta: Tensor, idx: Tensor | None = None) -> float | None:

@@ -291,7 +291,8 @@ class Elementwise(Layer, ABC):
         return (None, None) if dx is None else (saved[1] * dx, dx)
 
     def pull(self, saved: Any, g: Tensor, w: Any) -> Tensor:
-        return saved[1] * g
+        result: Tensor = saved[1] * g
+        return result
 
     def curve(self, saved: Any, g: Tensor) -> Any:
         second = self._second(saved[0], saved[1])

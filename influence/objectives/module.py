@@ -46,6 +46,13 @@ class Objective(TrainingObjective):
         DataError: NaN or infinite inputs, targets the loss cannot take, a negative λ, a module without
             trainable parameters, or one whose output for an example changes between passes or with its batch.
         DeviceError: module, inputs and targets are not all on one device.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(3, 2).double()
+    >>> x, y = torch.randn(8, 3, dtype=torch.float64), torch.randint(2, (8,))
+    >>> train = Objective(model, "cross_entropy", x, y, l2=0.01)
+    >>> train.n, train.p, tuple(train.gradient(train.initial()).shape)
+    (8, 8, (8,))
     """
 
     def __init__(

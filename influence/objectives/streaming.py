@@ -28,7 +28,8 @@ from influence.errors import DataError
 from influence.objectives import distributed
 from influence.objectives.data_matrix import DenseMatrix
 from influence.objectives.partitioned import Part, PartitionedLinear, PartitionedObjective, unpenalised
-from influence.scores import TrainingGradient, up_loss
+from influence.removal import TrainingGradient
+from influence.scores import up_loss
 
 
 class Source(Protocol):
@@ -71,7 +72,8 @@ class ArraySource:
         return self._pick(idx)
 
     def _pick(self, which: slice | np.ndarray) -> tuple[Any, Any]:
-        return tuple(np.array(_mapped_anew(a)[which]) for a in (self.inputs, self.targets))
+        inputs, targets = (np.array(_mapped_anew(a)[which]) for a in (self.inputs, self.targets))
+        return inputs, targets
 
 
 def _mapped_anew(array: Any) -> Any:
@@ -95,7 +97,8 @@ class ProducedSource:
     def take(self, idx: np.ndarray) -> tuple[Any, Any]:
         """The examples ``idx``, made one by one."""
         pairs = [self.read(int(i), int(i) + 1) for i in idx]
-        return tuple(np.concatenate([np.asarray(pair[side]) for pair in pairs]) for side in (0, 1))
+        inputs, targets = (np.concatenate([np.asarray(pair[side]) for pair in pairs]) for side in (0, 1))
+        return inputs, targets
 
 
 class ChosenSource:

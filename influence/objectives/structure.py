@@ -177,7 +177,8 @@ def linear_gram(objective: Any, theta: Tensor, idx: Tensor | None = None) -> Gra
         if weights is not None:
             L = L * weights.sqrt()[:, None, None]
         if r == c:
-            return L
+            result: Tensor = L
+            return result
         small = torch.einsum("ca,ncd->nad", Q, L)  # drop the contrast that the loss never sees
         values, vectors = torch.linalg.eigh(small @ small.transpose(1, 2))
         return torch.einsum("ca,nab->ncb", Q, vectors * values.clamp(min=0).sqrt()[:, None, :])
@@ -189,7 +190,8 @@ def linear_gram(objective: Any, theta: Tensor, idx: Tensor | None = None) -> Gra
     def backward(U: Tensor) -> Tensor:
         k = U.shape[1]
         spread = torch.einsum("nrk,ncr->nkc", U.reshape(X.n, r, k), root()).reshape(X.n, k * c)
-        return objective._block(X.rmatmul(spread.contiguous()))
+        result: Tensor = objective._block(X.rmatmul(spread.contiguous()))
+        return result
 
     def gram() -> Tensor:
         K = kernel_matrix(X)
@@ -272,7 +274,8 @@ def linear_diagonal(objective: Any, theta: Tensor, idx: Tensor | None = None) ->
     A = objective.loss.output_hessian(o, y).diagonal(dim1=1, dim2=2)
     if weights is not None:
         A = A * weights[:, None]
-    return X.column_squares(A.contiguous()).T.reshape(-1) / X.n + objective.l2 * objective.l2_mask
+    result: Tensor = X.column_squares(A.contiguous()).T.reshape(-1) / X.n + objective.l2 * objective.l2_mask
+    return result
 
 
 def linear_kronecker(
@@ -318,6 +321,7 @@ def kronecker_inverse(
         v = torch.tensordot(lq.T, block.reshape(c, d * k), 1).reshape(c, d, k)
         v = torch.matmul(rq.T, v) * inverse[:, :, None]
         v = torch.matmul(rq, v).reshape(c, d * k)
-        return (lq @ v).reshape(c * d, k)
+        result: Tensor = (lq @ v).reshape(c * d, k)
+        return result
 
     return apply

@@ -200,7 +200,8 @@ class _Work:
             norms[taken] = new[:, better].norm(dim=0)
             if not bool(better.any()):
                 break
-        return norms
+        result: Tensor = norms
+        return result
 
     def _solve(self, product: Product, B: Tensor, goal: Tensor) -> Tensor:
         """CG on all systems at once to relative residuals ``goal (k,)``."""

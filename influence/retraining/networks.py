@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,8 @@ class AdamState:
 
     def repeat(self, m: int) -> AdamState:
         """The state of one run as the start of m equal ones."""
-        return AdamState(*(t.repeat(1, m) for t in (self.thetas, self.first, self.second)), self.step)
+        thetas, first, second = (t.repeat(1, m) for t in (self.thetas, self.first, self.second))
+        return AdamState(thetas, first, second, self.step)
 
     def to(self, dtype: torch.dtype) -> AdamState:
         """The same state in another floating type."""
@@ -139,7 +141,7 @@ def adam(
     done, origin = 0, state.step
     thetas, first, second = state.thetas.clone(), state.first.clone(), state.second.clone()
     if saved is not None:
-        like = {"dtype": objective.dtype, "device": objective.device}
+        like: dict[str, Any] = {"dtype": objective.dtype, "device": objective.device}
         thetas, first, second = (torch.as_tensor(saved[k], **like) for k in ("thetas", "first", "second"))
         done = int(saved["done"].item())
     for t in range(done, steps):

@@ -171,7 +171,8 @@ def descend(
             [j for j in live if memories[j].direction is None], memories, gradients, precondition, radius
         )
         columns = torch.tensor(live)
-        steps = torch.stack([memories[j].step * memories[j].direction for j in live], dim=1)
+        along = [(memories[j].step, memories[j].direction) for j in live]
+        steps = torch.stack([length * d for length, d in along if d is not None], dim=1)
         candidates = thetas[:, columns] + steps
         new_values, new_gradients = evaluate(candidates, columns)
         for place, j in enumerate(live):

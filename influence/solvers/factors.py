@@ -84,7 +84,8 @@ class DenseFactor(ExactState):
 
     def quadratic(self, B: Tensor) -> Tensor:
         half = torch.linalg.solve_triangular(self.factor, B, upper=False)
-        return (half * half).sum(0)
+        result: Tensor = (half * half).sum(0)
+        return result
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ class CoreFactor(ExactState):
         value = (half * half).sum(0)
         if s.shift > 0 and s.q < s.p:  # the square of the difference: a difference of squares is all rounding
             value += ((B - s.lift(inside)) ** 2).sum(0) / s.shift
-        return value
+        result: Tensor = value
+        return result
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,8 @@ class GramForm(ExactState):
     def quadratic(self, B: Tensor) -> Tensor:
         g = self.gram
         half = torch.linalg.solve_triangular(self.factor, g.forward(B), upper=False)
-        return ((B * B).sum(0) - (half * half).sum(0)) / g.shift
+        result: Tensor = ((B * B).sum(0) - (half * half).sum(0)) / g.shift
+        return result
 
     def self_quadratics(
         self, objective: TrainingObjective, theta: Tensor, idx: Tensor, block: int = 512

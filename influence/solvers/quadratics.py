@@ -105,8 +105,8 @@ def _exact(
         quick = by_factor(state, objective, theta, idx, block, tolerance)
         if quick.status is Status.CONVERGED:
             return quick
-    except NotPositiveDefiniteError as error:
-        singular = error
+    except NotPositiveDefiniteError as failure:
+        singular = failure
     again = by_least_squares(operator, objective, theta, idx, block, tolerance)
     if again is None and quick is None:
         assert singular is not None
@@ -185,7 +185,8 @@ def _scaled_inverse_norm(factor: Tensor) -> float:
     root = factor.norm(dim=1)[:, None]
 
     def solve(V: Tensor) -> Tensor:
-        return root * torch.cholesky_solve(root * V.to(factor), factor)
+        result: Tensor = root * torch.cholesky_solve(root * V.to(factor), factor)
+        return result
 
     return max(1.0, inverse_norm(solve, len(factor)))
 
@@ -303,7 +304,8 @@ def _by_solver(
     ``rᵀH⁻¹r ≤ ‖r‖²/μ`` with a proven lower bound μ of the spectrum; without one ``‖r‖‖x‖`` stands for it."""
     state = solver.prepare(operator) if state is None else state
     values, errors = [torch.empty(0, dtype=objective.dtype, device=theta.device)], []
-    status, stats, lowest = Status.CONVERGED, {}, operator.lower_bound()
+    status, lowest = Status.CONVERGED, operator.lower_bound()
+    stats: dict[str, Any] = {}
     eps = torch.finfo(objective.dtype).eps
     for rows in idx.split(block):
         B = objective.example_gradients(theta, rows).T.contiguous()
