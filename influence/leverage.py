@@ -31,7 +31,7 @@ from torch import Tensor
 from influence.curvature.operators import Damped, ExampleOperator, Hessian, Operator, base_of
 from influence.errors import DataError, NotPositiveDefiniteError
 from influence.objectives._base import TrainingObjective
-from influence.objectives.structure import GramFactor, Split
+from influence.objectives.structure import Freed, GramFactor, Split
 from influence.removal import TrainingGradient, removal_kind
 from influence.solvers import Exact, Solver
 
@@ -258,13 +258,22 @@ def _by_gram(
     factor, scale = _factor(matrix)
     del matrix
 
+    def inner(B: Tensor) -> Tensor:
+        return scale[:, None] * torch.cholesky_solve(scale[:, None] * B, factor)
+
+    freed = Freed.of(gram, inner)
+
     def solve(B: Tensor) -> Tensor:
-        inner = scale[:, None] * torch.cholesky_solve(scale[:, None] * gram.forward(B), factor)
-        return (B - gram.backward(inner)) / gram.shift
+        solved = (B - gram.backward(inner(gram.forward(B)))) / gram.shift
+        return solved if freed is None else freed.add(solved, B)
 
     leverage = left.gram_blocks(factor, scale, gram, idx)
     if leverage is None:
         return None
+    if freed is not None:
+        along = left.output_tangents(freed.Y, idx)
+        assert along is not None  # whoever has gram_blocks has them
+        leverage = leverage + freed.blocks(_contrasts(left, along))
     solved = solve(V)
     solved = solved + solve(V - H @ solved)
     along = left.output_tangents(solved, idx)

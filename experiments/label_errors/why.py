@@ -139,7 +139,7 @@ def _solver(
     design: Design, D: np.ndarray, l2: float, lazy: bool = False
 ) -> Callable[[np.ndarray], np.ndarray]:
     """``rows -> H⁻¹ X_rowsᵀ (d, b)`` with ``H = XᵀDX/n + λI``."""
-    X = design.X
+    X: Any = design.X
     if design.d <= min(design.n, 6000):
         kept: list[Any] = []
 

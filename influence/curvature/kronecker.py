@@ -22,7 +22,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -342,7 +342,7 @@ class _NormLayer(_KroneckerLayer):
     """A normalisation layer: the exact diagonal of its weights and biases, from per-example gradients."""
 
     def add_moments(self, pairs: list[tuple[Tensor, Tensor]], gradients: list[Any]) -> None:
-        shape = self.module.weight.shape  # type: ignore[union-attr]
+        shape = torch.Size(cast(Tensor, self.module.weight).shape)
         for call, (x, _) in enumerate(pairs):
             plain = _normalised(self.module, x)
             self.rows += len(x)
@@ -454,8 +454,11 @@ def _captured(layers: list[_KroneckerLayer]) -> Iterator[dict[Any, list[tuple[Te
 
 
 def _call(model: nn.Module, inputs: Any, rows: Tensor) -> Tensor:
+    outputs: Tensor
     if isinstance(inputs, Mapping):
-        return model(**{key: part[rows] for key, part in inputs.items()})
-    if isinstance(inputs, tuple | list):
-        return model(*(part[rows] for part in inputs))
-    return model(inputs[rows])
+        outputs = model(**{key: part[rows] for key, part in inputs.items()})
+    elif isinstance(inputs, tuple | list):
+        outputs = model(*(part[rows] for part in inputs))
+    else:
+        outputs = model(inputs[rows])
+    return outputs

@@ -78,7 +78,8 @@ class Loss(ABC):
                 f"the loss {self.name} is not convex in the outputs at theta, so its Gauss-Newton matrix has "
                 "no root; use the Hessian with conjugate gradients and damping"
             )
-        return vectors * values.clamp(min=0).sqrt()[:, None, :]
+        result: Tensor = vectors * values.clamp(min=0).sqrt()[:, None, :]
+        return result
 
     def output_range(self, n_outputs: int, like: Tensor) -> Tensor:
         """Orthonormal ``(c, r)`` basis of the space in which all output gradients and Hessians lie."""

@@ -40,7 +40,7 @@ class CallableLoss(Loss):
 
     name: ClassVar[str] = "callable"
     function: Callable[[Tensor, Tensor], Tensor]
-    convex: bool = False  # type: ignore[assignment]  # a field in place of the property
+    convex: bool = False  # a field in place of the property
 
     def _one(self, output: Tensor, target: Tensor) -> Tensor:
         return self.function(output[None], target[None]).sum()
@@ -49,11 +49,13 @@ class CallableLoss(Loss):
         return vmap(self._one, randomness="error")(outputs, targets)
 
     def output_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return vmap(grad(self._one))(outputs.detach(), targets)
+        result: Tensor = vmap(grad(self._one))(outputs.detach(), targets)
+        return result
 
     def output_hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
         hessian = vmap(jacrev(grad(self._one)))(outputs.detach(), targets)  # reverse twice: rules are right
-        return (hessian + hessian.transpose(1, 2)) / 2
+        result: Tensor = (hessian + hessian.transpose(1, 2)) / 2
+        return result
 
     def prepare(self, targets: Any, dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         tensor = as_tensor(targets, device)

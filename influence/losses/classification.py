@@ -122,7 +122,8 @@ class CrossEntropy(Loss):
         for j in range(1, n_outputs):
             basis[:j, j - 1] = 1.0
             basis[j, j - 1] = -j
-        return basis / basis.norm(dim=0)
+        result: Tensor = basis / basis.norm(dim=0)
+        return result
 
     def outputs_of(self, targets: Tensor) -> int:
         if targets.ndim == 2:

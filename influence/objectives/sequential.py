@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from influence.errors import DataError
 from influence.losses import Loss
-from influence.objectives.layers import translate
+from influence.objectives.layers import Affine, translate
 from influence.objectives.module import Objective, ParameterRule
 
 
@@ -118,14 +118,16 @@ class SequentialObjective(Objective):
     def _start(self, x: Tensor) -> tuple[Tensor, Any]:
         """Inputs in the layers' layout, and what the first layer saves of them whatever its weights are."""
         x = (x if x.ndim == 2 else x.permute(0, 2, 3, 1))[None].contiguous()
-        return x, self.layers[0].start(x) if self.layers[0].size else None
+        layer = self.layers[0]
+        return x, layer.start(x) if isinstance(layer, Affine) and layer.size else None
 
     def _propagate(self, w: list[Any], begun: tuple[Tensor, Any]) -> tuple[Tensor, list[Any]]:
         """Forward: outputs ``(m, N, c)`` and what each layer saves."""
         x, first = begun
-        saved = []
+        saved: list[Any] = []
         for layer, wl in zip(self.layers, w, strict=True):
-            x, kept = layer.forward(x, wl) if saved or first is None else layer.forward(x, wl, first)
+            begins = isinstance(layer, Affine) and not saved and first is not None
+            x, kept = cast(Affine, layer).forward(x, wl, first) if begins else layer.forward(x, wl)
             saved.append(kept)
         return x, saved
 
@@ -145,7 +147,7 @@ class SequentialObjective(Objective):
             signals[i] = g if layer.size else None
             saved[i] = layer.curve(plain, g)
             if i:
-                g = layer.pull(plain, g, w[i])
+                g = layer.vjp(plain, g, w[i])
         return Pass(saved, signals, outputs, y, weights)
 
     def _tangents(self, saved: list[Any], w: list[Any], dw: list[Any]) -> tuple[Tensor, list[Any]]:
@@ -157,7 +159,7 @@ class SequentialObjective(Objective):
             dsaved.append(d)
         return dx, dsaved
 
-    def _bend(
+    def _backward_tangent(
         self, kept: Pass, w: list[Any], dw: list[Any], *, full: bool = True, to_inputs: bool = False
     ) -> tuple[Tensor, list[Any]]:
         """R-backward: tangents of ∂L/∂x (where asked ``to_inputs``) and of every layer's gradient.
@@ -165,15 +167,16 @@ class SequentialObjective(Objective):
         With ``full=False`` the network is taken as linear in θ: the Gauss–Newton product.
         """
         do, dsaved = self._tangents(kept.saved, w, dw)
-        bent = self.loss.output_hessian_product(kept.outputs[0], kept.targets, do.permute(1, 2, 0))
-        dg: Any = bent.permute(2, 0, 1).contiguous()
+        curved = self.loss.output_hessian_product(kept.outputs[0], kept.targets, do.permute(1, 2, 0))
+        dg: Any = curved.permute(2, 0, 1).contiguous()
         if kept.weights is not None:
             dg = dg * kept.weights[None, :, None]
         out: list[Any] = [None] * len(self.layers)
         for i in reversed(range(0 if to_inputs else self._first, len(self.layers))):
             layer, saved, deeper = self.layers[i], kept.saved[i], to_inputs or i > self._first
             if full:
-                dg, out[i] = layer.bend(saved, dsaved[i], kept.signals[i], dg, w[i], dw[i], deeper)
+                g = cast(Tensor, kept.signals[i])
+                dg, out[i] = layer.backward_tangent(saved, dsaved[i], g, dg, w[i], dw[i], deeper)
             else:
                 dg, out[i] = layer.backward(saved, dg, w[i], deeper)
         return dg, out
@@ -230,13 +233,14 @@ class SequentialObjective(Objective):
         w = self._weights(theta[:, None])
         out = torch.empty(self.count(idx), self.p, dtype=self.dtype, device=self.device)
         for x, _, place in self._chunks(idx):
-            saved, g, rows = self._propagate(w, self._start(x))[1], cotangents[None, place], []
+            saved, g = self._propagate(w, self._start(x))[1], cotangents[None, place]
+            rows: list[Any] = []
             for i in reversed(range(self._first, len(self.layers))):
                 layer = self.layers[i]
                 if layer.size:
                     rows.append(layer.example_gradients(saved[i], g))
                 if i > self._first:
-                    g = layer.pull(saved[i], g, w[i])
+                    g = layer.vjp(saved[i], g, w[i])
             out[place] = torch.cat(rows[::-1], dim=1)
         return out
 
@@ -261,7 +265,7 @@ class SequentialObjective(Objective):
         for x, y, place in self._chunks(idx):
             kept = self._run(w, x, y, None)
             for columns, dw in groups:
-                dgx, _ = self._bend(kept, w, dw, to_inputs=True)
+                dgx, _ = self._backward_tangent(kept, w, dw, to_inputs=True)
                 to_torch = (1, 2, 0) if dgx.ndim == 3 else (1, 4, 2, 3, 0)
                 out[place, ..., columns] = dgx.permute(to_torch)
         return out
@@ -308,7 +312,7 @@ class SequentialObjective(Objective):
             for x, y, place in self._chunks(idx):
                 kept = kept_at(x, y, place)
                 for columns, dw in groups:
-                    total[:, columns] += self._flat(self._bend(kept, w, dw, full=full)[1])
+                    total[:, columns] += self._flat(self._backward_tangent(kept, w, dw, full=full)[1])
             return total / count + self.l2 * self.l2_mask[:, None] * V
 
         return product

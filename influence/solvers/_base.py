@@ -81,7 +81,7 @@ _ADVICE = {
 }
 
 
-class _Filled(dict):
+class _Filled(dict[str, Any]):
     def __missing__(self, key: str) -> str:
         return "unknown"
 
@@ -197,4 +197,5 @@ def failure(status: Status) -> type[SolverError]:
 def relative_residual(operator: Operator, X: Tensor, B: Tensor) -> Tensor:
     """``‖B − A X‖ / ‖B‖`` a column, 0 where B is 0: ``(k,)``."""
     norms = B.norm(dim=0)
-    return (B - operator @ X).norm(dim=0) / torch.where(norms > 0, norms, torch.ones_like(norms))
+    result: Tensor = (B - operator @ X).norm(dim=0) / torch.where(norms > 0, norms, torch.ones_like(norms))
+    return result

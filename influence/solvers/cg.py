@@ -81,7 +81,8 @@ class CG(Solver):
     def _solve(self, state: CGState, B: Tensor) -> Solution:
         operator, preconditioner = state.operator, state.preconditioner
         limit = self.max_iterations or min(10 * operator.shape[0], 1000)
-        X, counts, curvature = torch.zeros_like(B), torch.zeros(B.shape[1], dtype=torch.long), [None]
+        X, counts = torch.zeros_like(B), torch.zeros(B.shape[1], dtype=torch.long)
+        curvature: float | None = None
         negative = torch.zeros(B.shape[1], dtype=torch.bool)
         residual = torch.where(B.norm(dim=0) > 0, 1.0, 0.0).to(B.dtype)
         for _ in range(_RESTARTS):
@@ -95,12 +96,12 @@ class CG(Solver):
             counts[open_] += run.counts
             negative[open_] |= run.negative
             if run.lowest_curvature is not None:
-                curvature[0] = min(curvature[0] or 0.0, run.lowest_curvature)
+                curvature = min(curvature or 0.0, run.lowest_curvature)
             before = residual[open_]
             residual[open_] = relative_residual(operator, X[:, open_], B[:, open_])
             if bool((residual[open_] > 0.5 * before).all()):
                 break  # rounding, not iterations, is what stands in the way
-        return self._report(X, residual, counts, negative, curvature[0], limit, state.named)
+        return self._report(X, residual, counts, negative, curvature, limit, state.named)
 
     def _report(
         self,

@@ -86,11 +86,13 @@ class Exact(Solver):
         if pivot == 0 and bool(left.min() <= matrix.shape[0] * torch.finfo(matrix.dtype).eps):
             pivot = int(left.argmin()) + 1
         if pivot == 0 and bool(torch.isfinite(diagonal).all()):
-            return factor
+            result: Tensor = factor
+            return result
         stats: dict[str, Any] = {"pivot": pivot, "spectrum": "spectrum not computed", "needed_damping": "0"}
         if matrix.shape[0] <= 4000 and bool(torch.isfinite(matrix).all()):
             values = torch.linalg.eigvalsh(matrix)
-            scale = operator.gram().n if matrix.shape[0] != operator.shape[0] and self.form == "gram" else 1
+            gram = operator.gram() if matrix.shape[0] != operator.shape[0] and self.form == "gram" else None
+            scale = 1 if gram is None else gram.n
             smallest, negative = float(values[0]) / scale, int((values < 0).sum())
             stats["spectrum"] = f"smallest eigenvalue {smallest:.3g}, {negative} negative"
             stats["needed_damping"] = max(-smallest, float(values[-1]) * 1e-12)

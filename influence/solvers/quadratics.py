@@ -165,6 +165,8 @@ def _factor_error(
     if isinstance(state, GramForm):
         shift, squares = state.gram.shift, _squares(objective, theta, idx)
         error = growth * squares * (1 + math.sqrt(amplified)) ** 2 / shift + 4 * outputs * value
+        if state.freed is not None:  # an intercept's part is divided by its own small matrix
+            error = error * (1 + 2 / max(state.freed.least, eps))
         if softmax:
             spread = float(objective.X.row_squares().sum()) / (n * shift)  # type: ignore[attr-defined]
             error = error + 4 * softmax * (spread * value + (value * squares / shift).sqrt())

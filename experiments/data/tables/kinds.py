@@ -97,7 +97,8 @@ def kind_of(series: Any, settings: Options, decimal: str | None, where: Callable
 def _objects(series: Any, missing: np.ndarray) -> np.ndarray:
     """``(n,)`` texts, None where missing."""
     values = series.astype("str").to_numpy(dtype=object, na_value=None)
-    return np.where(missing, None, values)
+    found: np.ndarray = np.where(missing, None, values)  # type: ignore[assignment]
+    return found
 
 
 def _number_column(

@@ -60,7 +60,7 @@ def measured(frame: Any, peer: Path | None, progress: Any) -> dict[str, Any]:
         for rate in RATES:
             for seed in range(SEEDS):
                 wrongly, wrong = planted(y, clean.held, kind, rate, seed)
-                case = {"kind": kind, "rate": rate, "seed": seed, "wrong": wrong}
+                case: dict[str, Any] = {"kind": kind, "rate": rate, "seed": seed, "wrong": wrong}
                 scores, seconds, result = _scores(features, wrongly, classes, chosen)
                 case |= {"scores": scores, "seconds": seconds, "expected": list(result.expected)}
                 name = f"{kind}-{rate}-{seed}"
@@ -117,7 +117,7 @@ def _folds(features: Features, y: np.ndarray, classes: int, result: Assessment, 
         for model in result.models
     }
     spent = time.process_time() - start
-    mixed = sum(o.share * parts.get(o.name, o.held) for o in result.opinions)
+    mixed: Any = sum(o.share * parts.get(o.name, o.held) for o in result.opinions)
     yield "cleanlab", mixed / mixed.sum(1, keepdims=True), spent
     yield "cleanlab_linear", parts["linear"], spent / len(parts)
 
@@ -127,7 +127,8 @@ def _cleanlab(given: dict[str, np.ndarray], cases: list[dict[str, Any]], peer: P
     script = Path(__file__).with_name("peer_cleanlab.py")
     with tempfile.TemporaryDirectory() as place:
         source, target = Path(place) / "in.npz", Path(place) / "out.npz"
-        np.savez(source, **{key.replace("/", "|"): value for key, value in given.items()})
+        arrays: dict[str, Any] = {key.replace("/", "|"): value for key, value in given.items()}
+        np.savez(source, **arrays)
         done = subprocess.run(
             [str(peer), str(script), str(source), str(target)], capture_output=True, text=True, check=False
         )
