@@ -383,7 +383,7 @@ class LinearObjective(TrainingObjective):
 
     def gram_at(self, theta: Tensor, idx: Tensor | None = None) -> GramFactor | None:
         """The Hessian as ``ZᵀZ/n + λI``, for p > n; None where negative weights leave no real Z."""
-        if self.intercept or (self.weights is not None and bool((self.weights < 0).any())):
+        if self.weights is not None and bool((self.weights < 0).any()):
             return None
         return linear_gram(self, theta, idx)
 
