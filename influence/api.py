@@ -174,6 +174,7 @@ class Influence:
 
         Args:
             group: indices, or a mask ``(n,)``.
+            test: the same model and loss on test data.
 
         Raises:
             DataError: an empty group, or one that holds every point.
@@ -212,7 +213,10 @@ class Influence:
 
         Args:
             test: as for :meth:`influence_on`; ``index`` names the test point.
+            k: how many points.
+            index: position of the test point.
             seed: draws the random points.
+            correction: ``"first_order"`` or ``"leverage"``.
             tolerance: gradient norm of the refits; 1e-8 in float64 and 1e-5 in float32 by default.
 
         Raises:

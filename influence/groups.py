@@ -51,6 +51,7 @@ def group_change(
     """Change of test losses when a group of training points is removed, in nats: positive = helpful.
 
     Args:
+        objective: what was minimised, with its training data.
         theta: ``(p,)`` the fit on all training points.
         groups: one group, or a list of groups. A group is a flat list of indices or a mask ``(n,)``.
         test: the objective of the test points, ``objective.on(...)``.
@@ -244,11 +245,19 @@ def most_influential_set(
     effects, as in a ranking, miss that points stand in for each other or add to each other.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
+        test: the same model and loss on test data.
+        test_index: position of the test point in ``test``.
         k: size of the set, fewer than n.
         raises: look for the set that raises the test loss when it is removed; False: that lowers it.
         rounds: how often the effects are computed anew; by default ``min(k, 10)``.
+        removal: the convention of removal, ``"objective"`` or ``"loss"``.
         correction: of the single effects, as in :func:`~influence.scores.removal_change`.
         theta, test, removal, operator, solver, tolerance: as for :func:`group_change`.
+        operator: the curvature, damping included.
+        solver: what solves with it.
+        tolerance: gradient norm of every fit.
 
     Raises:
         DataError: k or rounds out of range.

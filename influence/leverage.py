@@ -75,7 +75,11 @@ def corrected_change(
     """Change of test losses by one Newton step without each point: positive = helpful.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
         gradients: ``∇L(z_test)``, ``(p, k)``.
+        idx: training points ``(m,)``; all by default.
+        removal: the convention of removal, ``"objective"`` or ``"loss"``.
         operator: the (damped) Hessian or Gauss-Newton matrix of all training points; the Hessian by default.
         solver: makes the solves; by default one factor in closed form, or ``Exact`` up to 4,000 parameters.
 
@@ -250,7 +254,12 @@ def _by_core(
 
 
 def _by_gram(
-    left: TrainingObjective, theta: Tensor, V: Tensor, idx: Tensor | None, H: Operator, gram: GramFactor
+    left: TrainingObjective,
+    theta: Tensor,  # noqa: ARG001  as its sibling
+    V: Tensor,
+    idx: Tensor | None,
+    H: Operator,
+    gram: GramFactor,
 ) -> Blocks | None:
     """From ``ZZᵀ + nμI = C Cᵀ``: ``H̃⁻¹ = (I − Zᵀ(CCᵀ)⁻¹Z)/μ`` (Woodbury)."""
     matrix = gram.gram()

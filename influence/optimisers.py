@@ -40,7 +40,7 @@ class Stop:
     reason: str
 
 
-def newton(
+def newton(  # noqa: C901  one loop, whose exits are its point
     objective: TrainingObjective, theta: Tensor, tolerance: float, limit: int, progress: Progress
 ) -> Stop:
     """Newton's method; a Levenberg shift if the Hessian is not positive definite or a step does not help."""
@@ -102,6 +102,10 @@ def _newton_step(
     """A direction of descent, and the shift to begin the next step with.
 
     careful: refine the solve; the rounding of an ill-conditioned factor may be what holds the fit up.
+
+    Raises:
+        ConvergenceError: no shift gives a direction of descent.
+        NotPositiveDefiniteError: never; it is caught here, and the shift grows.
     """
     few = objective.p <= _DENSE_BELOW
     small = few or objective.n * objective.n_outputs <= _DENSE_BELOW
@@ -222,7 +226,7 @@ class _LBFGSRun:
 def adam(
     objective: TrainingObjective,
     theta: Tensor,
-    tolerance: float,
+    tolerance: float,  # noqa: ARG001  as the others
     limit: int,
     progress: Progress,
     learning_rate: float | Callable[[int], float],

@@ -79,7 +79,11 @@ def up_loss(
     """``I_up,loss(z_i, z_test_j) = −s_test_j · (w_i ∇L(z_i) [+ λθ])`` for all n training points in one pass.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
         s_tests: ``(p, k)``, or ``(p,)`` for one test point.
+        training_gradient: ``"objective"`` or ``"loss"``: whether the training gradient carries the L2
+            term.
         idx: training points; all by default.
 
     Returns:
@@ -132,6 +136,8 @@ def removal_change(
     It warns when θ is not stationary, because retraining then moves θ whatever is removed.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
         s_tests: ``H⁻¹ ∇L(z_test)``, ``(p, k)``, or ``(p,)`` for one test point.
         idx: training points; all by default.
         removal: the convention, as in :func:`~influence.retraining.leave_one_out.leave_one_out`.
@@ -229,7 +235,11 @@ def self_influence(
     ``block`` points at a time. :func:`verified_self_influence` gives the bounds of the errors too.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
+        operator: the curvature, damping included.
         solver: ``Exact()`` by default.
+        idx: training points ``(m,)``; all by default.
         block: points worked on at once.
         state: what ``solver.prepare(operator)`` returned, to reuse its factor.
         correction: ``"leverage"`` gives n times the change of the point's own loss by one Newton step without

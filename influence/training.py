@@ -102,6 +102,7 @@ def fit(
         max_iterations: Newton steps (200 by default), L-BFGS steps (4,000) or Adam steps (200).
         learning_rate: Adam's rate, or a function of the step.
         batch_size: Adam's minibatch; all examples by default.
+        generator: of the starting point, if ``start`` is not given.
         raise_on_failure: raise when the tolerance was not reached, or return with a warning.
         progress: called with the number of iterations done.
 

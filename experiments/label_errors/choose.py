@@ -50,6 +50,9 @@ def chosen_l2(
     """λ with the smallest mean leave-one-out loss, and what was tried.
 
     On a part of many rows, drawn by ``seed`` with every class in it; the penalty ``λ·rows`` carries over.
+
+    Raises:
+        UserError: no model could be fitted at any λ.
     """
     n, d = X.shape
     limit = ROWS_OF_WORDS if d > n or d > 2000 else ROWS

@@ -185,8 +185,12 @@ def pulls(
     features of a column, and word by word for text. Largest first, positive ones only.
 
     Args:
+        features: ``(n, d)`` inputs as numbers.
         W: ``(c, ≥ d)``; for regression ``(1, d)`` times the sign of the pull.
         given, proposed: ``(k,)`` classes of the suspects.
+        given: the labels as they are.
+        proposed: the labels proposed instead.
+        rows: of which rows.
     """
     d = len(features.names) - 1
     mean = np.asarray(features.X[:, :d].mean(0)).ravel()

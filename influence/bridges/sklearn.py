@@ -39,6 +39,8 @@ def from_sklearn(
         estimator: fitted; one of LogisticRegression (binary or multinomial, L2 penalty or none), LinearSVC
             (two classes), Ridge, RidgeClassifier, or a Pipeline that ends in one.
         X, y: what it was fitted on, before the pipeline's own steps.
+        X: ``(n, d)`` inputs.
+        y: ``(n,)`` targets.
         sample_weight: ``(n,)`` as given to ``fit``.
         settings: ``curvature``, ``damping`` and ``solver`` of :class:`~influence.api.Influence`.
 

@@ -132,6 +132,7 @@ def kronecker_factors(
 
     Args:
         objective: its loss must be convex in the outputs.
+        theta: ``(p,)`` fitted parameters.
         idx: the examples of the matrix; all by default.
         corrected: EK-FAC's eigenvalues (a second pass), or K-FAC's products.
         examples: from at most so many of them, evenly spaced; None for all.
@@ -167,7 +168,7 @@ class _Collector:
         for name, weight in self.model.named_parameters():
             weight.requires_grad_(name in self.places)
 
-    def factors(self, corrected: bool) -> KroneckerFactors:
+    def factors(self, corrected: bool) -> KroneckerFactors:  # noqa: C901  two passes, read in order
         for captured, gradients in self._passes(signs=True):
             for layer in self.layers:
                 layer.add_moments(captured.get(layer, []), gradients)
@@ -359,13 +360,13 @@ class _NormLayer(_KroneckerLayer):
     def add_values(self, pairs: list[tuple[Tensor, Tensor]], gradients: list[Any]) -> None:
         """The first pass knows everything."""
 
-    def block(self, n: int, corrected: bool) -> Any:
+    def block(self, n: int, corrected: bool) -> Any:  # noqa: ARG002  as the other layers
         assert self.values is not None
         real = self.index >= 0
         return Diagonal(self.index[real], self.values[real] / n)
 
 
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001  torch's base class
 
 
 def _layers(model: nn.Module, places: Mapping[str, Tensor]) -> list[_KroneckerLayer]:
@@ -422,7 +423,7 @@ def _normalised(module: nn.Module, x: Tensor) -> Tensor:
         return F.layer_norm(x, module.normalized_shape, eps=module.eps)
     if isinstance(module, nn.GroupNorm):
         return F.group_norm(x, module.num_groups, eps=module.eps)
-    assert isinstance(module, nn.modules.batchnorm._BatchNorm)
+    assert isinstance(module, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001
     training = module.running_mean is None
     return F.batch_norm(x, module.running_mean, module.running_var, training=training, eps=module.eps)
 
@@ -441,7 +442,7 @@ def _captured(layers: list[_KroneckerLayer]) -> Iterator[dict[Any, list[tuple[Te
     handles = []
     for layer in layers:
 
-        def keep(module: nn.Module, args: Any, output: Tensor, layer: _KroneckerLayer = layer) -> Tensor:
+        def keep(_: nn.Module, args: Any, output: Tensor, layer: _KroneckerLayer = layer) -> Tensor:
             found.setdefault(layer, []).append((args[0].detach(), output))
             return output.clone()  # what follows may work in place
 

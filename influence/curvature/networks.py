@@ -26,6 +26,8 @@ def gauss_newton_matrix(
     """G at θ, λ included: ``(p, p)``.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
         idx: examples ``(m,)``; all by default.
         share: part of the output Hessians' total trace to keep, in (0, 1]; 1 gives G exactly.
 

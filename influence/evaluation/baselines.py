@@ -47,8 +47,11 @@ def tracin(
     """``Σ_t η_t ∇L(z_i, θ_t) · ∇L(z_test, θ_t)`` over checkpoints (TracInCP, Pruthi et al. 2020).
 
     Args:
+        objective: what was minimised, with its training data.
         checkpoints: θ_t, each ``(p,)``.
         rates: learning rates η_t, or one for all.
+        test: the same model and loss on test data.
+        test_idx: positions of the test points in ``test``.
 
     Raises:
         DataError: no checkpoint, or another number of rates.
@@ -82,6 +85,10 @@ def trak(
     are needed. The loss must be a negative log-likelihood.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
+        test: the same model and loss on test data.
+        test_idx: positions of the test points in ``test``.
         dimensions: columns of the Gaussian projection P ``(p, dimensions)``; p of them are no projection.
         ridge: relative to the mean diagonal of ΦᵀΦ; use some when dimensions exceed n.
         seed: of P.

@@ -186,6 +186,8 @@ class CompiledNet:
         """``Σ_i ∇L(z_i, θ_j)`` over the examples ``idx (m,)`` (all by default): ``(p, k) -> (p, k)``.
 
         Args:
+            thetas: ``(p, k)`` parameters, one model a column.
+            idx: training points ``(m,)``; all by default.
             skip: ``(k,)`` the example that each column leaves out, −1 for none.
         """
         return self._gradients(thetas, idx, skip, losses=False)[0]

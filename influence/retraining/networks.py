@@ -77,6 +77,7 @@ def batch_gradients(objective: Objective, kernel: str = "auto") -> tuple[BatchGr
     """The fastest gradients on minibatches for :func:`adam`, and how they are computed, in words.
 
     Args:
+        objective: what was minimised, with its training data.
         kernel: ``"auto"`` takes the compiled kernel (:mod:`influence.objectives.compiled`) where it can be
             had, ``"compiled"`` insists on it, ``"torch"`` does without it. Both ways agree to rounding.
 
@@ -117,13 +118,18 @@ def adam(
     """``steps`` steps of m runs from ``state``.
 
     Args:
+        objective: what was minimised, with its training data.
+        state: where the run starts.
+        steps: how many steps.
         rate: learning rate as a function of the step counted from this call.
         batch_size: examples a step; equal seeds mean equal batches.
+        seed: of the generator; equal seeds give equal answers.
         offset: number of the first batch, for a run that goes on in several calls.
         left_out: ``(m,)`` the training point that each run never sees, −1 for none. Where a batch holds it,
             that run takes the mean over the others.
         gradients: how batches are differentiated (:func:`batch_gradients`); by ``objective`` as a default.
         journal: the state is stored under ``key`` from time to time and taken up from there.
+        key: names the run in its journal.
         progress: called with the steps done.
 
     Raises:

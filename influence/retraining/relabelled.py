@@ -126,6 +126,7 @@ class LogisticRefits:
             y: ``(n,)`` labels −1, +1.
             start: θ₀; zeros by default. The fit of nearby labels is a good one.
             tolerance: gradient norm to reach.
+            max_iterations: Newton steps at most.
 
         Raises:
             ConvergenceError: the gradient norm stayed above the tolerance.
@@ -194,6 +195,8 @@ class LogisticRefits:
         of itself is computed again by QR; where that does not help, this warns (NotConvergedWarning).
 
         Args:
+            theta: ``(p,)`` fitted parameters.
+            y: ``(n,)`` targets.
             squared: False gives ``s_i x_iᵀH⁻¹x_i`` instead, which the authors' stored figure was made with.
 
         Raises:

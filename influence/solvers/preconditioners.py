@@ -253,6 +253,9 @@ def nystrom(operator: Operator, rank: int, seed: int) -> tuple[Tensor, Tensor]:
     """``U (p, r)`` with orthonormal columns and ``Λ (r,)``, descending, of a positive semi-definite operator.
 
     Algorithm 2.1 of Frangella, Tropp & Udell (2023), with its shift against rounding.
+
+    Raises:
+        NotPositiveDefiniteError: the sketch is indefinite.
     """
     generator = torch.Generator().manual_seed(seed)
     p = operator.shape[0]
@@ -286,7 +289,7 @@ def named(text: str) -> Preconditioner | None:
 
     Raises:
         DataError: an unknown name or setting; the message lists the known ones.
-    """
+    """  # noqa: DOC501  the others are caught here
     if text == "none":
         return None
     known = ", ".join(["none", *KNOWN])

@@ -47,6 +47,7 @@ def measured(frame: Any, peer: Path | None, progress: Any) -> dict[str, Any]:
     Args:
         frame: the clean table, its labels in ``label``.
         peer: the python that has cleanlab, None without it.
+        progress: told how much is done.
     """
     chosen = settings(label="label")
     table = of_frame(frame)
@@ -64,7 +65,7 @@ def measured(frame: Any, peer: Path | None, progress: Any) -> dict[str, Any]:
                 scores, seconds, result = _scores(features, wrongly, classes, chosen)
                 case |= {"scores": scores, "seconds": seconds, "expected": list(result.expected)}
                 name = f"{kind}-{rate}-{seed}"
-                for method, probabilities, spent in _folds(features, wrongly, classes, result, seed):
+                for method, probabilities, spent in _folds(wrongly, classes, result, seed):
                     given[f"{method}/{name}.labels"] = wrongly
                     given[f"{method}/{name}.probabilities"] = probabilities
                     case["seconds"][method] = spent
@@ -101,7 +102,7 @@ def _scores(
     return scores, seconds, result
 
 
-def _folds(features: Features, y: np.ndarray, classes: int, result: Assessment, seed: int) -> Any:
+def _folds(y: np.ndarray, classes: int, result: Assessment, seed: int) -> Any:
     """What cleanlab is given: out-of-fold probabilities of the same models and shares, and of the linear one.
 
     The nearest rows leave each row out anyway, so their opinion is the same here and there.

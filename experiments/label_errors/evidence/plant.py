@@ -15,9 +15,12 @@ def planted(
     """Labels ``(n,)`` with a share ``rate`` of them wrong, and which ones ``(n,)``.
 
     Args:
+        y: ``(n,)`` targets.
         likely: ``(n, c)`` probabilities of the classes by a model of the clean labels, without each row.
         kind: ``uniform``: rows and new classes are drawn alike. ``likely``: a row is drawn in proportion to
             the probability of the other classes, and its new class in proportion to its own.
+        rate: share of the labels.
+        seed: of the generator; equal seeds give equal answers.
     """
     generator = np.random.default_rng([seed, round(1000 * rate), KINDS.index(kind)])
     n, classes = likely.shape
