@@ -18,7 +18,7 @@ from tests.helpers import ROOT
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PRINTED = "\n".join(page.read_text() for page in PAGES)
-TYPED = sorted(set(re.findall(r"python -m (experiments\S*) ([^`\n#]*)", PRINTED)))
+TYPED = sorted(set(re.findall(r"python -m (experiments[\w.]*) ([^`\n#]*)", PRINTED)))
 IN_THE_TABLE = re.findall(r"\| `(experiment=[^`]*)` \|", README)
 
 
