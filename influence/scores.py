@@ -33,7 +33,7 @@ from influence.solvers.quadratics import Quadratics, self_quadratics
 
 def test_gradients(test_objective: TrainingObjective, theta: Tensor, idx: Tensor | list[int]) -> Tensor:
     """``∇L(z_test, θ)`` of the examples ``idx`` of a test objective, without L2: ``(p, k)``."""
-    idx = torch.as_tensor(idx, device=theta.device).reshape(-1)
+    idx = torch.as_tensor(idx, device=test_objective.device).reshape(-1)
     return test_objective.example_gradients(theta, idx).T.contiguous()
 
 
@@ -60,6 +60,7 @@ def up_params(
         SolverError: the solve failed.
     """
     kind = removal_kind(training_gradient)
+    theta = objective.vector(theta)
     idx = torch.as_tensor(idx, device=theta.device).reshape(-1)
     block = objective.example_gradients(theta, idx).T
     if objective.weights is not None:
@@ -72,7 +73,7 @@ def up_params(
 def up_loss(
     objective: TrainingObjective,
     theta: Tensor,
-    s_tests: Tensor,
+    s_tests: Tensor | Solution,
     training_gradient: TrainingGradient | str = TrainingGradient.OBJECTIVE,
     idx: Tensor | None = None,
 ) -> Tensor:
@@ -93,6 +94,7 @@ def up_loss(
         DataError: an unknown ``training_gradient``.
     """
     kind = removal_kind(training_gradient)
+    s_tests, theta = _value_of(s_tests), objective.vector(theta)
     block = s_tests[:, None] if s_tests.ndim == 1 else s_tests
     scores = -objective.directional(theta, block, idx)
     if objective.weights is not None:
@@ -100,6 +102,11 @@ def up_loss(
     if kind is TrainingGradient.OBJECTIVE:
         scores -= (objective.l2 * objective.l2_mask * theta) @ block
     return scores[:, 0] if s_tests.ndim == 1 else scores
+
+
+def _value_of(block: Tensor | Solution) -> Tensor:
+    """The solution itself, where a whole :class:`Solution` was passed."""
+    return block.value if isinstance(block, Solution) else block
 
 
 def predicted_change(
@@ -122,7 +129,7 @@ def predicted_change(
 def removal_change(
     objective: TrainingObjective,
     theta: Tensor,
-    s_tests: Tensor,
+    s_tests: Tensor | Solution,
     idx: Tensor | None = None,
     *,
     removal: TrainingGradient | str = TrainingGradient.OBJECTIVE,
@@ -188,13 +195,14 @@ def warn_unless_stationary(objective: TrainingObjective, theta: Tensor, stacklev
 
 
 def pert_loss(
-    objective: TrainingObjective, theta: Tensor, s_tests: Tensor, idx: Tensor | None = None
+    objective: TrainingObjective, theta: Tensor, s_tests: Tensor | Solution, idx: Tensor | None = None
 ) -> Tensor:
     """``I_pert,loss(z_i, z_test_j) = −w_i ∇_x (s_test_j · ∇L(z_i))``: ``(m, *input shape, k)``.
 
     A small change δ of x_i moves the test loss by about ``I_pert,loss · δ / n``. One test point ``(p,)``
     drops the last axis.
     """
+    s_tests, theta = _value_of(s_tests), objective.vector(theta)
     block = s_tests[:, None] if s_tests.ndim == 1 else s_tests
     out = -objective.mixed(theta, block, idx)
     if objective.weights is not None:

@@ -1,4 +1,4 @@
-"""Beside other libraries: the same data, the same fitted parameters, one machine, one process a measurement.
+"""Beside other libraries: the same data, the same fitted parameters, one machine, one process each.
 
 Tasks A to G are described in conf/experiment/benchmark.yaml, every method's settings in conf/variant; H is
 the growth of A with n and p. Every answer is compared with a dense float64 solve (for the linear problems one

@@ -77,7 +77,7 @@ class Problem:
 
 
 def status_mib(field: str) -> float:
-    """A line of /proc/self/status in MiB: VmHWM (peak) or VmRSS; NaN where there is none."""
+    """A line of /proc/self/status in MiB: VmHWM (peak) or VmRSS; NaN if there is none."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -139,7 +139,7 @@ def _l2(
 
 
 def not_curved(X: Any, classes: int, forced: bool) -> str:
-    """Why curved features are not tried; empty where they are."""
+    """Why curved features are not tried; empty if they are."""
     n, d = X.shape
     if sp.issparse(X):
         return "it has words or very many categories"

@@ -127,8 +127,7 @@ class ExampleOperator(Operator):
     """An operator that is a mean over training examples plus λ."""
 
     def __init__(self, objective: TrainingObjective, theta: Tensor, idx: Tensor | None = None) -> None:
-        if theta.shape != (objective.p,):
-            raise DataError(f"theta must have shape ({objective.p},), got {tuple(theta.shape)}")
+        theta = objective.vector(theta)
         self.objective, self.theta, self.idx = objective, theta.detach(), idx
         self.shape = (objective.p, objective.p)
         self.dtype, self.device = objective.dtype, objective.device

@@ -155,7 +155,7 @@ class TrainingObjective(ABC):
             if chosen.shape != (self.n,):
                 raise DataError(f"a mask of examples must have shape ({self.n},), got {tuple(chosen.shape)}")
             chosen = chosen.nonzero()[:, 0]
-        if chosen.is_floating_point():
+        if chosen.is_floating_point() and chosen.numel():
             raise DataError(f"example indices must be integers, got {chosen.dtype}; pass idx.long()")
         chosen = chosen.reshape(-1).long()
         outside = chosen[(chosen < -self.n) | (chosen >= self.n)]
@@ -164,6 +164,17 @@ class TrainingObjective(ABC):
                 f"example index {int(outside[0])} is out of range for {self.n} examples; use 0…{self.n - 1}"
             )
         return torch.where(chosen < 0, chosen + self.n, chosen)
+
+    def vector(self, theta: Any) -> Tensor:
+        """θ as one vector ``(p,)``; an objective of a module takes a module or a state dict as well.
+
+        Raises:
+            DataError: another number of parameters.
+        """
+        if not isinstance(theta, Tensor) or theta.shape != (self.p,):
+            got = tuple(theta.shape) if isinstance(theta, Tensor) else type(theta).__name__
+            raise DataError(f"theta must have shape ({self.p},), got {got}")
+        return theta
 
     def count(self, idx: Tensor | None) -> int:
         """How many examples ``idx`` names."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from influence.errors import DataError
-from influence.losses import Loss
+from influence.losses import LossLike
 from influence.objectives.layers import Affine, translate
 from influence.objectives.module import Objective, ParameterRule
 
@@ -59,12 +59,13 @@ class SequentialObjective(Objective):
     def __init__(
         self,
         model: nn.Module,
-        loss: Loss | str,
-        inputs: Tensor,
-        targets: Tensor,
+        loss: LossLike,
+        inputs: Any,
+        targets: Any,
         l2: float,
         *,
         l2_parameters: str | ParameterRule = "all",
+        weights: Tensor | None = None,
         batch_size: int = 1024,
         dtype: torch.dtype | None = None,
         chunk: int | None = None,
@@ -76,13 +77,17 @@ class SequentialObjective(Objective):
         self.layers, self.cache_bytes = layers, cache_bytes
         # The first layer with parameters: nothing below it needs a gradient.
         self._first = next(i for i, layer in enumerate(layers) if layer.size)
-        settings = {"l2_parameters": l2_parameters, "batch_size": batch_size, "dtype": dtype}
+        settings: dict[str, Any] = {"l2_parameters": l2_parameters, "batch_size": batch_size, "dtype": dtype}
+        settings["weights"] = weights
         super().__init__(model, loss, inputs, targets, l2, **settings)
         if sum(layer.size for layer in layers) != self.p:
             raise DataError("a module appears twice in the model; use Objective instead")
         # Columns and models side by side: many small products keep a GPU busy, a CPU loses its cache by them.
         self._abreast = 1 if self.device.type == "cpu" else 16
         self.chunk = chunk or (self._cache_sized_chunk() if self.device.type == "cpu" else self.batch_size)
+
+    def _choose_derivatives(self) -> None:
+        """Nothing to choose: the rules of the known layers are written out here and tested one by one."""
 
     def _cache_sized_chunk(self, budget: int = 3 * 2**20) -> int:
         """Examples whose largest saved tensor takes about ``budget`` bytes."""
@@ -212,16 +217,21 @@ class SequentialObjective(Objective):
         thetas = self._block(thetas)
         total = torch.zeros_like(thetas)
         groups = list(self._columns(thetas))
-        for x, y, _ in self._chunks(None):
+        for x, y, place in self._chunks(None):
             begun = self._start(x)
+            counted = None if self.weights is None else self.weights[place]
             for columns, w in groups:
-                total[:, columns] += self._summed_gradients(w, begun, y)
+                total[:, columns] += self._summed_gradients(w, begun, y, counted)
         return total / self.n + self.l2 * self.l2_mask[:, None] * thetas
 
-    def _summed_gradients(self, w: list[Any], begun: tuple[Tensor, Any], y: Tensor) -> Tensor:
-        """``Σ_i ∇L(z_i, θ_j)`` over one chunk at m parameter vectors given as layer weights: ``(p, m)``."""
+    def _summed_gradients(
+        self, w: list[Any], begun: tuple[Tensor, Any], y: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """``Σ_i w_i ∇L(z_i, θ_j)`` over one chunk at m vectors given as layer weights: ``(p, m)``."""
         outputs, saved = self._propagate(w, begun)
         g: Any = self._output_gradient(outputs, y)
+        if weights is not None:
+            g = g * weights[None, :, None]
         out: list[Any] = [None] * len(self.layers)
         for i in reversed(range(self._first, len(self.layers))):
             g, out[i] = self.layers[i].backward(saved[i], g, w[i], i > self._first)
@@ -289,7 +299,8 @@ class SequentialObjective(Objective):
         self, theta: Tensor, idx: Tensor | None, weights: Tensor | None, *, full: bool, budget: int
     ) -> Callable[[Tensor], Tensor]:
         theta, idx, count = self._vector(theta), self.index(idx), self.count(self.index(idx))
-        weights = None if weights is None else weights.to(self.dtype)
+        own = self._weights_of(idx)
+        weights = own if weights is None else weights.to(self.dtype) * (1 if own is None else own)
         w = self._weights(theta[:, None])
         ready: dict[int, Pass] = {}
         room = budget
@@ -324,7 +335,7 @@ def _repeated(targets: Tensor, m: int) -> Tensor:
 
 
 def network_objective(
-    model: nn.Module, loss: Loss | str, inputs: Tensor, targets: Tensor, l2: float, **settings: Any
+    model: nn.Module, loss: LossLike, inputs: Any, targets: Any, l2: float, **settings: Any
 ) -> Objective:
     """The fastest objective for ``model``: :class:`SequentialObjective` where every layer is known, else
     :class:`~.module.Objective`. Arguments and errors are those of the latter."""

@@ -270,7 +270,7 @@ class _Columns:
 
 
 def _decimal(frame: Any, separator: str, settings: Options, notes: list[str]) -> str | None:
-    """The decimal sign of the file, None where nothing tells."""
+    """The decimal sign of the file, None if nothing tells."""
     if settings.decimal != "auto":
         return {"point": ".", "comma": ","}[settings.decimal]
     commas = points = 0
