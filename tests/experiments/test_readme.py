@@ -8,6 +8,7 @@ import shlex
 import pytest
 from hydra import compose, initialize_config_dir
 
+from experiments.label_errors.settings import settings as settings_of
 from experiments.records.places import CONF
 from experiments.suite import cli
 from experiments.suite.commands import COMMANDS, command
@@ -59,6 +60,11 @@ def test_each_command_is_one(module: str, arguments: str) -> None:
         assert (
             f"experiments.sweep {arguments}".strip()
             in (CONF / "sweep" / f"{found['sweep']}.yaml").read_text()
+        )
+        return
+    if module == "experiments.label_errors":
+        settings_of(
+            **{key: text for key, text in found.values.items() if text is not None and key != "debug"}
         )
         return
     if module == "experiments.figures":

@@ -23,18 +23,6 @@ from experiments.label_errors.settings import Settings, settings
 
 FOLDS = 5  # of the probabilities that cleanlab is given, as it recommends
 FIXED = 0.01  # λ of the older command
-METHODS = {
-    "held_loss": "ours: loss without the row (default)",
-    "held_margin": "ours: margin without the row",
-    "linear": "loss without the row, linear model alone",
-    "loss": "training loss, λ chosen",
-    "loss_fixed": "training loss, λ = 0.01",
-    "self_influence": "self-influence, λ chosen",
-    "self_influence_fixed": "self-influence, λ = 0.01",
-    "cleanlab": "cleanlab, out-of-fold, the same models",
-    "cleanlab_linear": "cleanlab, out-of-fold, linear model",
-    "neighbours": "10 nearest rows",
-}
 
 
 def quiet(text: str) -> None:
