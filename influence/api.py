@@ -82,7 +82,7 @@ class Influence:
         **settings: Any,
     ) -> None:
         self.objective = _objective(model, loss, data, l2, settings)
-        self.theta = self.objective.initial() if theta is None else theta
+        self.theta = self.objective.initial() if theta is None else self.objective.vector(theta)
         self.removal = removal_kind(removal)
         self._asked = (curvature, damping, solver)
         self._set()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from influence.errors import DataError, DeviceError
-from influence.losses import Loss, get_loss
+from influence.losses import LossLike, get_loss
 from influence.objectives._base import Product, TrainingObjective
 from influence.objectives.data_matrix import DataMatrix, as_matrix, with_ones
 from influence.objectives.structure import (
@@ -73,7 +73,7 @@ class LinearObjective(TrainingObjective):
         self,
         X: Any,
         y: Any,
-        loss: Loss | str,
+        loss: LossLike,
         l2: float,
         *,
         n_outputs: int | None = None,
