@@ -97,8 +97,8 @@ def corrected_change(
     found = leverage_blocks(left, theta, block, chosen, operator, solver, share)
     r, B = _own(objective, theta, chosen)
     k = gradients.shape[1]
-    pulled = r + (B @ found.along[:, :, k:])[:, :, 0]
-    corrected = torch.linalg.solve(_identity(B) - B @ found.leverage, pulled[:, :, None])
+    jacobian = r + (B @ found.along[:, :, k:])[:, :, 0]
+    corrected = torch.linalg.solve(_identity(B) - B @ found.leverage, jacobian[:, :, None])
     change = (found.along[:, :, :k] * corrected).sum(1) + shift @ found.inverse[:, :k]
     result: Tensor = change / objective.n
     return result
@@ -311,13 +311,13 @@ def _by_solves(
         some = slice(start, min(start + _BLOCK, len(rows)))
         jacobians = []
         for column in basis.T:
-            pulled = left.pull(theta, column.expand(some.stop - start, -1), rows[some])
-            if pulled is None:
+            jacobian = left.vjp(theta, column.expand(some.stop - start, -1), rows[some])
+            if jacobian is None:
                 raise DataError(
                     f"{type(left).__name__} has no Jacobians of its outputs, which the correction needs; use "
                     "correction='first_order'"
                 )
-            jacobians.append(pulled)
+            jacobians.append(jacobian)
         J = torch.stack(jacobians, dim=1)  # (b, r, p)
         solutions = solver.apply(state, J.reshape(-1, left.p).T.contiguous()).value
         solutions = solutions.T.reshape(J.shape)

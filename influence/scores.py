@@ -169,6 +169,7 @@ def removal_change(
     if correction == "first_order":
         return predicted_change(up_loss(objective, theta, s_tests, kind, idx), objective.n, kind)
     operator = Hessian(objective, theta) if operator is None else operator
+    s_tests = _value_of(s_tests)
     gradients = operator @ (s_tests[:, None] if s_tests.ndim == 1 else s_tests)
     change = corrected_change(objective, theta, gradients, idx, kind, operator, solver)
     return change[:, 0] if s_tests.ndim == 1 else change

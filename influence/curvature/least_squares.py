@@ -83,7 +83,8 @@ class LeastSquares:
         """The norm over output contrasts of each feature's rows: ``(q, k) -> (q, k)``. The change of basis to
         contrasts keeps the relative error of that norm, not of each contrast."""
         parts = B.reshape(self.contrasts, -1, B.shape[1]).norm(dim=0)
-        return parts.repeat(self.contrasts, 1)
+        result: Tensor = parts.repeat(self.contrasts, 1)
+        return result
 
     def _amplification(self) -> float:
         """``‖R̃⁻¹‖`` with R̃ = R scaled to unit columns; infinite where R is singular."""

@@ -46,7 +46,7 @@ def gauss_newton_matrix(
         chosen = (values[:, r] > floor).nonzero()[:, 0]
         for rows in chosen.split(_ROWS):
             cotangents = vectors[rows, :, r] * values[rows, r, None].sqrt()
-            _add_gram(G, objective.pull(theta, cotangents, examples[rows]))
+            _add_gram(G, objective.vjp(theta, cotangents, examples[rows]))
     G = torch.triu(G) / len(examples)
     G = G + torch.triu(G, 1).T
     G.diagonal().add_(objective.l2 * objective.l2_mask)

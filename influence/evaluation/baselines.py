@@ -136,7 +136,7 @@ def representer_points(
     targets = test.targets if idx is None else test.targets[idx]
     classes = torch.zeros_like(targets).long() if objective.n_outputs == 1 else targets.long()
     unit = torch.nn.functional.one_hot(classes, objective.n_outputs).to(theta.dtype)
-    inputs = test.pull(theta, unit, idx)  # e_y ⊗ x_test: (k, p)
+    inputs = test.vjp(theta, unit, idx)  # e_y ⊗ x_test: (k, p)
     along = None if inputs is None else objective.output_tangents(inputs.T.contiguous())
     if along is None:
         raise DataError(

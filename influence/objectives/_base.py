@@ -249,7 +249,7 @@ class TrainingObjective(ABC):
         """``J_i v_j``, ``(p, k) -> (m, k, c)``, where the outputs are linear in θ, else None."""
         return None
 
-    def pull(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor | None:
+    def vjp(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor | None:
         """``J_iᵀ u_i`` with J the Jacobian of the outputs: ``cotangents (m, c) -> (m, p)``, or None."""
         return None
 

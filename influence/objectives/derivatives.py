@@ -284,7 +284,7 @@ class Check:
         passes, batch = draw.passes, draw.batch
         u = self.loss.output_gradient(passes.outputs(chosen.gradient, draw.theta, batch.x), batch.y)
         one_by_one = Way(Method.AUTOGRAD, True)
-        oracle = Estimate(passes.pull(one_by_one, draw.theta, batch.x, u), 0.0)
+        oracle = Estimate(passes.vjp(one_by_one, draw.theta, batch.x, u), 0.0)
         together = passes.gradient(chosen.gradient, draw.theta, batch)
         if not Estimate(together, 0.0).agrees(batch.weigh(oracle.value).sum(0)):
             raise DataError(
@@ -294,7 +294,7 @@ class Check:
 
         def run(way: Way, dtype: torch.dtype) -> Tensor:
             p, theta, b = self._cast(draw, dtype)
-            return p.pull(way, theta, b.x, u.to(dtype))
+            return p.vjp(way, theta, b.x, u.to(dtype))
 
         return self._fastest(run, oracle)
 

@@ -38,7 +38,12 @@ def map_tensors(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
 def leaves(inputs: Inputs) -> list[Tensor]:
     """The tensors in a fixed order."""
     found: list[Tensor] = []
-    map_tensors(lambda tensor: (found.append(tensor), tensor)[1], inputs)
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(keep, inputs)
     return found
 
 

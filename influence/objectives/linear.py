@@ -341,7 +341,7 @@ class LinearObjective(TrainingObjective):
         """``Σ_i u_ij ⊗ x_i``, the transpose of :meth:`output_tangents`: ``(n, k·c) -> (p, k)``."""
         return self._block(self.X.rmatmul(rows))
 
-    def pull(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor:
+    def vjp(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor:
         """``u_i ⊗ x_i``: ``(m, c) -> (m, p)``."""
         X, _ = self._data(idx)
         return (cotangents[:, :, None] * X.dense()[:, None, :]).reshape(X.n, self.p)

@@ -324,15 +324,15 @@ class Objective(TrainingObjective):
         """∇L(z_i, θ): ``(m, p)``, without weight and L2 term; the result itself takes m·p numbers."""
         idx = self.index(idx)
         targets = self.targets if idx is None else self.targets[idx]
-        return self.pull(theta, self.loss.output_gradient(self.outputs(theta, idx), targets), idx)
+        return self.vjp(theta, self.loss.output_gradient(self.outputs(theta, idx), targets), idx)
 
-    def pull(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor:
+    def vjp(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor:
         """``J_iᵀ u_i`` with J the outputs' Jacobian: ``cotangents (m, c) -> (m, p)``."""
         theta, idx = self._vector(theta), self.index(idx)
         out = torch.empty(self.count(idx), self.p, dtype=self.dtype, device=self.device)
         passes = self._passes
         for batch, place in self._batches(idx):
-            out[place] = passes.pull(self.derivatives.per_example, theta, batch.x, cotangents[place])
+            out[place] = passes.vjp(self.derivatives.per_example, theta, batch.x, cotangents[place])
         return out
 
     @torch.no_grad()

@@ -132,9 +132,9 @@ class PartitionedObjective(TrainingObjective):
         """∇L(z_i, θ) without L2: ``(m, p)``; ask for few at a time."""
         return self._rows(lambda part, rows, _: part.example_gradients(theta, rows), (self.p,), idx)
 
-    def pull(self, theta: Tensor, cotangents: Tensor, idx: Any = None) -> Tensor:
+    def vjp(self, theta: Tensor, cotangents: Tensor, idx: Any = None) -> Tensor:
         """``J_iᵀ u_i``: ``(m, c) -> (m, p)``."""
-        return self._rows(lambda part, rows, at: part.pull(theta, cotangents[at], rows), (self.p,), idx)
+        return self._rows(lambda part, rows, at: part.vjp(theta, cotangents[at], rows), (self.p,), idx)
 
     def directional(self, theta: Tensor, V: Tensor, idx: Any = None) -> Tensor:
         """∇L(z_i, θ)·v_j: ``(p, k) -> (m, k)``."""

@@ -18,6 +18,7 @@ torch.func); ``AUTOGRAD``, plain reverse mode and double backward (``J v`` as th
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,18 @@ class Way:
 
     def __str__(self) -> str:
         return self.method.value + (", plain kernels" if self.plain_kernels else "")
+
+
+def _vjp(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """``torch.func.vjp`` of a function of one tensor, with the type that it has then."""
+    outputs, back, *_ = vjp(function, at)
+    return outputs, lambda cotangent: back(cotangent)[0]
+
+
+def _jvp(function: Callable[[Tensor], Tensor], at: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
+    """``torch.func.jvp`` of a function of one tensor, with the type that it has then."""
+    outputs, tangent, *_ = jvp(function, (at,), (along,))
+    return outputs, tangent
 
 
 @dataclass(frozen=True)
@@ -93,22 +106,23 @@ class Passes:
         """``Σ w_i J_iᵀ g_i``: ``(p,)``."""
         with self.network.settings(way.plain_kernels):
             if way.method is Method.TRANSFORMS:
-                outputs, pull = vjp(lambda t: self.network(t, batch.x), theta)
-                return pull(batch.weigh(self.loss.output_gradient(outputs, batch.y)))[0]
+                outputs, back = _vjp(lambda t: self.network(t, batch.x), theta)
+                return back(batch.weigh(self.loss.output_gradient(outputs, batch.y)))
             bound = self.network.bind(theta)
             outputs = bound.outputs(batch.x)
             g = batch.weigh(self.loss.output_gradient(outputs.detach(), batch.y))
             return bound.gradient(outputs, g)
 
-    def pull(self, way: Way, theta: Tensor, x: Inputs, u: Tensor) -> Tensor:
+    def vjp(self, way: Way, theta: Tensor, x: Inputs, u: Tensor) -> Tensor:
         """``J_iᵀ u_i``: ``(m, c) -> (m, p)``."""
         with self.network.settings(way.plain_kernels):
             if way.method is Method.TRANSFORMS:
 
-                def pulled(t: Tensor, x: Inputs, u: Tensor) -> Tensor:
+                def paired(t: Tensor, x: Inputs, u: Tensor) -> Tensor:
                     return (self.network(t, map_tensors(lambda a: a[None], x))[0] * u).sum()
 
-                return vmap(grad(pulled), in_dims=(None, 0, 0))(theta, x, u)
+                each: Tensor = vmap(grad(paired), in_dims=(None, 0, 0))(theta, x, u)
+                return each
             bound = self.network.bind(theta)
             one = (slice(i, i + 1) for i in range(len(u)))
             return torch.stack([bound.gradient(bound.outputs(take(x, i)), u[i]) for i in one])
@@ -120,7 +134,7 @@ class Passes:
         with self.network.settings(way.plain_kernels):
             if way.method is Method.TRANSFORMS:
                 with torch.no_grad():
-                    return jvp(lambda t: self.network(t, x), (theta,), (v,))
+                    return _jvp(lambda t: self.network(t, x), theta, v)
             bound = self.network.bind(theta)
             outputs = bound.outputs(x)
             u = torch.zeros_like(outputs).requires_grad_(True)
@@ -162,10 +176,10 @@ class Passes:
 
                 def gradient(value: Tensor) -> Tensor:
                     x = with_floating(batch.x, value)
-                    outputs, pull = vjp(lambda t: self.network(t, x), theta)
-                    return pull(batch.weigh(self.loss.output_gradient(outputs, batch.y)))[0]
+                    outputs, back = _vjp(lambda t: self.network(t, x), theta)
+                    return back(batch.weigh(self.loss.output_gradient(outputs, batch.y)))
 
-                return jvp(gradient, (point,), (delta,))[1]
+                return _jvp(gradient, point, delta)[1]
             bound = self.network.bind(theta)
             value = point.detach().clone().requires_grad_(True)
             outputs = bound.outputs(with_floating(batch.x, value))
@@ -191,10 +205,10 @@ class Passes:
         """
 
         def pairing(t: Tensor, x: Inputs) -> Tensor:
-            outputs, tangent = jvp(lambda t: self.network(t, x), (t,), (v,))
+            outputs, tangent = _jvp(lambda t: self.network(t, x), t, v)
             fixed = outputs.detach()
-            bent = self.loss.output_hessian_product(fixed, batch.y, tangent.detach()[:, :, None])[:, :, 0]
-            pairs = (bent * outputs).sum(dim=1)
+            curved = self.loss.output_hessian_product(fixed, batch.y, tangent.detach()[:, :, None])[:, :, 0]
+            pairs: Tensor = (curved * outputs).sum(dim=1)
             if full:
                 pairs = pairs + (self.loss.output_gradient(fixed, batch.y) * tangent).sum(dim=1)
             return pairs.sum() if batch.w is None else (batch.w * pairs).sum()

@@ -238,7 +238,7 @@ class SequentialObjective(Objective):
         return self._flat(out)
 
     @torch.no_grad()
-    def pull(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor:
+    def vjp(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor:
         theta, idx = self._vector(theta), self.index(idx)
         w = self._weights(theta[:, None])
         out = torch.empty(self.count(idx), self.p, dtype=self.dtype, device=self.device)

@@ -108,12 +108,12 @@ class Freed:
 
     def squares(self, along: Tensor) -> Tensor:
         """``bᵀ Y T⁻¹ Yᵀ b`` from ``along = Yᵀ b (r, k)``: ``(k,)``."""
-        half = torch.linalg.solve_triangular(self.root, along, upper=False)
+        half: Tensor = torch.linalg.solve_triangular(self.root, along, upper=False)
         return (half * half).sum(0)
 
     def blocks(self, along: Tensor) -> Tensor:
         """``V_i T⁻¹ V_iᵀ`` of ``along (m, r, f)``: ``(m, r, r)``."""
-        half = torch.linalg.solve_triangular(self.root, along.transpose(1, 2), upper=False)
+        half: Tensor = torch.linalg.solve_triangular(self.root, along.transpose(1, 2), upper=False)
         return half.transpose(1, 2) @ half
 
 

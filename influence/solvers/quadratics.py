@@ -204,7 +204,7 @@ def _scaled_rows(
             spread = (1 / diagonal).reshape(-1, columns).sum(0)
             parts = [X.dense(rows)[:, mask] ** 2 @ spread for rows in idx.split(_ROWS)]
             return torch.cat(parts).sqrt() if parts else value
-    r = objective.output_gradients(theta, idx).norm(dim=1)  # type: ignore[attr-defined]
+    r: Tensor = objective.output_gradients(theta, idx).norm(dim=1)  # type: ignore[attr-defined]
     lowest, highest = float(diagonal.min()), float(diagonal.max())
     return value.sqrt() / r.clamp(min=torch.finfo(r.dtype).eps) * math.sqrt(highest / max(lowest, 1e-300))
 
@@ -241,7 +241,7 @@ def _row_norms(objective: TrainingObjective, theta: Tensor, idx: Tensor) -> Tens
     """‖x_i‖ of a linear objective: ``(m,)``."""
     if isinstance(objective, LinearObjective):
         return objective.X.row_squares()[idx].sqrt()
-    r = objective.output_gradients(theta, idx).norm(dim=1)  # type: ignore[attr-defined]
+    r: Tensor = objective.output_gradients(theta, idx).norm(dim=1)  # type: ignore[attr-defined]
     return _squares(objective, theta, idx).sqrt() / r.clamp(min=torch.finfo(r.dtype).eps)
 
 
