@@ -5,6 +5,7 @@ submitit starts a process a job, so its half (marker ``slow``) takes minutes: ``
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -88,13 +89,16 @@ def test_a_job_killed_without_a_word_is_said_to_be(tmp_path: Path) -> None:
 def test_the_slurm_launcher_composes_for_every_sweep() -> None:
     """Never submitted: no cluster here. Its settings are the launcher's own, or composing fails."""
     commands.prepare()
-    for sweep in sorted(path.stem for path in (commands.CONF / "sweep").glob("*.yaml")):
+    for path in sorted((commands.CONF / "sweep").glob("*.yaml")):
+        experiment = re.search(r"experiment=\w+", path.read_text())  # of the command at its head
+        assert experiment is not None, path
         with initialize_config_dir(str(commands.CONF), version_base="1.3"):
             cfg = compose(
                 "config",
                 overrides=[
-                    "experiment=loo_linear",
-                    f"sweep={sweep}",
+                    experiment[0],
+                    "tier=paper",
+                    f"sweep={path.stem}",
                     "hydra/launcher=slurm",
                     "hydra.launcher.partition=short",
                 ],
