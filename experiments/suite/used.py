@@ -53,6 +53,9 @@ USES = {
     "attack_single": Use(("logistic",), backbone=True, cuda=True),
     "attack_group": Use(("logistic",), backbone=True, cuda=True),
     "benchmark": Use(("softmax",)),
+    "leverage": Use(("softmax", "logistic"), ("cross_entropy", "logistic")),
+    "groups": Use(("softmax", "logistic"), ("cross_entropy", "logistic")),
+    "lds": Use(("softmax", "logistic"), ("cross_entropy", "logistic"), ("lissa",)),
 }
 
 

@@ -1,0 +1,1 @@
+"""Right sizes: leave-one-out retraining at smaller and smaller λ, against first-order and corrected scores."""
