@@ -1,1 +1,1 @@
-"""Right sizes: leave-one-out retraining at smaller and smaller λ, against first-order and corrected scores."""
+"""Right sizes: retraining without single points at smaller and smaller λ, against both kinds of scores."""

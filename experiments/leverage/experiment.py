@@ -67,8 +67,8 @@ def run(cfg: DictConfig, context: Context) -> Record:
             for name in ("index", "actual", "first_order", "leverage_corrected", "converged")
         },
         captions={
-            "leverage": f"Slope and largest error of predicted changes of the loss of test point {test_index} "
-            f"against leave-one-out retraining, at {len(l2s)} values of lambda: the {settings.top} most "
+            "leverage": f"Slope and largest error of predicted changes of the loss of test point "
+            f"{test_index} against leave-one-out retraining, at {len(l2s)} values of lambda: the {settings.top} most "
             f"influential training points and {settings.random} random ones ({data.name}, n = {train.n}, "
             f"p = {train.p})."
         },
@@ -135,19 +135,9 @@ def at_one_penalty(
         "iterations": [int(models.iterations.min()), int(models.iterations.max())],
         "fitted_alone": models.status.count("alone"),
     }
-    return (
-        Compared(
-            l2,
-            before,
-            index,
-            actual,
-            scores[index],
-            corrected.numpy(),
-            models.converged.numpy(),
-            settings.top,
-        ),
-        certificate,
-    )
+    good = models.converged.numpy()
+    found = Compared(l2, before, index, actual, scores[index], corrected.numpy(), good, settings.top)
+    return found, certificate
 
 
 def chosen(scores: np.ndarray, top: int, random: int, seed: int) -> np.ndarray:
