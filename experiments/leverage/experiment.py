@@ -68,9 +68,9 @@ def run(cfg: DictConfig, context: Context) -> Record:
         },
         captions={
             "leverage": f"Slope and largest error of predicted changes of the loss of test point "
-            f"{test_index} against leave-one-out retraining, at {len(l2s)} values of lambda: the {settings.top} most "
-            f"influential training points and {settings.random} random ones ({data.name}, n = {train.n}, "
-            f"p = {train.p})."
+            f"{test_index} against leave-one-out retraining, at {len(l2s)} values of lambda: "
+            f"the {settings.top} most influential training points and {settings.random} random ones "
+            f"({data.name}, n = {train.n}, p = {train.p})."
         },
         certificates=certificates,
     )

@@ -34,6 +34,10 @@ SMALL: dict[str, list[str]] = {
     "loo_linear": ["experiment.removed=3", "experiment.self_influence=4", "data.classes=[3,8]"],
     "smooth_hinge": ["experiment.removed=3"],
     "groups": ["experiment.shares=[0.02,0.1]", "experiment.draws=1", "data.classes=[3,8]"],
+    "lds": [
+        *("experiment.n_train=60", "experiment.n_test=6", "experiment.masks=6", "experiment.projections=20"),
+        *("data.classes=[3,8]", "solver.depth=50"),
+    ],
     "leverage": ["experiment.top=4", "experiment.random=3", "data.classes=[3,8]"],
     "readmission": ["experiment.shown=4", "data.n_train=1500", "data.n_test=1500"],
     "spam": ["experiment.repeats=2", "experiment.flips=[1,2]", "experiment.checks=2", "experiment.shown=3"],
@@ -89,6 +93,7 @@ CHANGED: dict[str, Any] = {
     "backbone.weights": "nowhere.pth",
     "backbone.size": 24,
     "experiment.factors": [1.0, 0.2],
+    "solver.scale": 50.0,
     "experiment.shares": [0.02, 0.2],
     "experiment.retrained": "nowhere",
     "experiment.compare": {"lissa": {"name": "lissa", "depth": 100}},
