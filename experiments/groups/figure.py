@@ -19,13 +19,17 @@ MARKS = {
     "most helpful": ("^", style.BLUE),
     "most harmful": ("v", style.RED),
 }
-TITLES = {"sum": "Sum of influences", "newton": "One Newton step without the group"}
+TITLES = {
+    "sum": "Sum of influences",
+    "newton": "One Newton step without the group",
+    "newton_twice": "Two Newton steps",
+}
 
 
 def draw(record: Record, path: Path) -> None:
     """Three panels; ``path`` without suffix."""
     figure, axes = style.panels(1, 3, width=4.3, height=4.2)
-    for panel, name in zip(axes[0, :2], TITLES, strict=True):
+    for panel, name in zip(axes[0, :2], ("sum", "newton"), strict=True):
         scatter(record, panel, name)
     errors(record, axes[0, 2])
     style.save(figure, path)
@@ -47,7 +51,7 @@ def scatter(record: Record, panel: Axes, name: str) -> None:
     panel.set_ylabel("Predicted change (nats)")
     panel.set_title(TITLES[name])
     panel.legend(
-        fontsize=8, loc="lower right", title_fontsize=8,
+        fontsize=8, loc="upper left", title_fontsize=8, alignment="left",
         title=f"up to 20 %: slope {found['slope']:.2f}, error {found['relative_error']:.0%}",
     )  # fmt: skip
 
@@ -56,7 +60,7 @@ def errors(record: Record, panel: Axes) -> None:
     """Mean error over mean change, a point a size."""
     a = record.arrays
     shares = np.unique(a["share"])
-    looks = zip(TITLES.items(), ((style.ORANGE, "o"), (style.BLUE, "s")), strict=True)
+    looks = zip(TITLES.items(), ((style.ORANGE, "o"), (style.BLUE, "s"), (style.GREEN, "^")), strict=True)
     for (name, label), (colour, mark) in looks:
         values = []
         for share in shares:

@@ -42,11 +42,11 @@ def slopes(record: Record, panel: Axes) -> None:
                 capsize=2, markersize=6, label=f"{label}, {part} points",
             )  # fmt: skip
     panel.set_xscale("log")
-    panel.set_ylim(bottom=0)
+    panel.set_ylim(0, max(1.1, panel.get_ylim()[1]))
     panel.set_xlabel("λ (L2 penalty beside the mean loss)")
     panel.set_ylabel("Slope of predicted on actual change")
     panel.set_title("Are the sizes right?")
-    panel.legend(fontsize=8)
+    panel.legend(fontsize=8, loc="lower right")
 
 
 def errors(record: Record, panel: Axes) -> None:
@@ -55,7 +55,7 @@ def errors(record: Record, panel: Axes) -> None:
         values = 100 * np.array(record.metrics["top"][method]["largest_error"])
         panel.plot(record.metrics["l2"], values, color=colour, marker=mark, markersize=6, label=label)
     panel.set_xscale("log")
-    panel.set_yscale("log")
+    panel.set_ylim(bottom=0)
     panel.set_xlabel("λ (L2 penalty beside the mean loss)")
     panel.set_ylabel("Largest error (% of the largest change)")
     panel.set_title("Most influential points")
