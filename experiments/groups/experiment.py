@@ -92,13 +92,13 @@ def run(cfg: DictConfig, context: Context) -> Record:
 
 
 def check(settings: Any) -> None:
-    """Refuses sizes that do not rise, and peers of children that are not asked about."""
+    """Refuses sizes that do not rise, and random groups without children."""
     shares = list(settings.shares)
     if not shares or shares != sorted(set(shares)):
         raise ConfigError(f"experiment.shares={shares}: give at least one, rising, such as [0.01,0.1].")
-    if settings.children != (settings.peers is not None):
+    if settings.children != (settings.random_groups is not None):
         raise ConfigError(
-            "experiment.peers is for experiment.children=true, which needs it: give both or none."
+            "experiment.random_groups is for experiment.children=true, which needs it: give both or none."
         )
 
 

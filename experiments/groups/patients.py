@@ -58,7 +58,9 @@ def of_children(
             "refit": float(refit[0]),
         }
     generator = np.random.default_rng(seed + 1)
-    drawn = [torch.as_tensor(generator.permutation(train.n)[: len(ill)]) for _ in range(settings.peers)]
+    drawn = [
+        torch.as_tensor(generator.permutation(train.n)[: len(ill)]) for _ in range(settings.random_groups)
+    ]
     peers = group_change(train, theta, drawn, test, [test_index])[:, 0].abs().numpy()
     found["random_groups"] = {"count": len(drawn), "mean": float(peers.mean()), "largest": float(peers.max())}
     found["times_the_largest_random_group"] = abs(found["readmitted_children"]["refit"]) / float(peers.max())

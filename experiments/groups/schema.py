@@ -13,7 +13,7 @@ from experiments.schema import Experiment, register
     test_index=POSITION,
     training_tolerance=TOLERANCE,
     retraining_tolerance=TOLERANCE,
-    peers=COUNT,
+    random_groups=COUNT,
 )
 @dataclass
 class Groups(Experiment):
@@ -29,4 +29,4 @@ class Groups(Experiment):
     # plant the mismatch of section 5.3 and ask what its children do together (data=readmission or
     # readmission_synthetic)
     children: bool = False
-    peers: int | None = None  # random groups as large as that of the children; null: none
+    random_groups: int | None = None  # random groups as large as that of the children; null: none
