@@ -75,7 +75,9 @@ def run(cfg: DictConfig, context: Context) -> Record:
             "up_to_20": judged(changes, shares <= UP_TO),
             "all": judged(changes, shares > 0),
             "by_kind": {
-                kind: judged(changes, (kinds == kind) & (shares <= UP_TO)) for kind in KINDS if kind in kinds
+                kind: judged(changes, rows)
+                for kind in KINDS
+                if (rows := (kinds == kind) & (shares <= UP_TO)).any()
             },
             "largest_refit": float(np.abs(changes["refit"]).max()),
             **({"children": children} if children else {}),
@@ -96,6 +98,8 @@ def check(settings: Any) -> None:
     shares = list(settings.shares)
     if not shares or shares != sorted(set(shares)):
         raise ConfigError(f"experiment.shares={shares}: give at least one, rising, such as [0.01,0.1].")
+    if shares[0] > UP_TO:
+        raise ConfigError(f"experiment.shares={shares}: give at least one of at most {UP_TO}.")
     if settings.children != (settings.random_groups is not None):
         raise ConfigError(
             "experiment.random_groups is for experiment.children=true, which needs it: give both or none."
@@ -149,5 +153,6 @@ def judged(changes: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, dict[s
     refit = changes["refit"][rows]
     found = {name: agreement(changes[name][rows], refit) for name in METHODS}
     for each in found.values():
-        each["relative_error"] = each["mean_error"] / float(np.abs(refit).mean())
+        size = float(np.abs(refit).mean())
+        each["relative_error"] = each["mean_error"] / size if size > 0 else float("inf")
     return found

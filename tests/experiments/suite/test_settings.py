@@ -33,6 +33,15 @@ SMALL: dict[str, list[str]] = {
     "components": [],
     "loo_linear": ["experiment.removed=3", "experiment.self_influence=4", "data.classes=[3,8]"],
     "smooth_hinge": ["experiment.removed=3"],
+    "fragility": [
+        *(
+            "experiment.depths=[1]",
+            "experiment.widths=[2]",
+            "experiment.decays=[0.01]",
+            "experiment.steps=60",
+        ),
+        *("experiment.removed=5", "experiment.iterations=30"),
+    ],
     "groups": ["experiment.shares=[0.02,0.1]", "experiment.draws=1", "data.classes=[3,8]"],
     "lds": [
         *("experiment.n_train=60", "experiment.n_test=6", "experiment.masks=6", "experiment.projections=20"),
@@ -93,6 +102,9 @@ CHANGED: dict[str, Any] = {
     "backbone.weights": "nowhere.pth",
     "backbone.size": 24,
     "experiment.factors": [1.0, 0.2],
+    "experiment.activations": ["selu"],
+    "experiment.depths": [2],
+    "experiment.decays": [0.02],
     "solver.scale": 50.0,
     "experiment.shares": [0.02, 0.2],
     "experiment.retrained": "nowhere",
