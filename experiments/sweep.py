@@ -53,7 +53,7 @@ COMMAND = Command(
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Prints a line a job, and how many are done."""
+    """Prints a line per job, and how many are done."""
     for row in rows:
         settings = " ".join(f"{key}={value}" for key, value in row["overrides"].items())
         value = "" if row["value"] is None else f"{row['value']:.6g}"
@@ -63,7 +63,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def show_means(points: list[Point], y: str) -> None:
-    """Prints mean, interval and number of each group of seeds; nothing where there is one job a group."""
+    """Prints mean, interval and number of each group of seeds; nothing if there is one job a group."""
     if all(len(point.y) < 2 for point in points):
         return
     print(f"\n{y}: mean over seeds, 95 % interval, n")

@@ -1,5 +1,6 @@
 """Influence functions for PyTorch: exact, fast on two cores, checked against retraining."""
 
+from influence import _moved
 from influence.answers import Explanation, GroupEffect, Suspects, Top
 from influence.api import Influence
 from influence.curvature.operators import Damped, Dense, GaussNewton, Hessian, Operator
@@ -14,6 +15,7 @@ from influence.errors import (
     SolverError,
 )
 from influence.groups import InfluentialSet, group_change, most_influential_set
+from influence.last_layer import last_layer
 from influence.losses import (
     BinaryCrossEntropy,
     CallableLoss,
@@ -27,10 +29,11 @@ from influence.losses import (
 )
 from influence.objectives.linear import LinearObjective
 from influence.objectives.module import Objective
+from influence.objectives.sequential import network_objective
+from influence.removal import TrainingGradient
 from influence.retraining.groups import leave_groups_out
 from influence.retraining.leave_one_out import Retrained, leave_one_out
 from influence.scores import (
-    TrainingGradient,
     pert_loss,
     pert_params,
     predicted_change,
@@ -44,6 +47,8 @@ from influence.scores import (
 )
 from influence.solvers import CG, Exact, LiSSA, Solution, Solver, Status
 from influence.training import Certificate, Fit, fit
+
+_moved.install()
 
 __version__ = "0.1.0"
 
@@ -93,9 +98,11 @@ __all__ = [
     "fit",
     "get_loss",
     "group_change",
+    "last_layer",
     "leave_groups_out",
     "leave_one_out",
     "most_influential_set",
+    "network_objective",
     "pert_loss",
     "pert_params",
     "predicted_change",

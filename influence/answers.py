@@ -19,6 +19,10 @@ class Top:
     Attributes:
         indices: ``(k,)``.
         values: ``(k,)``, nats.
+
+    >>> import torch
+    >>> Top(torch.tensor([7, 2]), torch.tensor([0.5, 0.1])).indices.tolist()
+    [7, 2]
     """
 
     indices: list[int]
@@ -43,6 +47,16 @@ class Explanation:
         harmful: for each test point, the points whose removal lowers it most.
         solution: the solve behind it, with status and residual.
         correction: ``"first_order"`` or ``"leverage"``.
+
+    >>> import torch
+    >>> from influence import Influence
+    >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
+    <torch._C.Generator object at ...>
+    >>> x, y = torch.randn(40, 3, dtype=torch.float64), torch.randint(2, (40,))
+    >>> influence = Influence(torch.nn.Linear(3, 2).double(), "cross_entropy", (x, y), l2=0.1).fitted()
+    >>> found = influence.influence_on((x[:2], y[:2]), k=3)
+    >>> len(found.helpful), len(found.harmful[0])
+    (2, 3)
     """
 
     changes: Tensor | None
@@ -70,6 +84,13 @@ class Suspects:
             wrong label has a large one. It ranks wrong labels better than self-influence on most tables,
             because self-influence also grows with rare features.
         loss: ``(n,)`` training losses.
+
+    >>> import torch
+    >>> from influence import Influence
+    >>> x, y = torch.randn(40, 3, dtype=torch.float64), torch.randint(2, (40,))
+    >>> influence = Influence(torch.nn.Linear(3, 2).double(), "cross_entropy", (x, y), l2=0.1).fitted()
+    >>> tuple(influence.suspects().self_influence.shape)
+    (40,)
     """
 
     self_influence: Tensor
@@ -102,6 +123,14 @@ class GroupEffect:
         change: ``(t,)`` predicted change by Newton steps without the group; positive = the group was helpful.
         summed: ``(t,)`` the sum of the points' single effects, which misjudges the size of large groups.
         method: which steps were taken, and how many.
+
+    >>> import torch
+    >>> from influence import Influence
+    >>> x, y = torch.randn(40, 3, dtype=torch.float64), torch.randint(2, (40,))
+    >>> influence = Influence(torch.nn.Linear(3, 2).double(), "cross_entropy", (x, y), l2=0.1).fitted()
+    >>> effect = influence.of_group([1, 2, 3], (x[:2], y[:2]))
+    >>> tuple(effect.change.shape), tuple(effect.summed.shape)
+    ((2,), (2,))
     """
 
     change: Tensor

@@ -27,11 +27,16 @@ from influence.evaluation.retraining import Check, check_by_retraining
 from influence.groups import group_change
 from influence.objectives._base import TrainingObjective
 from influence.objectives.sequential import network_objective
+from influence.removal import TrainingGradient, removal_kind
 from influence.scores import removal_change, self_influence, test_gradients, warn_unless_stationary
 from influence.solvers import Exact, Solver
 from influence.training import fit
 
 _NUMBERS = 2**22  # scores (training points × test points) computed at a time
+_REMOVAL = {
+    TrainingGradient.OBJECTIVE: "the model is fitted again with l2 relative to the mean loss of n - 1 points",
+    TrainingGradient.LOSS: "the model is fitted again with l2 relative to the sum of the losses",
+}
 _KEEP = 2 * 10**7  # scores kept whole; beyond that only the most helpful and harmful points are kept
 
 
@@ -46,6 +51,7 @@ class Influence:
         theta: ``(p,)`` parameters at which influence is taken; the model's own by default.
         curvature: ``"hessian"``, ``"gauss_newton"`` or ``"auto"``.
         damping: δ ≥ 0 of ``H + δI``, or ``"auto"``: as much as the operator needs to be positive definite.
+        removal: ``"objective"`` or ``"loss"``: what happens to λ when a point goes (:mod:`.removal`).
         solver: ``"exact"``, ``"cg"``, a :class:`~influence.solvers.Solver`, or ``"auto"``.
         **settings: of the objective: ``l2_parameters``, ``batch_size``, ``dtype``, ``weights``.
 
@@ -72,10 +78,12 @@ class Influence:
         curvature: str = "auto",
         damping: float | str = "auto",
         solver: str | Solver = "auto",
+        removal: str = "objective",
         **settings: Any,
     ) -> None:
         self.objective = _objective(model, loss, data, l2, settings)
-        self.theta = self.objective.initial() if theta is None else theta
+        self.theta = self.objective.initial() if theta is None else self.objective.vector(theta)
+        self.removal = removal_kind(removal)
         self._asked = (curvature, damping, solver)
         self._set()
 
@@ -106,7 +114,7 @@ class Influence:
     # -- questions -----------------------------------------------------------------------------------------
 
     def influence_on(
-        self, test: Any, k: int = 5, *, correction: str = "auto", removal: str = "objective"
+        self, test: Any, k: int = 5, *, correction: str = "auto", removal: str | None = None
     ) -> Explanation:
         """Predicted change of each test loss when each training point is removed.
 
@@ -115,7 +123,7 @@ class Influence:
             k: how many of the most helpful and harmful training points to name.
             correction: ``"first_order"``, ``"leverage"`` (one Newton step without each point) or ``"auto"``:
                 leverage if a factor is there anyway.
-            removal: the retraining that is predicted (:mod:`influence.removal`).
+            removal: another convention than that of this object.
 
         Raises:
             DataError: test data of another kind, or k < 1.
@@ -134,7 +142,7 @@ class Influence:
         harmful: list[list[Top]] = [[] for _ in range(t)]
         for start in range(0, objective.n, step):
             rows = torch.arange(start, min(start + step, objective.n), device=objective.device)
-            changes = self._changes(solution.value, rows, correction, removal)
+            changes = self._changes(solution.value, rows, correction, removal or self.removal)
             parts += [changes] if keep else []
             for j in range(t):
                 helpful[j].append(highest(changes[:, j], k, rows))
@@ -161,11 +169,12 @@ class Influence:
         corrected = self_influence(objective, theta, operator, solver, correction="leverage")
         return Suspects(scores, losses + corrected / objective.n, losses)
 
-    def of_group(self, group: Any, test: Any, *, removal: str = "objective") -> GroupEffect:
+    def of_group(self, group: Any, test: Any) -> GroupEffect:
         """Predicted change of the test losses when the training points ``group`` are removed together.
 
         Args:
             group: indices, or a mask ``(n,)``.
+            test: the same model and loss on test data.
 
         Raises:
             DataError: an empty group, or one that holds every point.
@@ -175,18 +184,17 @@ class Influence:
 
         def change(method: str, operator: Operator, steps: int = 1) -> Tensor:
             return group_change(
-                self.objective, self.theta, group, tests, method=method, removal=removal, operator=operator,
-                steps=steps,
+                self.objective, self.theta, group, tests, method=method, removal=self.removal,
+                operator=operator, steps=steps,
             )  # fmt: skip
 
         summed = change("sum", operator)
         try:
-            steps = 2 if self.objective.linear_outputs else 1
-            return GroupEffect(change("newton", operator, steps), summed, f"Newton steps: {steps}")
+            return GroupEffect(change("newton", operator, 2), summed, "two Newton steps")
         except NotPositiveDefiniteError:  # a network without the group: its own Hessian may be indefinite
             convex: Operator = GaussNewton(self.objective, self.theta)
             convex = Damped(convex, self.plan.damping) if self.plan.damping else convex
-            return GroupEffect(change("newton", convex), summed, "Gauss-Newton steps: 1")
+            return GroupEffect(change("newton", convex), summed, "one Gauss-Newton step")
 
     def check(
         self,
@@ -205,7 +213,10 @@ class Influence:
 
         Args:
             test: as for :meth:`influence_on`; ``index`` names the test point.
+            k: how many points.
+            index: position of the test point.
             seed: draws the random points.
+            correction: ``"first_order"`` or ``"leverage"``.
             tolerance: gradient norm of the refits; 1e-8 in float64 and 1e-5 in float32 by default.
 
         Raises:
@@ -215,11 +226,20 @@ class Influence:
         gradient = test_gradients(tests, self.theta, [index])
         s_test = self.plan.solver.apply(self.state, gradient).value
         every = torch.arange(self.objective.n, device=self.objective.device)
-        predicted = self._changes(s_test, every, self._correction(correction), "objective")[:, 0]
+        predicted = self._changes(s_test, every, self._correction(correction), self.removal)[:, 0]
         wanted = tolerance or (1e-8 if self.objective.dtype == torch.float64 else 1e-5)
         base = self.theta if self.gradient_norm <= wanted else self._minimum(wanted)
         return check_by_retraining(
-            self.objective, base, tests, index, predicted, k, k, seed=seed, tolerance=wanted
+            self.objective,
+            base,
+            tests,
+            index,
+            predicted,
+            k,
+            k,
+            seed=seed,
+            removal=self.removal,
+            tolerance=wanted,
         )
 
     def explain(self) -> str:
@@ -230,6 +250,7 @@ class Influence:
             f"{objective.loss.name}, l2 {objective.l2:g}",
             f"gradient norm at theta: {self.gradient_norm:.3g}",
             *plan.reasons,
+            f"removal: {_REMOVAL[self.removal]}",
         ]
         return "\n".join(lines)
 
@@ -281,5 +302,7 @@ def _objective(
         raise DataError(f"model must be a torch.nn.Module or an objective, got {type(model).__name__}")
     if loss is None or data is None:
         raise DataError("pass a loss and the training data beside the model")
+    inputs: Any
+    targets: Any
     inputs, targets = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
     return network_objective(model, loss, inputs, targets, l2, **settings)

@@ -15,7 +15,12 @@ def checked_number(
     """Refuse a setting outside its range.
 
     Args:
+        name: of the setting, for the message.
+        value: what was given.
         above, least, below: the value must be > ``above``, ≥ ``least``, < ``below``.
+        above: it must be larger.
+        least: it must be at least so large.
+        below: it must be smaller.
         whole: it must be an integer.
 
     Raises:

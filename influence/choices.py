@@ -64,7 +64,7 @@ def make_plan(
     unknowns = _unknowns(objective, theta)
     base, name, delta, reasons = _curvature(objective, theta, unknowns, curvature, damping)
     operator = Damped(base, delta) if delta else base
-    chosen, factored, why = _solver(objective, operator, unknowns, solver)
+    chosen, factored, why = _solver(objective, unknowns, solver)
     return Plan(operator, chosen, name, delta, factored, (*reasons, why))
 
 
@@ -129,9 +129,7 @@ def _relative(operator: Operator) -> tuple[float, str]:
     return delta, f"damping {delta:.3g}, a ten-thousandth of the largest eigenvalue ({largest:.3g})"
 
 
-def _solver(
-    objective: TrainingObjective, operator: Operator, unknowns: int, solver: str | Solver
-) -> tuple[Solver, bool, str]:
+def _solver(objective: TrainingObjective, unknowns: int, solver: str | Solver) -> tuple[Solver, bool, str]:
     if isinstance(solver, Solver):
         return solver, isinstance(solver, Exact), f"{type(solver).__name__} as given"
     if solver not in SOLVERS:

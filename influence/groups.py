@@ -51,6 +51,7 @@ def group_change(
     """Change of test losses when a group of training points is removed, in nats: positive = helpful.
 
     Args:
+        objective: what was minimised, with its training data.
         theta: ``(p,)`` the fit on all training points.
         groups: one group, or a list of groups. A group is a flat list of indices or a mask ``(n,)``.
         test: the objective of the test points, ``objective.on(...)``.
@@ -204,6 +205,14 @@ class InfluentialSet:
         refitted: the change by a certified refit.
         sum_idx, sum_predicted, sum_refitted: the same of the k points with the largest single effects; its
             prediction is the sum of those effects.
+
+    >>> import torch
+    >>> from influence import LinearObjective, fit, most_influential_set
+    >>> X = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+    >>> train = LinearObjective(X, torch.tensor([-1, 1, 1, -1]), "logistic", l2=0.1)
+    >>> found = most_influential_set(train, fit(train).theta, train, 0, 2)
+    >>> len(found.idx)
+    2
     """
 
     idx: Tensor
@@ -236,11 +245,19 @@ def most_influential_set(
     effects, as in a ranking, miss that points stand in for each other or add to each other.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
+        test: the same model and loss on test data.
+        test_index: position of the test point in ``test``.
         k: size of the set, fewer than n.
         raises: look for the set that raises the test loss when it is removed; False: that lowers it.
         rounds: how often the effects are computed anew; by default ``min(k, 10)``.
+        removal: the convention of removal, ``"objective"`` or ``"loss"``.
         correction: of the single effects, as in :func:`~influence.scores.removal_change`.
         theta, test, removal, operator, solver, tolerance: as for :func:`group_change`.
+        operator: the curvature, damping included.
+        solver: what solves with it.
+        tolerance: gradient norm of every fit.
 
     Raises:
         DataError: k or rounds out of range.

@@ -31,7 +31,7 @@ from torch import Tensor
 from influence.curvature.operators import Damped, ExampleOperator, Hessian, Operator, base_of
 from influence.errors import DataError, NotPositiveDefiniteError
 from influence.objectives._base import TrainingObjective
-from influence.objectives.structure import GramFactor, Split
+from influence.objectives.structure import Freed, GramFactor, Split
 from influence.removal import TrainingGradient, removal_kind
 from influence.solvers import Exact, Solver
 
@@ -75,7 +75,11 @@ def corrected_change(
     """Change of test losses by one Newton step without each point: positive = helpful.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
         gradients: ``∇L(z_test)``, ``(p, k)``.
+        idx: training points ``(m,)``; all by default.
+        removal: the convention of removal, ``"objective"`` or ``"loss"``.
         operator: the (damped) Hessian or Gauss-Newton matrix of all training points; the Hessian by default.
         solver: makes the solves; by default one factor in closed form, or ``Exact`` up to 4,000 parameters.
 
@@ -93,10 +97,11 @@ def corrected_change(
     found = leverage_blocks(left, theta, block, chosen, operator, solver, share)
     r, B = _own(objective, theta, chosen)
     k = gradients.shape[1]
-    pulled = r + (B @ found.along[:, :, k:])[:, :, 0]
-    corrected = torch.linalg.solve(_identity(B) - B @ found.leverage, pulled[:, :, None])
+    jacobian = r + (B @ found.along[:, :, k:])[:, :, 0]
+    corrected = torch.linalg.solve(_identity(B) - B @ found.leverage, jacobian[:, :, None])
     change = (found.along[:, :, :k] * corrected).sum(1) + shift @ found.inverse[:, :k]
-    return change / objective.n
+    result: Tensor = change / objective.n
+    return result
 
 
 def corrected_self_influence(
@@ -117,7 +122,8 @@ def corrected_self_influence(
     r, B = _own(objective, theta, chosen)
     corrected = torch.linalg.solve(_identity(B) - B @ found.leverage, r[:, :, None])
     bare = _own_gradient(objective, theta, chosen)
-    return (bare[:, None, :] @ found.leverage @ corrected)[:, 0, 0]
+    result: Tensor = (bare[:, None, :] @ found.leverage @ corrected)[:, 0, 0]
+    return result
 
 
 def _without_share(
@@ -248,7 +254,12 @@ def _by_core(
 
 
 def _by_gram(
-    left: TrainingObjective, theta: Tensor, V: Tensor, idx: Tensor | None, H: Operator, gram: GramFactor
+    left: TrainingObjective,
+    theta: Tensor,  # noqa: ARG001  as its sibling
+    V: Tensor,
+    idx: Tensor | None,
+    H: Operator,
+    gram: GramFactor,
 ) -> Blocks | None:
     """From ``ZZᵀ + nμI = C Cᵀ``: ``H̃⁻¹ = (I − Zᵀ(CCᵀ)⁻¹Z)/μ`` (Woodbury)."""
     matrix = gram.gram()
@@ -256,13 +267,22 @@ def _by_gram(
     factor, scale = _factor(matrix)
     del matrix
 
+    def inner(B: Tensor) -> Tensor:
+        return scale[:, None] * torch.cholesky_solve(scale[:, None] * B, factor)
+
+    freed = Freed.of(gram, inner)
+
     def solve(B: Tensor) -> Tensor:
-        inner = scale[:, None] * torch.cholesky_solve(scale[:, None] * gram.forward(B), factor)
-        return (B - gram.backward(inner)) / gram.shift
+        solved = (B - gram.backward(inner(gram.forward(B)))) / gram.shift
+        return solved if freed is None else freed.add(solved, B)
 
     leverage = left.gram_blocks(factor, scale, gram, idx)
     if leverage is None:
         return None
+    if freed is not None:
+        along = left.output_tangents(freed.Y, idx)
+        assert along is not None  # whoever has gram_blocks has them
+        leverage = leverage + freed.blocks(_contrasts(left, along))
     solved = solve(V)
     solved = solved + solve(V - H @ solved)
     along = left.output_tangents(solved, idx)
@@ -291,13 +311,13 @@ def _by_solves(
         some = slice(start, min(start + _BLOCK, len(rows)))
         jacobians = []
         for column in basis.T:
-            pulled = left.pull(theta, column.expand(some.stop - start, -1), rows[some])
-            if pulled is None:
+            jacobian = left.vjp(theta, column.expand(some.stop - start, -1), rows[some])
+            if jacobian is None:
                 raise DataError(
                     f"{type(left).__name__} has no Jacobians of its outputs, which the correction needs; use "
                     "correction='first_order'"
                 )
-            jacobians.append(pulled)
+            jacobians.append(jacobian)
         J = torch.stack(jacobians, dim=1)  # (b, r, p)
         solutions = solver.apply(state, J.reshape(-1, left.p).T.contiguous()).value
         solutions = solutions.T.reshape(J.shape)

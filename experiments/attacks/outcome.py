@@ -14,7 +14,7 @@ from influence.retraining.perturbed import Worst
 
 @dataclass
 class Stage:
-    """All attempts on the same number of images ``m``, for ``total`` test images; NaN where none was made."""
+    """All attempts on the same number of images ``m``, for ``total`` test images; NaN if none was made."""
 
     m: int
     total: int

@@ -38,7 +38,7 @@ class AttackSingle(Attack):
     singles: int = 2  # candidates tried one at a time, best ranked first
     together: list[int] = field(default_factory=lambda: [2, 3, 5, 10])  # then so many candidates at once
     side_by_side: int = 8  # training images perturbed at a time by a worker, 0.25 GB each at 448 pixels
-    workers: int | None = 1  # threads, each computing on one core; null: one a core
+    workers: int | None = 1  # threads, each computing on one core; null: one per core
     exact_rankings: int = 3  # test images whose exact ranking measures the screening's recall
     full_length: int = 5  # test images attacked past the flip: how far the features can be moved
     shown: int = 3  # flips in the figure

@@ -119,7 +119,7 @@ class SignSteps:
         return self._feature_gradients(cotangent, models)[models]
 
     def _feature_gradients(self, cotangent: Tensor, models: Tensor) -> Tensor:
-        """∇_x of every image, from the graphs of the last ``look``; zero where an attack is over."""
+        """∇_x of every image, from the graphs of the last ``look``; zero if an attack is over."""
         wanted = models.repeat_interleave(self.rows.shape[1]).split(self.backbone.batch)
         chunks = cotangent.flatten(0, 1).split(self.backbone.batch)
         gradients = []

@@ -13,7 +13,7 @@ HEAD = [
 
 
 def rows(tasks: dict[str, Any]) -> list[list[str]]:
-    """One line a task; a task that no peer gets right has the peer's cells empty."""
+    """One line per task; a task that no peer gets right has the peer's cells empty."""
     found = []
     for name, task in tasks.items():
         mine, peer = task["fastest_of_ours"], task["fastest_correct_peer"]

@@ -1,4 +1,4 @@
-"""Beside other libraries: the same data, the same fitted parameters, one machine, one process a measurement.
+"""Beside other libraries: the same data, the same fitted parameters, one machine, one process each.
 
 Tasks A to G are described in conf/experiment/benchmark.yaml, every method's settings in conf/variant; H is
 the growth of A with n and p. Every answer is compared with a dense float64 solve (for the linear problems one
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.benchmark import problems, runner, summary
+from experiments.benchmark import middle, problems, runner, summary
 from experiments.errors import UserError
 from experiments.records import atomic
 from experiments.records.journal import Journal
@@ -30,6 +30,7 @@ REFERENCES: dict[str, dict[str, Any]] = {
     "subset": {"by": "bare", "method": "dense", "options": {"self": True}},
     "components": {"by": "bare", "method": "dense"},
     "network": {"by": "ours", "method": "network_reference"},
+    **{name: {"by": "ours", "method": "network_reference"} for name in middle.PROBLEMS},
 }
 
 
@@ -126,6 +127,9 @@ def run(cfg: DictConfig, context: Context) -> Record:
         problems.linear(bench.folder, data, cfg.experiment, cfg.model.l2)
         if "network" in wanted:
             problems.network(bench.folder, data, cfg.experiment, cfg.seed)
+        for name in middle.PROBLEMS:
+            if name in wanted:
+                middle.problem(name, bench.folder, data, cfg.experiment, cfg.seed)
     with context.timer("reference of the linear problem"):
         scores = bench.reference("linear")
     problems.choose_removed(bench.folder, scores, settings["removed"])

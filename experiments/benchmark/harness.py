@@ -62,20 +62,22 @@ class Problem:
             c = int(self.facts["classes"])
             model: nn.Module = nn.Sequential(nn.Linear(len(self.theta) // c, c, bias=False, dtype=self.dtype))
         else:
-            from experiments.models.networks import tanh_cnn
+            from experiments.models.middle import network, only_last_block
 
             generator = torch.Generator().manual_seed(0)
             side, classes = int(self.X.shape[-1]), int(self.facts["classes"])
-            model = tanh_cnn(self.facts["network"], side, classes, generator).to(self.dtype)
+            model = network(self.facts["network"], side, classes, generator).to(self.dtype)
         place = 0
         for parameter in model.parameters():
             parameter.data = self.theta[place : place + parameter.numel()].reshape(parameter.shape).clone()
             place += parameter.numel()
+        if self.facts.get("trainable") == "last":
+            model = only_last_block(model)
         return model.eval()
 
 
 def status_mib(field: str) -> float:
-    """A line of /proc/self/status in MiB: VmHWM (peak) or VmRSS; NaN where there is none."""
+    """A line of /proc/self/status in MiB: VmHWM (peak) or VmRSS; NaN if there is none."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -28,7 +28,7 @@ class TaskSettings:
     """One task: its problem, what counts as correct, its aim, its measurements."""
 
     title: str = MISSING
-    problem: str = MISSING  # linear, subset, components or network
+    problem: str = MISSING  # linear, subset, components, network, perceptron, residual...
     aim: float | None = None  # times as fast as the fastest correct peer
     pearson: float = 0.9999  # against the reference; below it a method is not correct
     measurements: dict[str, Measurement] = field(default_factory=dict)
@@ -44,6 +44,11 @@ class TaskSettings:
     network_test_index=POSITION,
     network_l2=POSITIVE,
     network_damping=NOT_NEGATIVE,
+    perceptron_images=COUNT,
+    perceptron_steps=COUNT,
+    residual_images=COUNT,
+    residual_steps=COUNT,
+    middle_damping=POSITIVE,
     removed=COUNT,
     growth_rows=COUNT,
     growth_features=COUNT,
@@ -69,6 +74,13 @@ class Benchmark(Experiment):
     network_test_index: int = 0  # test point of task F
     network_l2: float = 0.001  # lambda of task F
     network_damping: float = 0.01  # damping of task F
+    perceptron: str = "mlp_small"  # model of task I
+    perceptron_images: int = 200  # of task I
+    perceptron_steps: int = 100  # of Adam, task I
+    residual: str = "resnet_small"  # model of task J
+    residual_images: int = 60  # of task J
+    residual_steps: int = 20  # of Adam, task J
+    middle_damping: float = 0.01  # damping of the Gauss-Newton matrices of tasks I and J
     removed: int = 20  # points left out in task G
     growth_rows: list[int] = field(default_factory=list)  # task H: n
     growth_features: list[int] = field(default_factory=list)  # task H: inputs, so that p = classes * inputs

@@ -15,7 +15,7 @@ from experiments.data.errors import DataError, UnsafeArchive
 
 
 def gunzip(path: Path, max_bytes: int) -> bytes:
-    """Content of a gzip file; DataError where it is larger than `max_bytes`."""
+    """Content of a gzip file; DataError if it is larger than `max_bytes`."""
     with gzip.open(path, "rb") as stream:
         content = stream.read(max_bytes + 1)
     if len(content) > max_bytes:

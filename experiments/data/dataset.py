@@ -43,7 +43,7 @@ class Dataset:
     """A data set, split, with the names of its classes and features and the sha256 manifest of its origin.
 
     manifest: {file: {"sha256", "bytes", "source"}, ..., "arrays": {name: sha256}}.
-    image_shape: (height, width) where a row of X is a flattened grey image, (height, width, 3) for colour,
+    image_shape: (height, width) if a row of X is a flattened grey image, (height, width, 3) for colour,
     else None.
     """
 
@@ -76,7 +76,7 @@ class Dataset:
 
 
 def check_split(name: str, split: Split, n_classes: int) -> None:
-    """Raise BadData where lengths differ, a feature is not finite, or a label lies outside 0..n_classes-1."""
+    """Raise BadData if lengths differ, a feature is not finite, or a label lies outside 0..n_classes-1."""
     n = int(split.X.shape[0])
     if split.y.shape != (n,) or split.index.shape != (n,):
         raise BadData(

@@ -98,7 +98,7 @@ def obtain(
 ) -> Fetched:
     """The verified file, from the mirror, from an earlier download, or from the network, in this order.
 
-    Raises ChecksumMismatch for a truncated or altered file in the mirror, FileMissing where no source has it.
+    Raises ChecksumMismatch for a truncated or altered file in the mirror, FileMissing if no source has it.
     """
     folder = mirror_folder(mirror)
     if folder is not None:
@@ -115,7 +115,7 @@ def obtain(
 
 
 def verify(source: Source, path: Path) -> str:
-    """sha256 of `path` (of its content where source.gunzip); ChecksumMismatch where it is not accepted."""
+    """sha256 of `path` (of its content where source.gunzip); ChecksumMismatch if it is not accepted."""
     found, problem = _digest(source, path)
     if problem or found not in source.sha256:
         raise ChecksumMismatch(

@@ -35,16 +35,21 @@ def load(
     """X (n, features) of every column but the label and those left out; y and the classes of the label.
 
     Args:
+        mirror: folder of original files; not used here.
+        cache: folder of prepared copies; not used here.
         path: a CSV, TSV, Parquet or Excel file.
         test_fraction: share of rows set aside as test set, chosen by ``seed`` (0: all rows train). Means,
             categories and vocabularies are those of the training part.
         given: fields of :class:`.tables.options.Options`, for instance ``label``, ``id``, ``text``.
+        seed: of the rows set aside.
 
     Split.index is the row of the table, from 0; Split.extra has the cells of all columns as they stand in the
     file, the id first.
 
     Raises:
-        DataError: what is wrong with the file, in one sentence.
+        FileMissing: there is no such file.
+        BadData: what is wrong with its content, in one sentence.
+        DataError: a file that cannot be read.
     """
     if str(path) == "???":  # the config's mark for a setting that must be given
         raise FileMissing("data=csv needs the file to read: set data.path=FILE.csv.")

@@ -66,9 +66,13 @@ def assess(
     """Fits, holds out, ranks.
 
     Args:
+        features: ``(n, d)`` inputs as numbers.
         y: ``(m,)`` class numbers.
+        classes: c.
         weights: ``(m,)`` with mean 1, or None.
         groups: ``(m,)`` group numbers; rows of one group are held out together. None: each row alone.
+        settings: what the user chose.
+        step: told what is being done.
     """
     found = models(features, y, classes, weights, settings, step)
     if groups is None:

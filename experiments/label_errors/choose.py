@@ -50,6 +50,9 @@ def chosen_l2(
     """λ with the smallest mean leave-one-out loss, and what was tried.
 
     On a part of many rows, drawn by ``seed`` with every class in it; the penalty ``λ·rows`` carries over.
+
+    Raises:
+        UserError: no model could be fitted at any λ.
     """
     n, d = X.shape
     limit = ROWS_OF_WORDS if d > n or d > 2000 else ROWS
@@ -136,7 +139,7 @@ def _l2(
 
 
 def not_curved(X: Any, classes: int, forced: bool) -> str:
-    """Why curved features are not tried; empty where they are."""
+    """Why curved features are not tried; empty if they are."""
     n, d = X.shape
     if sp.issparse(X):
         return "it has words or very many categories"

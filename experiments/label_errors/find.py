@@ -73,8 +73,8 @@ def find(
     name = label_of.label_column(table, chosen)
     say(f"reading the labels in {name!r}")
     labels = label_of.read_labels(table, name, chosen)
-    weights = label_of.weights_of(table, chosen.weight, labels.kept, chosen)
     special, shown, groups = _special(table, labels, chosen)
+    weights = label_of.weights_of(table, chosen.weight, labels.kept, chosen)
     columns = read_columns(table, labels, chosen, special)
     features = encode(columns, chosen, len(labels.kept), lambda column: say(f"reading column {column!r}"))
     notes = [*table.notes, *labels.notes]

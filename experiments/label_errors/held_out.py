@@ -78,6 +78,8 @@ def classifier(
     Args:
         design: X ``(n, d)`` dense or sparse, with its column for the intercept.
         y: ``(n,)`` integers 0…classes−1.
+        classes: c.
+        l2: λ of the penalty.
         weights: ``(n,)`` ≥ 0, or None for ones. They should have mean 1.
         start: the W of a nearby fit.
         held: False leaves out what is said without the row itself (``held`` is then ``seen``).

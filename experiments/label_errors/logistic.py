@@ -29,7 +29,7 @@ class Design:
     """X ``(n, d)`` dense or CSR with what every fit on it shares."""
 
     def __init__(self, X: Any) -> None:
-        self.X = X.tocsr() if sp.issparse(X) else np.ascontiguousarray(X, dtype=np.float64)
+        self.X: Any = X.tocsr() if sp.issparse(X) else np.ascontiguousarray(X, dtype=np.float64)
         self.n, self.d = self.X.shape
 
     @cached_property

@@ -32,7 +32,11 @@ def probabilities(
 
     Args:
         X: ``(m, d)`` with the intercept last; entries of a dense X are cut at ±4.
+        y: ``(n,)`` targets.
+        classes: c.
         weights: of a row's vote. groups: rows of a row's own group are not asked. counts: of rows to try.
+        groups: ``(n,)`` rows that belong together.
+        counts: neighbours asked for.
     """
     near = _nearest(X, groups)
     w = np.ones(len(y)) if weights is None else weights

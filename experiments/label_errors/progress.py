@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 PATIENCE = 2.0  # seconds without a word
 
@@ -14,7 +15,8 @@ PATIENCE = 2.0  # seconds without a word
 @contextlib.contextmanager
 def said() -> Iterator[Callable[[str], None]]:
     """Gives ``step(text)``. A step that lasts over two seconds is printed, with the time since the start."""
-    began, state = time.monotonic(), {"text": "reading", "since": time.monotonic(), "said": ""}
+    began = time.monotonic()
+    state: dict[str, Any] = {"text": "reading", "since": time.monotonic(), "said": ""}
     done = threading.Event()
 
     def watch() -> None:

@@ -139,7 +139,7 @@ def _solver(
     design: Design, D: np.ndarray, l2: float, lazy: bool = False
 ) -> Callable[[np.ndarray], np.ndarray]:
     """``rows -> H⁻¹ X_rowsᵀ (d, b)`` with ``H = XᵀDX/n + λI``."""
-    X = design.X
+    X: Any = design.X
     if design.d <= min(design.n, 6000):
         kept: list[Any] = []
 
@@ -185,8 +185,12 @@ def pulls(
     features of a column, and word by word for text. Largest first, positive ones only.
 
     Args:
+        features: ``(n, d)`` inputs as numbers.
         W: ``(c, ≥ d)``; for regression ``(1, d)`` times the sign of the pull.
         given, proposed: ``(k,)`` classes of the suspects.
+        given: the labels as they are.
+        proposed: the labels proposed instead.
+        rows: of which rows.
     """
     d = len(features.names) - 1
     mean = np.asarray(features.X[:, :d].mean(0)).ravel()

@@ -236,7 +236,7 @@ def over_seeds(seeds: list[dict[str, Any]]) -> dict[str, Any]:
 def matrices(
     found: dict[int, Predicted], retrained: dict[int, protocol.Retrained], n: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and actual changes ``(seeds, n)``; actual is NaN where a seed kept the point."""
+    """Predicted and actual changes ``(seeds, n)``; actual is NaN if a seed kept the point."""
     actual = np.full((len(found), n), np.nan)
     for row, seed in enumerate(found):
         actual[row, found[seed].removed] = retrained[seed].actual[-1]

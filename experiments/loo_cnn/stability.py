@@ -31,7 +31,7 @@ def stability(scores: np.ndarray, actual: np.ndarray, count: int) -> dict[str, A
 
     Args:
         scores: predicted changes ``(seeds, n)``.
-        actual: actual changes ``(seeds, n)``, NaN where a seed did not leave the point out.
+        actual: actual changes ``(seeds, n)``, NaN if a seed did not leave the point out.
         count: points that each seed leaves out.
     """
     pairs = list(combinations(range(len(scores)), 2))

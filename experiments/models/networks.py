@@ -11,9 +11,9 @@ from experiments.errors import ConfigError
 
 # (kernel, channels, stride) of each convolution; all without padding, each followed by tanh.
 SHAPES: dict[str, tuple[tuple[int, int, int], ...]] = {
-    # Koh & Liang's net for MNIST: 28 -> 26 -> 12 -> 10 -> 4 -> 2 pixels a side; 2,616 parameters.
+    # Koh & Liang's net for MNIST: 28 -> 26 -> 12 -> 10 -> 4 -> 2 pixels per side; 2,616 parameters.
     "tanh_cnn": ((3, 8, 1), (3, 8, 2), (3, 8, 1), (3, 8, 2), (3, 8, 1), (1, 10, 1)),
-    # The same idea on 8x8 digits: 8 -> 6 -> 2 pixels a side; 442 parameters.
+    # The same idea on 8x8 digits: 8 -> 6 -> 2 pixels per side; 442 parameters.
     "tanh_cnn_small": ((3, 4, 1), (3, 6, 2), (1, 10, 1)),
 }
 

@@ -39,7 +39,7 @@ class CGSolver(Solver):
     name: str = "cg"
     tolerance: float = 1e-10  # relative residual of each right-hand side
     max_iterations: int | None = None  # products with H at most; null: the solver's own bound
-    preconditioner: str = "none"  # or jacobi, kronecker, subsample; for a network gauss_newton
+    preconditioner: str = "none"  # or jacobi, kronecker, subsample, nystrom; for a net gauss_newton
     # false: a solve that fails is recorded with its status instead of ending the run
     raise_on_failure: bool = True
 
@@ -68,7 +68,7 @@ class PretrainedBackbone(Backbone):
     """A torchvision network, or a small one with random weights for the embedded runs."""
 
     size: int = 224  # input pixels per side
-    batch: int = 4  # images a forward pass; on a CPU small batches stay near the cache
+    batch: int = 4  # images per forward pass; on a CPU small batches stay near the cache
     mirror: str | None = II("data.mirror")  # folder with weight files: that of the data
     seed: int = 0  # of random_conv's weights
     count_padding: bool | None = None  # of Inception's average poolings; null: as the weights need

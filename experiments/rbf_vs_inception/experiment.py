@@ -148,7 +148,7 @@ def choose(svm_margins: np.ndarray, network_right: np.ndarray) -> int:
 
 
 def thumbnails(images: np.ndarray) -> np.ndarray:
-    """uint8 images (b, height, width, 3), averaged down to at most ``SHOWN_SIDE`` pixels a side."""
+    """uint8 images (b, height, width, 3), averaged down to at most ``SHOWN_SIDE`` pixels per side."""
     if max(images.shape[1:3]) <= SHOWN_SIDE:
         return images
     planes = torch.as_tensor(images).permute(0, 3, 1, 2).double()

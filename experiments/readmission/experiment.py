@@ -33,7 +33,8 @@ from experiments.readmission.influences import arrays_of, influences, left_out, 
 from experiments.records.agreement import agreement, largest
 from experiments.records.record import Record
 from experiments.suite.context import Context
-from influence.scores import TrainingGradient, pert_loss
+from influence.removal import TrainingGradient
+from influence.scores import pert_loss
 from influence.training import fit
 
 

@@ -9,7 +9,7 @@ from scipy import stats
 def agreement(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float]:
     """Pearson, Spearman, least-squares slope of predicted on actual, and errors, of two (m,) arrays.
 
-    A coefficient is NaN where one side is constant.
+    A coefficient is NaN if one side is constant.
     """
     constant = np.ptp(predicted) == 0 or np.ptp(actual) == 0 or len(actual) < 2
     error = np.abs(predicted - actual)

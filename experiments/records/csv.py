@@ -45,7 +45,7 @@ def line(values: Iterable[Any]) -> str:
 
 
 def csv_of(record: Record) -> str:
-    """The per-point table, one row a point.
+    """The per-point table, one row per point.
 
     Raises:
         UserError: the record has no table, or its arrays are not there.

@@ -50,7 +50,7 @@ class Journal:
         return len(self._parts)
 
     def get(self, key: Any) -> dict[str, np.ndarray] | None:
-        """The arrays put under ``key``, or None where they are not there or not whole."""
+        """The arrays put under ``key``, or None if they are not there or not whole."""
         name, digest = self._parts.get(str(key), ("", ""))
         path = self.folder / name
         inside = name == Path(name).name  # a forged line must not reach files elsewhere

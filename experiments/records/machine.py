@@ -14,7 +14,7 @@ def cores() -> int:
 
 
 def workers(asked: int | None, what: str, least: int) -> int:
-    """``experiment.workers``: so many ``what`` (processes, threads), one a core where it is null.
+    """``experiment.workers``: so many ``what`` (processes, threads), one per core where it is null.
 
     Raises:
         ConfigError: fewer than ``least``.
@@ -30,7 +30,7 @@ def workers(asked: int | None, what: str, least: int) -> int:
 
 
 def available_gib() -> float:
-    """Memory that could be had without swapping; infinite where the system doesn't say."""
+    """Memory that could be had without swapping; infinite if the system doesn't say."""
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         for line in meminfo.read_text().splitlines():

@@ -31,7 +31,7 @@ class Record:
     """The result of one experiment.
 
     metrics: nested numbers and texts. arrays: what the figure needs, and the scores. captions: a sentence a
-    figure or panel. deviations: each difference from the paper's protocol. certificates: one dict a fit
+    figure or panel. deviations: each difference from the paper's protocol. certificates: one dict per fit
     (method, gradient norm, ...). table: names of arrays of one length that together are the per-point table.
     paper: the paper's values {name: {value, where, metric}}; None: those of the config.
     """
@@ -65,7 +65,7 @@ class Record:
 
     @classmethod
     def load(cls, folder: Path) -> Record:
-        """The record in ``folder``; UserError where it is missing, torn, or its arrays are not its own."""
+        """The record in ``folder``; UserError if it is missing, torn, or its arrays are not its own."""
         path = folder / "record.json"
         if not path.is_file():
             raise UserError(f"{folder} holds no record.json: run an experiment with output={folder} first.")

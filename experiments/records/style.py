@@ -38,7 +38,7 @@ SETTINGS: dict[Any, Any] = {
 def panels(
     rows: int = 1, columns: int = 1, width: float = 4.2, height: float = 4.0
 ) -> tuple[Figure, np.ndarray]:
-    """A figure and its (rows, columns) array of axes; sizes in inches a panel."""
+    """A figure and its (rows, columns) array of axes; sizes in inches per panel."""
     import matplotlib.pyplot as plt
 
     mpl.rcParams.update(mpl.rcParamsDefault)

@@ -34,7 +34,7 @@ def one_line(content: Any) -> str:
 
 
 def rows_of(record: Record) -> list[tuple[str, ...]]:
-    """One row a value of the paper."""
+    """One row per value of the paper."""
     rows = []
     for name, entry in (record.paper or {}).items():
         ours = record.metric(entry.get("metric", name))

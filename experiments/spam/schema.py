@@ -28,5 +28,5 @@ class Spam(Experiment):
     repeats: int = 40  # random draws for each number of flips
     checks: int = 6  # 1, ..., so many steps of labels are checked, each followed by a refit
     tolerance: float = 1e-8  # gradient norm of every fit
-    workers: int | None = None  # processes; null: one a core; 0: none beside this one. Changes no number
+    workers: int | None = None  # processes; null: one per core; 0: none beside this one. Changes no number
     shown: int = 20  # first suspects shown; with flips, those of the first repeat of the panels' flips

@@ -29,7 +29,7 @@ class ProductCount(AbstractContextManager["ProductCount"]):
 
     @property
     def flops(self) -> float | None:
-        """None where nothing was counted."""
+        """None if nothing was counted."""
         return 2.0 * self.nonzeros * self.columns or None
 
     def _counting(self, product: Callable[..., Any], times: int) -> Callable[..., Any]:

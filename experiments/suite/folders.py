@@ -127,7 +127,7 @@ def claim(folder: Path, settings: dict[str, Any], grows: str | None = None) -> t
 
 
 def settings_in(marker: Path) -> dict[str, Any]:
-    """The settings that a run's marker holds; UserError where it is torn or not ours."""
+    """The settings that a run's marker holds; UserError if it is torn or not ours."""
     try:
         settings = json.loads(marker.read_text())["settings"]
         if isinstance(settings, dict):

@@ -63,7 +63,7 @@ def install() -> None:
     if getattr(ConfigLoaderImpl.load_configuration, "guarded", False):
         return
     compose = ConfigLoaderImpl.load_configuration
-    process = ConfigLoaderImpl._process_config_searchpath
+    process = ConfigLoaderImpl._process_config_searchpath  # noqa: SLF001  Hydra has no public place for this
     make_launcher = Plugins.instantiate_launcher
 
     def load_configuration(self: Any, *arguments: Any, **named: Any) -> DictConfig:
@@ -97,7 +97,7 @@ def install() -> None:
 
     load_configuration.guarded = True  # type: ignore[attr-defined]
     ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]
-    ConfigLoaderImpl._process_config_searchpath = process_searchpath  # type: ignore[method-assign]
+    ConfigLoaderImpl._process_config_searchpath = process_searchpath  # type: ignore[method-assign]  # noqa: SLF001
     Plugins.instantiate_launcher = instantiate_launcher  # type: ignore[method-assign, assignment]
 
 

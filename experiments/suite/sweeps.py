@@ -78,7 +78,7 @@ def product(overrides: Sequence[str]) -> list[dict[str, str]]:
 
 
 def collect(folder: Path, name: str | None, y: str) -> list[dict[str, Any]]:
-    """One row a job: number, overrides, status, value and data set (None unless done), why it failed.
+    """One row per job: number, overrides, status, value and data set (None unless done), why it failed.
 
     name: a sweep of conf/sweep, for a folder without Hydra's list of its jobs.
 
@@ -295,7 +295,7 @@ def label_of(overrides: Mapping[str, str], varied: Sequence[str], x: str) -> str
 
 
 def extremes(points: list[tuple[float, float, str]]) -> dict[str, dict[str, Any]]:
-    """Where the metric is highest and lowest; empty where every value is NaN."""
+    """Where the metric is highest and lowest; empty if every value is NaN."""
     known = [point for point in points if not math.isnan(point[1])]
     if not known:
         return {}
@@ -307,7 +307,7 @@ def extremes(points: list[tuple[float, float, str]]) -> dict[str, dict[str, Any]
 
 
 def provenance_of(record: Record, folder: Path, command: list[str]) -> dict[str, Any]:
-    """The first job's provenance, with one timing a job and the sweep's own command."""
+    """The first job's provenance, with one timing per job and the sweep's own command."""
     numbers = [row["job"] for row in record.metrics["rows"] if row["status"] == "done"]
     jobs = [provenance.read(folder / str(number)) for number in numbers]
     timings = [

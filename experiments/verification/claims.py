@@ -287,7 +287,7 @@ def lookup(metrics: Any, path: str) -> Any:
 
 
 def value_of(claim: Claim, record: Record) -> Any:
-    """The number that the claim is about, or None where the record has not got it."""
+    """The number that the claim is about, or None if the record has not got it."""
     value = lookup(record.metrics, claim.metric)
     other = claim.minus or claim.over
     if other is None:
@@ -330,7 +330,7 @@ def judge(claim: Claim, record: Record) -> Verdict:
 
 
 def recomputed(source: Mapping[str, Any], record: Record) -> float | None:
-    """The statistic named in ``from_arrays`` of the record's arrays, or None where they are not there."""
+    """The statistic named in ``from_arrays`` of the record's arrays, or None if they are not there."""
     from experiments.records.agreement import agreement, least_lead
 
     (name, arrays), *_ = source.items()

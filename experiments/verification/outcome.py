@@ -44,7 +44,7 @@ class Verification:
 
 
 def chosen(claims: Sequence[Claim], tiers: Sequence[str], ids: str | None) -> list[Claim]:
-    """The claims of the tiers, or those named; ConfigError where a name is unknown or nothing is left."""
+    """The claims of the tiers, or those named; ConfigError if a name is unknown or nothing is left."""
     found = [claim for claim in claims if claim.tier in tiers]
     if ids is not None:
         wanted = [name for name in ids.split(",") if name]

@@ -181,7 +181,7 @@ def checksums(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def write(found: Verification, path: Path) -> None:
-    """Writes the page; raises ValueError where it is over the limit."""
+    """Writes the page; raises ValueError if it is over the limit."""
     page = render(found)
     if len(page.encode()) > LIMIT:
         raise ValueError(f"the report has {len(page.encode()):,} bytes; the limit is {LIMIT:,}")

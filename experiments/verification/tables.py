@@ -67,7 +67,7 @@ def shown_bound(claim: Claim) -> str:
 
 
 def footnote(verdicts: Sequence[Verdict]) -> str:
-    """What the mark means; empty where no bound carries it."""
+    """What the mark means; empty if no bound carries it."""
     marked = any(v.claim.after_its_number for v in verdicts)
     return f"{MARK} This bound was set or moved after its number was seen." if marked else ""
 
@@ -143,7 +143,7 @@ def long_markdown(verdicts: Sequence[Verdict]) -> str:
 
 
 def replaced(document: str, table: str) -> str:
-    """``document`` with ``table`` between the markers; ValueError where it has not both, once each."""
+    """``document`` with ``table`` between the markers; ValueError if it has not both, once each."""
     if document.count(BEGIN) != 1 or document.count(END) != 1:
         raise ValueError(f"needs {BEGIN} and {END}, once each")
     head, rest = document.split(BEGIN)

@@ -36,12 +36,14 @@ class LeastSquares:
         shift: μ ``(q,)``.
         basis: Q ``(q, rows)`` with orthonormal columns, or None where R has all q columns.
         columns: T ``(rows, rows)`` of ``Zᵀ = Q T``, with a basis.
+        contrasts: how many output contrasts the q rows are made of, each with all features.
     """
 
     R: Tensor
     shift: Tensor
     basis: Tensor | None = None
     columns: Tensor | None = None
+    contrasts: int = 1
 
     def quadratic(self, B: Tensor, uncertain: float = 0.0) -> tuple[Tensor, Tensor]:
         """``v_j = b_jᵀ H⁻¹ b_j`` and a bound of its error: ``(q, k) -> (k,), (k,)``.
@@ -55,10 +57,15 @@ class LeastSquares:
             half = torch.linalg.solve_triangular(self.R.T, B, upper=False)
             value = (half * half).sum(0)
             x = torch.linalg.solve_triangular(self.R, half, upper=True).abs()
-            reach = self.R.norm(dim=0) @ x
-            first = 2 * value.sqrt() * reach + 2 * (x * B.abs()).sum(0)
-            second = reach**2 + value * len(self.R) * self._amplification() ** 2
+            norms = self.R.norm(dim=0)
+            wide = self._over_contrasts(norms[:, None])[:, 0]
+            reach = wide @ x
+            first = 2 * value.sqrt() * reach + 2 * (x * self._over_contrasts(B)).sum(0)
+            grown = self._amplification() * float((wide / norms).max()) if len(norms) else 0.0
+            scaled = (self._over_contrasts(B) / norms[:, None]).norm(dim=0)
+            second = reach**2 + value * len(self.R) * grown**2 + (scaled * self._amplification()) ** 2
             return value, e * first + e**2 * second
+        assert self.columns is not None  # it comes with the basis
         mu, inside = float(self.shift[0]), self.basis.T @ B
         half = torch.linalg.solve_triangular(self.R.T, inside, upper=False)
         outside = B - self.basis @ inside
@@ -66,7 +73,18 @@ class LeastSquares:
         y = torch.linalg.solve_triangular(self.R, half, upper=True)
         x = (y.norm(dim=0) ** 2 + outside.norm(dim=0) ** 2 / mu**2).sqrt()
         reach = B.norm(dim=0) + self.columns.norm(dim=0) @ (self.columns.T @ y).abs()
-        return value, 2 * e * x * reach + e**2 * (reach**2 / mu + (self.columns.norm() * x) ** 2)
+        # The second QR, of [Tᵀ; √μ I], is stable by columns and mixes the examples' scales.
+        mixed = self.R.norm(dim=0) @ y.abs()
+        first = 2 * x * reach + 2 * value.sqrt() * mixed
+        grown = value * len(self.R) * self._amplification() ** 2
+        return value, e * first + e**2 * (reach**2 / mu + (self.columns.norm() * x) ** 2 + mixed**2 + grown)
+
+    def _over_contrasts(self, B: Tensor) -> Tensor:
+        """The norm over output contrasts of each feature's rows: ``(q, k) -> (q, k)``. The change of basis to
+        contrasts keeps the relative error of that norm, not of each contrast."""
+        parts = B.reshape(self.contrasts, -1, B.shape[1]).norm(dim=0)
+        result: Tensor = parts.repeat(self.contrasts, 1)
+        return result
 
     def _amplification(self) -> float:
         """``‖R̃⁻¹‖`` with R̃ = R scaled to unit columns; infinite where R is singular."""
@@ -77,7 +95,8 @@ class LeastSquares:
 
         def solve(V: Tensor) -> Tensor:
             half = torch.linalg.solve_triangular(unit.T, V, upper=False)
-            return torch.linalg.solve_triangular(unit, half, upper=True)
+            result: Tensor = torch.linalg.solve_triangular(unit, half, upper=True)
+            return result
 
         return max(1.0, math.sqrt(inverse_norm(solve, len(self.R))))
 
@@ -85,12 +104,13 @@ class LeastSquares:
         """H⁻¹ B: ``(q, k) -> (q, k)``."""
         inside = B if self.basis is None else self.basis.T @ B
         half = torch.linalg.solve_triangular(self.R.T, inside, upper=False)
-        solved = torch.linalg.solve_triangular(self.R, half, upper=True)
+        solved: Tensor = torch.linalg.solve_triangular(self.R, half, upper=True)
         if self.basis is None:
             return solved
         outside = B - self.basis @ inside
         outside = outside - self.basis @ (self.basis.T @ outside)  # rounding left some of the inside there
-        return self.basis @ solved + outside / self.shift[0]
+        result: Tensor = self.basis @ solved + outside / self.shift[0]
+        return result
 
 
 def inverse_norm(solve: Callable[[Tensor], Tensor], rows: int, iterations: int = 10) -> float:
@@ -172,7 +192,7 @@ class ReducedLinear:
         R = self.shift.sqrt().diag()
         for block in self.blocks():
             R = torch.linalg.qr(torch.cat([block, R]), mode="r").R
-        return LeastSquares(R, self.shift)
+        return LeastSquares(R, self.shift, contrasts=self.r)
 
     def wide(self) -> LeastSquares | None:
         """R in the span of Z's rows: ``2 m² q`` operations; None unless one μ > 0 serves all columns."""

@@ -26,6 +26,8 @@ def gauss_newton_matrix(
     """G at θ, λ included: ``(p, p)``.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
         idx: examples ``(m,)``; all by default.
         share: part of the output Hessians' total trace to keep, in (0, 1]; 1 gives G exactly.
 
@@ -44,7 +46,7 @@ def gauss_newton_matrix(
         chosen = (values[:, r] > floor).nonzero()[:, 0]
         for rows in chosen.split(_ROWS):
             cotangents = vectors[rows, :, r] * values[rows, r, None].sqrt()
-            _add_gram(G, objective.pull(theta, cotangents, examples[rows]))
+            _add_gram(G, objective.vjp(theta, cotangents, examples[rows]))
     G = torch.triu(G) / len(examples)
     G = G + torch.triu(G, 1).T
     G.diagonal().add_(objective.l2 * objective.l2_mask)
@@ -68,7 +70,7 @@ def _add_gram(G: Tensor, rows: Tensor) -> None:
 
 
 def gauss_newton_preconditioner(
-    objective: Objective, theta: Tensor, damping: float, share: float = 0.999
+    objective: Objective, theta: Tensor, damping: float, share: float = 0.999, idx: Tensor | None = None
 ) -> Callable[[Tensor], Tensor]:
     """``V ↦ (G + δI)⁻¹ V`` by one Cholesky factor: ``(p, k) -> (p, k)``, for ``CG(preconditioner=...)``.
 
@@ -78,7 +80,7 @@ def gauss_newton_preconditioner(
     Raises:
         NotPositiveDefiniteError: G + δI is singular to working precision.
     """
-    G = gauss_newton_matrix(objective, theta, share=share)
+    G = gauss_newton_matrix(objective, theta, idx, share)
     G.diagonal().add_(damping)
     factor, info = torch.linalg.cholesky_ex(G)
     if int(info):

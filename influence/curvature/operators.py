@@ -25,7 +25,18 @@ __all__ = ["Damped", "Dense", "GaussNewton", "Hessian", "Operator"]
 
 
 class Operator(ABC):
-    """A symmetric linear map on p parameters. Subclasses define ``_apply`` on blocks ``(p, k)``."""
+    """A symmetric linear map on p parameters. Subclasses define ``_apply`` on blocks ``(p, k)``.
+
+    >>> import torch
+    >>> class Twice(Operator):
+    ...     shape, dtype, device = (2, 2), torch.float64, torch.device("cpu")
+    ...
+    ...     def _apply(self, V):
+    ...         return 2 * V
+    >>> Twice().dense()
+    tensor([[2., 0.],
+            [0., 2.]], dtype=torch.float64)
+    """
 
     shape: tuple[int, int]
     dtype: torch.dtype
@@ -85,13 +96,19 @@ class Operator(ABC):
 
 
 class Dense(Operator):
-    """An explicit symmetric matrix as an operator."""
+    """An explicit symmetric matrix as an operator.
+
+    >>> import torch
+    >>> Dense(torch.tensor([[2.0, 1.0], [1.0, 3.0]])) @ torch.tensor([1.0, 0.0])
+    tensor([2., 1.])
+    """
 
     def __init__(self, matrix: Tensor) -> None:
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise DataError(f"a dense operator needs a square matrix, got shape {tuple(matrix.shape)}")
         self.matrix = matrix
-        self.shape, self.dtype, self.device = tuple(matrix.shape), matrix.dtype, matrix.device
+        self.shape = (len(matrix), len(matrix))
+        self.dtype, self.device = matrix.dtype, matrix.device
 
     def _apply(self, V: Tensor) -> Tensor:
         return self.matrix @ V
@@ -110,8 +127,7 @@ class ExampleOperator(Operator):
     """An operator that is a mean over training examples plus λ."""
 
     def __init__(self, objective: TrainingObjective, theta: Tensor, idx: Tensor | None = None) -> None:
-        if theta.shape != (objective.p,):
-            raise DataError(f"theta must have shape ({objective.p},), got {tuple(theta.shape)}")
+        theta = objective.vector(theta)
         self.objective, self.theta, self.idx = objective, theta.detach(), idx
         self.shape = (objective.p, objective.p)
         self.dtype, self.device = objective.dtype, objective.device
@@ -147,7 +163,16 @@ class ExampleOperator(Operator):
 
 
 class Hessian(ExampleOperator):
-    """``(1/n) Σ ∇²ℓ(z_i, θ) + λI`` of an objective at θ, over all examples or over ``idx``."""
+    """``(1/n) Σ ∇²ℓ(z_i, θ) + λI`` of an objective at θ, over all examples or over ``idx``.
+
+    >>> import torch
+    >>> from influence import LinearObjective
+    >>> X = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+    >>> train = LinearObjective(X, torch.tensor([-1, 1, 1, -1]), "logistic", l2=0.1)
+    >>> Hessian(train, torch.zeros(2, dtype=torch.float64)).dense()
+    tensor([[0.4750, 0.1875],
+            [0.1875, 0.2875]], dtype=torch.float64)
+    """
 
     def _prepare(self) -> Product:
         return self.objective.hessian_at(self.theta, self.idx)
@@ -168,7 +193,16 @@ class Hessian(ExampleOperator):
 
 class GaussNewton(Hessian):
     """``(1/n) Σ J_iᵀ ∇²_o ℓ_i J_i + λI``: positive semi-definite for every convex loss; equals the Hessian
-    where the outputs are linear in θ (Schraudolph, 2002)."""
+    where the outputs are linear in θ (Schraudolph, 2002).
+
+    >>> import torch
+    >>> from influence import LinearObjective
+    >>> X = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+    >>> train = LinearObjective(X, torch.tensor([-1, 1, 1, -1]), "logistic", l2=0.1)
+    >>> theta = torch.zeros(2, dtype=torch.float64)
+    >>> torch.equal(GaussNewton(train, theta).dense(), Hessian(train, theta).dense())  # linear outputs
+    True
+    """
 
     def _prepare(self) -> Product:
         return self.objective.gauss_newton_at(self.theta, self.idx)
@@ -183,6 +217,11 @@ class Damped(Operator):
     Args:
         operator: H.
         damping: δ ≥ 0. The result is what every solver solves with, so δ means the same to all of them.
+
+    >>> import torch
+    >>> operator = Damped(Dense(torch.diag(torch.tensor([-1.0, 2.0]))), 1.5)
+    >>> operator @ torch.ones(2)
+    tensor([0.5000, 3.5000])
     """
 
     def __init__(self, operator: Operator, damping: float) -> None:
@@ -231,5 +270,6 @@ def base_of(operator: Operator) -> tuple[Operator, float]:
     """The undamped operator and the sum of all dampings around it."""
     damping = 0.0
     while isinstance(operator, Damped):
-        operator, damping = operator.operator, damping + operator.damping
+        damping += operator.damping
+        operator = operator.operator
     return operator, damping

@@ -24,6 +24,11 @@ class EigenReport:
             already is, else ``1.5·|smallest|`` plus a millionth of the largest.
         exact: from a dense decomposition; else by Lanczos, which sees the extremes from inside, so that the
             true smallest eigenvalue may lie somewhat lower.
+
+    >>> import torch
+    >>> from influence import Dense
+    >>> print(eigenvalue_report(Dense(torch.diag(torch.tensor([-1.0, 2.0], dtype=torch.float64)))))
+    eigenvalues -1 … 2, 1 negative; add damping 1.5
     """
 
     smallest: float

@@ -67,6 +67,8 @@ def agreement(
 
     Args:
         predicted, actual: ``(m,)``, m ≥ 3.
+        predicted: predicted changes ``(m,)``.
+        actual: changes by retraining ``(m,)``.
         confidence: of the intervals, by resampling points (percentiles of the bootstrap).
         resamples: bootstrap samples.
         seed: of the bootstrap.

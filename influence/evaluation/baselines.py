@@ -47,8 +47,11 @@ def tracin(
     """``Σ_t η_t ∇L(z_i, θ_t) · ∇L(z_test, θ_t)`` over checkpoints (TracInCP, Pruthi et al. 2020).
 
     Args:
+        objective: what was minimised, with its training data.
         checkpoints: θ_t, each ``(p,)``.
         rates: learning rates η_t, or one for all.
+        test: the same model and loss on test data.
+        test_idx: positions of the test points in ``test``.
 
     Raises:
         DataError: no checkpoint, or another number of rates.
@@ -82,6 +85,10 @@ def trak(
     are needed. The loss must be a negative log-likelihood.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
+        test: the same model and loss on test data.
+        test_idx: positions of the test points in ``test``.
         dimensions: columns of the Gaussian projection P ``(p, dimensions)``; p of them are no projection.
         ridge: relative to the mean diagonal of ΦᵀΦ; use some when dimensions exceed n.
         seed: of P.
@@ -129,7 +136,7 @@ def representer_points(
     targets = test.targets if idx is None else test.targets[idx]
     classes = torch.zeros_like(targets).long() if objective.n_outputs == 1 else targets.long()
     unit = torch.nn.functional.one_hot(classes, objective.n_outputs).to(theta.dtype)
-    inputs = test.pull(theta, unit, idx)  # e_y ⊗ x_test: (k, p)
+    inputs = test.vjp(theta, unit, idx)  # e_y ⊗ x_test: (k, p)
     along = None if inputs is None else objective.output_tangents(inputs.T.contiguous())
     if along is None:
         raise DataError(

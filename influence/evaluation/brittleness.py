@@ -52,9 +52,14 @@ def brittleness(
     """Refit without the ``counts`` most helpful points, and without as many random ones.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
+        test: the same model and loss on test data.
+        test_index: position of the test point in ``test``.
         scores: ``(n,)`` predicted changes by removal, positive = helpful.
         counts: sizes of the sets, each below n.
         settings: of :func:`~influence.retraining.groups.leave_groups_out`.
+        seed: of the generator; equal seeds give equal answers.
 
     Raises:
         DataError: scores of the wrong shape or a count out of range.

@@ -42,11 +42,17 @@ def compare_methods(
     alone, filled up with random ones.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
+        test: the same model and loss on test data.
+        test_index: position of the test point in ``test``.
         points: how many models are retrained, at least 6.
         further: more scores ``(n,)`` by name, positive = helpful, such as TracIn's.
         operator: the (damped) curvature; the Hessian by default.
         solver: ``Exact()`` by default.
         settings: of :func:`~influence.retraining.leave_one_out.leave_one_out`.
+        removal: the convention of removal, ``"objective"`` or ``"loss"``.
+        seed: of the generator; equal seeds give equal answers.
 
     Raises:
         DataError: too many points, or scores of the wrong shape.

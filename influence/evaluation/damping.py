@@ -68,10 +68,14 @@ def damping_report(
     ``krylov`` products per right-hand side.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
         gradients: ``∇L(z_test)``, ``(p, k)``.
         operator: undamped curvature; the Hessian by default.
         dampings: δ ≥ 0, rising; by default ten from 1e-6 to 1 times the largest eigenvalue.
+        removal: the convention of removal, ``"objective"`` or ``"loss"``.
         points: influential points that ``remaining`` is measured on.
+        krylov: products of the Lanczos estimate for large p.
 
     Raises:
         DataError: a damped operator, dampings that do not rise, or none at which the curvature is positive
@@ -181,7 +185,8 @@ def _remaining(
     def without(thetas: Tensor, gradients: Tensor) -> Tensor:
         own = objective.paired_gradients(thetas, idx) * weights
         l2 = objective.penalty_gradient(thetas)
-        return ((n * (gradients - l2) - own) / (n - 1) + l2).norm(dim=0)
+        result: Tensor = ((n * (gradients - l2) - own) / (n - 1) + l2).norm(dim=0)
+        return result
 
     before = without(theta[:, None].expand_as(G), full)
     shares = []

@@ -59,8 +59,15 @@ def check_by_retraining(
     """Leave out the k points of largest |score| and some random ones, one at a time, and compare.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
+        test: the same model and loss on test data.
+        test_index: position of the test point in ``test``.
         scores: ``(n,)`` predicted changes, as :func:`~influence.scores.removal_change` gives them.
         k, random: how many points of each kind, at least 3 each.
+        k: how many points.
+        random: how many points drawn at random beside them.
+        seed: of the generator; equal seeds give equal answers.
         removal: the convention that ``scores`` were made with.
         settings: of :func:`~influence.retraining.leave_one_out.leave_one_out`.
 
@@ -155,8 +162,11 @@ def lds(subsets: Subsets, scores: Tensor, *, resamples: int = 1000, seed: int = 
     ``scores`` of the examples that a model was *not* trained on.
 
     Args:
+        subsets: how many random subsets.
         scores: ``(n, k)`` predicted changes by removal, positive = helpful, for the test points of
             ``subsets``.
+        resamples: bootstrap resamples of the interval.
+        seed: of the generator; equal seeds give equal answers.
 
     Returns:
         The mean over test points with a 95 % interval (bootstrap over test points), and each point's

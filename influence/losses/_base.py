@@ -28,6 +28,12 @@ class Loss(ABC):
         binary: whether targets are −1 and +1 for one output.
         convex: whether ℓ is convex in o. The Gauss-Newton matrix is then positive semi-definite.
         classes: whether targets name classes, so that one class alone leaves nothing to fit.
+
+    >>> import torch
+    >>> from influence import get_loss
+    >>> loss = get_loss("logistic")
+    >>> loss.values(torch.zeros(2, 1), torch.tensor([-1, 1]))
+    tensor([0.6931, 0.6931])
     """
 
     name: ClassVar[str] = ""
@@ -72,7 +78,8 @@ class Loss(ABC):
                 f"the loss {self.name} is not convex in the outputs at theta, so its Gauss-Newton matrix has "
                 "no root; use the Hessian with conjugate gradients and damping"
             )
-        return vectors * values.clamp(min=0).sqrt()[:, None, :]
+        result: Tensor = vectors * values.clamp(min=0).sqrt()[:, None, :]
+        return result
 
     def output_range(self, n_outputs: int, like: Tensor) -> Tensor:
         """Orthonormal ``(c, r)`` basis of the space in which all output gradients and Hessians lie."""

@@ -31,11 +31,16 @@ class CallableLoss(Loss):
     Args:
         function: ``(outputs (1, c), targets (1, ...)) -> number``, differentiable twice.
         convex: whether it is convex in the outputs; the Gauss-Newton matrix is then positive semi-definite.
+
+    >>> import torch
+    >>> loss = CallableLoss(lambda outputs, targets: (outputs - targets).pow(2).sum())
+    >>> loss.values(torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1))
+    tensor([1., 4.])
     """
 
     name: ClassVar[str] = "callable"
     function: Callable[[Tensor, Tensor], Tensor]
-    convex: bool = False  # type: ignore[assignment]  # a field in place of the property
+    convex: bool = False  # a field in place of the property
 
     def _one(self, output: Tensor, target: Tensor) -> Tensor:
         return self.function(output[None], target[None]).sum()
@@ -44,11 +49,13 @@ class CallableLoss(Loss):
         return vmap(self._one, randomness="error")(outputs, targets)
 
     def output_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return vmap(grad(self._one))(outputs.detach(), targets)
+        result: Tensor = vmap(grad(self._one))(outputs.detach(), targets)
+        return result
 
     def output_hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
         hessian = vmap(jacrev(grad(self._one)))(outputs.detach(), targets)  # reverse twice: rules are right
-        return (hessian + hessian.transpose(1, 2)) / 2
+        result: Tensor = (hessian + hessian.transpose(1, 2)) / 2
+        return result
 
     def prepare(self, targets: Any, dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         tensor = as_tensor(targets, device)

@@ -93,6 +93,10 @@ class Huber(ElementwiseLoss):
 
     Args:
         delta: δ > 0, where the loss turns linear.
+
+    >>> import torch
+    >>> Huber(1.0).values(torch.tensor([[0.5], [3.0]]), torch.zeros(2, 1))
+    tensor([0.1250, 2.5000])
     """
 
     name: ClassVar[str] = "huber"
@@ -113,7 +117,12 @@ class Huber(ElementwiseLoss):
 
 @dataclass(frozen=True)
 class Poisson(ElementwiseLoss):
-    """``e^o − y o``: the negative log-likelihood of a count y with rate ``e^o``, without ``log y!``."""
+    """``e^o − y o``: the negative log-likelihood of a count y with rate ``e^o``, without ``log y!``.
+
+    >>> import torch
+    >>> Poisson().values(torch.zeros(2, 1), torch.tensor([[1.0], [2.0]]))
+    tensor([1., 1.])
+    """
 
     name: ClassVar[str] = "poisson"
 
@@ -140,6 +149,10 @@ class BinaryCrossEntropy(ElementwiseLoss):
 
     Args:
         positive_weight: w > 0, a factor of the positive part.
+
+    >>> import torch
+    >>> BinaryCrossEntropy().values(torch.zeros(2, 1), torch.tensor([0.0, 1.0]))
+    tensor([0.6931, 0.6931])
     """
 
     name: ClassVar[str] = "binary_cross_entropy"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import torch
 from torch import Tensor
@@ -134,6 +134,12 @@ class TrainingObjective(ABC):
 
     # -- the same for all ----------------------------------------------------------------------------------
 
+    @overload
+    def index(self, idx: None) -> None: ...
+
+    @overload
+    def index(self, idx: Tensor | slice | list[int]) -> Tensor: ...
+
     def index(self, idx: Any) -> Tensor | None:
         """``idx`` as integers 0…n−1 on the device of the objective, or None for all examples.
 
@@ -149,7 +155,7 @@ class TrainingObjective(ABC):
             if chosen.shape != (self.n,):
                 raise DataError(f"a mask of examples must have shape ({self.n},), got {tuple(chosen.shape)}")
             chosen = chosen.nonzero()[:, 0]
-        if chosen.is_floating_point():
+        if chosen.is_floating_point() and chosen.numel():
             raise DataError(f"example indices must be integers, got {chosen.dtype}; pass idx.long()")
         chosen = chosen.reshape(-1).long()
         outside = chosen[(chosen < -self.n) | (chosen >= self.n)]
@@ -158,6 +164,17 @@ class TrainingObjective(ABC):
                 f"example index {int(outside[0])} is out of range for {self.n} examples; use 0…{self.n - 1}"
             )
         return torch.where(chosen < 0, chosen + self.n, chosen)
+
+    def vector(self, theta: Any) -> Tensor:
+        """θ as one vector ``(p,)``; an objective of a module takes a module or a state dict as well.
+
+        Raises:
+            DataError: another number of parameters.
+        """
+        if not isinstance(theta, Tensor) or theta.shape != (self.p,):
+            got = tuple(theta.shape) if isinstance(theta, Tensor) else type(theta).__name__
+            raise DataError(f"theta must have shape ({self.p},), got {got}")
+        return theta
 
     def count(self, idx: Tensor | None) -> int:
         """How many examples ``idx`` names."""
@@ -232,7 +249,7 @@ class TrainingObjective(ABC):
         """``J_i v_j``, ``(p, k) -> (m, k, c)``, where the outputs are linear in θ, else None."""
         return None
 
-    def pull(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor | None:
+    def vjp(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor | None:
         """``J_iᵀ u_i`` with J the Jacobian of the outputs: ``cotangents (m, c) -> (m, p)``, or None."""
         return None
 
@@ -242,10 +259,6 @@ class TrainingObjective(ABC):
 
     def kronecker_at(self, theta: Tensor, idx: Tensor | None, damping: float) -> Product | None:
         """A Kronecker-factored approximation of ``(H + damping·I)⁻¹``, or None."""
-        return None
-
-    def subsampled_at(self, theta: Tensor, idx: Tensor | None, damping: float) -> Product | None:
-        """An approximation of ``(H + damping·I)⁻¹`` from part of the examples, or None."""
         return None
 
     def largest_example_curvature(self, theta: Tensor, idx: Tensor | None = None) -> float | None:

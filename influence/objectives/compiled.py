@@ -20,6 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,7 +125,7 @@ def _loaded(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     # stages, their number, p, images, labels, idx, count, ...
-    common = [pointer, integer, integer, pointer, pointer, pointer, integer]
+    common: list[Any] = [pointer, integer, integer, pointer, pointer, pointer, integer]
     library.gradients.argtypes = [*common, pointer, integer, pointer, pointer, pointer]
     library.hessian.argtypes = [*common, pointer, pointer, pointer]
     for function in (library.gradients, library.hessian):
@@ -185,6 +186,8 @@ class CompiledNet:
         """``Σ_i ∇L(z_i, θ_j)`` over the examples ``idx (m,)`` (all by default): ``(p, k) -> (p, k)``.
 
         Args:
+            thetas: ``(p, k)`` parameters, one model a column.
+            idx: training points ``(m,)``; all by default.
             skip: ``(k,)`` the example that each column leaves out, −1 for none.
         """
         return self._gradients(thetas, idx, skip, losses=False)[0]

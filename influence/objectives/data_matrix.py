@@ -113,7 +113,8 @@ class DenseMatrix(DataMatrix):
         return total
 
     def row_squares(self) -> Tensor:
-        return torch.linalg.vecdot(self.x, self.x)
+        result: Tensor = torch.linalg.vecdot(self.x, self.x)
+        return result
 
     def column_mask(self) -> Tensor:
         return (self.x != 0).any(dim=0)
@@ -137,8 +138,8 @@ class SparseMatrix(DataMatrix):
                 (self.values.cpu().numpy(), self.col.cpu().numpy(), self.crow.cpu().numpy()), (self.n, self.d)
             )
             t = x.T.tocsr()
-            parts = (torch.from_numpy(a).to(self.device) for a in (t.indptr, t.indices, t.data))
-            self._xt = _csr(*parts, (self.d, self.n))
+            crow, col, values = (torch.from_numpy(a).to(self.device) for a in (t.indptr, t.indices, t.data))
+            self._xt = _csr(crow, col, values, (self.d, self.n))
         return self._xt
 
     def matmul(self, v: Tensor) -> Tensor:
@@ -253,8 +254,8 @@ def as_matrix(
             return DenseMatrix(tensor)
         device = tensor.device
         x = sp.csr_matrix(tensor.cpu().numpy())
-    parts = (torch.from_numpy(a).to(device or "cpu") for a in (x.indptr, x.indices, x.data))
-    return SparseMatrix(*parts, x.shape)
+    crow, col, values = (torch.from_numpy(a).to(device or "cpu") for a in (x.indptr, x.indices, x.data))
+    return SparseMatrix(crow, col, values, x.shape)
 
 
 def with_ones(matrix: DataMatrix) -> DataMatrix:
@@ -262,11 +263,10 @@ def with_ones(matrix: DataMatrix) -> DataMatrix:
     if isinstance(matrix, SparseMatrix):
         csr = (matrix.values.cpu().numpy(), matrix.col.cpu().numpy(), matrix.crow.cpu().numpy())
         wide = sp.hstack([sp.csr_matrix(csr, (matrix.n, matrix.d)), np.ones((matrix.n, 1))], format="csr")
-        parts = (
-            torch.from_numpy(wide.indptr), torch.from_numpy(wide.indices),
-            torch.from_numpy(wide.data).to(matrix.dtype),
-        )  # fmt: skip
-        return SparseMatrix(*(part.to(matrix.device) for part in parts), (matrix.n, matrix.d + 1))
+        crow, col, values = (
+            torch.from_numpy(part).to(matrix.device) for part in (wide.indptr, wide.indices, wide.data)
+        )
+        return SparseMatrix(crow, col, values.to(matrix.dtype), (matrix.n, matrix.d + 1))
     x = matrix.dense()
     return DenseMatrix(torch.cat([x, x.new_ones(matrix.n, 1)], dim=1))
 

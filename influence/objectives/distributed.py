@@ -20,7 +20,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -203,7 +203,8 @@ class ShardedObjective(PartitionedObjective):
     def __init__(self, local: Any | None, places: Tensor, n: int, template: Any) -> None:
         super().__init__(template, n)
         self.local = None if local is None or not len(places) else unpenalised(local)
-        self.places, self._own = places, places
+        self.places: Tensor | slice = places
+        self._own = places
         self._local_of = torch.full((n,), -1, dtype=torch.int64, device=self.device)
         self._local_of[places] = torch.arange(len(places), device=self.device)
         if bool((places[1:] - places[:-1] == 1).all()) and len(places):
@@ -227,7 +228,7 @@ class ShardedObjective(PartitionedObjective):
     def _reduce(self, tensor: Tensor, largest: bool = False) -> Tensor:
         return all_reduce(tensor, largest)
 
-    def subset(self, idx: Any) -> ShardedObjective:
+    def subset(self, idx: Any) -> Self:
         """Restricted to the examples ``idx``, in that order; each stays on the rank that holds it."""
         idx = self.index(idx)
         own = self._local_of[idx]
@@ -243,16 +244,17 @@ class ShardedLinear(PartitionedLinear, ShardedObjective):
 
     def __init__(self, local: Any | None, places: Tensor, n: int, template: Any) -> None:
         super().__init__(local, places, n, template)
-        self._weighted, self._weights = template.weights is not None, None
+        self._weighted = template.weights is not None
+        self._weights: Tensor | None = None
 
     @property
-    def weights(self) -> Tensor | None:
+    def weights(self) -> Tensor | None:  # type: ignore[override]  # gathered when asked for; never set
         """``(n,)`` weights of all examples, gathered when first asked for; None without weights."""
         if self._weighted and self._weights is None:
             self._weights = self._rows(lambda part, *_: part.weights, ())
         return self._weights
 
-    def subset(self, idx: Any) -> ShardedLinear:
+    def subset(self, idx: Any) -> Self:
         other = super().subset(idx)
         other._weighted = self._weighted
         return other

@@ -218,8 +218,7 @@ INLINE void input_block(const stage *s, const vec *g, const REAL *W, const vec *
     }
 }
 
-/* The taps k0, k0 + stride, ... k1 whose window at ``i`` exists; returns whether the next ``more`` places of the
- * same phase have the same ones. */
+/* The taps k0, k0 + stride, ... up to k1 whose window at place ``i`` exists; none if k0 > k1. */
 INLINE void taps(int64_t i, int64_t kernel, int64_t stride, int64_t windows, int *k0, int *k1) {
     int64_t first = i % stride, last = kernel - 1;
     while (first < kernel && (i - first) / stride >= windows) first += stride;
@@ -247,7 +246,7 @@ static void input_gradient(const stage *s, const vec *g, const REAL *W, const ve
                     int kx0, kx1, nx0, nx1, next = ix + (int)s->sw;
                     taps(ix, s->kw, s->sw, s->ow, &kx0, &kx1);
                     taps(next, s->kw, s->sw, s->ow, &nx0, &nx1);
-                    /* the last tap of a place is the largest below k1 of its phase */
+                    /* two places of one phase with the same taps go side by side */
                     int same = PIXELS == 2 && next < s->w && kx0 == nx0 && (kx1 - kx0) / s->sw == (nx1 - nx0) / s->sw &&
                                kx1 >= kx0 && nx1 >= nx0;
                     if (same) {

@@ -4,8 +4,8 @@ Every layer maps ``x -> y`` and offers four passes, the last two being the R-ope
 (Pearlmutter, 1994):
 
 - ``forward(x, w) -> y, saved`` and ``backward(saved, g, w) -> gx, gw`` with ``g = ∂L/∂y``;
-- ``tangent(saved, dx, w, dw) -> dy, dsaved`` and ``bend(saved, dsaved, g, dg, w, dw) -> dgx, dgw``, the
-  derivatives of both along ``(dx, dw)``.
+- ``tangent(saved, dx, w, dw) -> dy, dsaved`` and
+  ``backward_tangent(saved, dsaved, g, dg, w, dw) -> dgx, dgw``, the derivatives of both along ``(dx, dw)``.
 
 Convolutions are matrix products of patches (im2col) by weights; their transposes gather too instead of
 scattering: a strided convolution's transpose is a stride-1 product over small windows that writes all ``s²``
@@ -37,7 +37,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(a.expand(m, -1, -1), b.expand(m, -1, -1))
 
 
-def lying(*pairs: tuple[Tensor, Tensor]) -> Tensor:
+def transposed_product(*pairs: tuple[Tensor, Tensor]) -> Tensor:
     """``(Σ a b)ᵀ`` of pairs ``(m|1, r, s), (m|1, s, t)``: ``(m, t, r)``.
 
     With few columns t and many rows r a BLAS multiplies twice as fast when the long axis is the one it
@@ -51,10 +51,11 @@ def lying(*pairs: tuple[Tensor, Tensor]) -> Tensor:
         else:
             wide = b.transpose(1, 2).expand(m, -1, -1), a.transpose(1, 2).expand(m, -1, -1)
             out = torch.bmm(*wide) if out is None else out.baddbmm_(*wide)
+    assert out is not None  # there is a pair
     return out[None] if m == 1 else out
 
 
-def standing(rows: Tensor, bias: Tensor | None) -> Tensor:
+def rows_first(rows: Tensor, bias: Tensor | None) -> Tensor:
     """``(m, t, r) -> (m, r, t)`` in memory, plus a bias ``(m, t)``."""
     if bias is None:
         return rows.transpose(1, 2).contiguous()
@@ -84,15 +85,15 @@ class Layer:
     def tangent(self, saved: Any, dx: Tensor | None, w: Any, dw: Any) -> tuple[Tensor | None, Any]:
         return dx, None
 
-    def pull(self, saved: Any, g: Tensor, w: Any) -> Tensor:
+    def vjp(self, saved: Any, g: Tensor, w: Any) -> Tensor:
         """∂L/∂x from ``g = ∂L/∂y``."""
         return g
 
     def backward(self, saved: Any, g: Tensor, w: Any, need_input: bool = True) -> tuple[Tensor | None, Any]:
         """∂L/∂x (where needed) and the gradient of the weights."""
-        return (self.pull(saved, g, w) if need_input else None), None
+        return (self.vjp(saved, g, w) if need_input else None), None
 
-    def bend(
+    def backward_tangent(
         self, saved: Any, dsaved: Any, g: Tensor, dg: Tensor, w: Any, dw: Any, need_input: bool = True
     ) -> tuple[Tensor | None, Any]:
         return dg, None
@@ -102,7 +103,7 @@ class Layer:
         return None
 
     def curve(self, saved: Any, g: Tensor) -> Any:
-        """What :meth:`bend` needs of g alone, computed once at a fixed θ."""
+        """What :meth:`backward_tangent` needs of g alone, computed once at a fixed θ."""
         return saved
 
 
@@ -146,9 +147,9 @@ class Affine(Layer):
     def _rows(self, y: Tensor) -> Tensor:
         return y.reshape(y.shape[0], -1, y.shape[-1])
 
-    def _pull(self, shape: tuple[int, ...], *pairs: tuple[Tensor, Tensor]) -> Tensor:
+    def _input_vjp(self, shape: tuple[int, ...], *pairs: tuple[Tensor, Tensor]) -> Tensor:
         """The transposed map: the sum of ``∂L/∂x`` over pairs ``(∂L/∂y, W)``; ``shape`` is x's."""
-        return standing(lying(*((g, W.transpose(1, 2)) for g, W in pairs)), None)
+        return rows_first(transposed_product(*((g, W.transpose(1, 2)) for g, W in pairs)), None)
 
     def start(self, x: Tensor) -> Any:
         """What is saved of the input, the same for all weights."""
@@ -156,15 +157,15 @@ class Affine(Layer):
 
     def forward(self, x: Tensor, w: Weights, saved: Any = None) -> tuple[Tensor, Any]:
         saved = self.start(x) if saved is None else saved
-        return self._outputs(standing(lying((saved[0], w[0])), w[1]), saved), saved
+        return self._outputs(rows_first(transposed_product((saved[0], w[0])), w[1]), saved), saved
 
     def tangent(self, saved: Any, dx: Tensor | None, w: Weights, dw: Weights) -> tuple[Tensor, Any]:
         dP = None if dx is None else self.patches(dx)
         pairs = [(saved[0], dw[0])] if dP is None else [(saved[0], dw[0]), (dP, w[0])]
-        return self._outputs(standing(lying(*pairs), dw[1]), saved), dP
+        return self._outputs(rows_first(transposed_product(*pairs), dw[1]), saved), dP
 
-    def pull(self, saved: Any, g: Tensor, w: Weights) -> Tensor:
-        return self._pull(saved[1], (g, w[0]))
+    def vjp(self, saved: Any, g: Tensor, w: Weights) -> Tensor:
+        return self._input_vjp(saved[1], (g, w[0]))
 
     def backward(
         self, saved: Any, g: Tensor, w: Weights, need_input: bool = True
@@ -172,10 +173,10 @@ class Affine(Layer):
         rows = self._rows(g)
         # (gᵀP)ᵀ rather than Pᵀg: the thin operand first is what the BLAS multiplies fastest.
         gW = product(rows.transpose(1, 2), saved[0]).transpose(1, 2)
-        gx = self.pull(saved, g, w) if need_input else None
+        gx = self.vjp(saved, g, w) if need_input else None
         return gx, (gW, rows.sum(dim=1) if self.bias else None)
 
-    def bend(
+    def backward_tangent(
         self,
         saved: Any,
         dsaved: Tensor | None,
@@ -188,7 +189,7 @@ class Affine(Layer):
         _, (dgW, dgb) = self.backward(saved, dg, w, need_input=False)
         if dsaved is not None:
             dgW = dgW + product(self._rows(g).transpose(1, 2), dsaved).transpose(1, 2)
-        dgx = self._pull(saved[1], (dg, w[0]), (g, dw[0])) if need_input else None
+        dgx = self._input_vjp(saved[1], (dg, w[0]), (g, dw[0])) if need_input else None
         return dgx, (dgW, dgb)
 
     def example_gradients(self, saved: Any, g: Tensor) -> Tensor:
@@ -218,7 +219,7 @@ class Conv(Affine):
         ph, pw = self.padding
         if ph or pw:
             x = _padded(x, (ph, ph), (pw, pw))
-        return _windows(x, self.shape[2:], self.stride)
+        return _windows(x, (self.shape[2], self.shape[3]), self.stride)
 
     def _outputs(self, rows: Tensor, saved: tuple[Tensor, tuple[int, ...]]) -> Tensor:
         _, n, height, width, _ = saved[1]
@@ -228,7 +229,7 @@ class Conv(Affine):
         (kh, kw), (sh, sw), (ph, pw) = self.shape[2:], self.stride, self.padding
         return (height + 2 * ph - kh) // sh + 1, (width + 2 * pw - kw) // sw + 1
 
-    def _pull(self, shape: tuple[int, ...], *pairs: tuple[Tensor, Tensor]) -> Tensor:
+    def _input_vjp(self, shape: tuple[int, ...], *pairs: tuple[Tensor, Tensor]) -> Tensor:
         """``x[s·a + r] = Σ_τ g[a − τ] W[s·τ + r]``: windows of g by a matrix that holds every phase r."""
         out, channels, kh, kw = self.shape
         (sh, sw), (ph, pw) = self.stride, self.padding
@@ -244,7 +245,7 @@ class Conv(Affine):
             below, right = max(0, ah - g.shape[2]), max(0, aw - g.shape[3])
             around = _padded(g, (qh - 1, below), (qw - 1, right))[:, :, : ah + qh - 1, : aw + qw - 1]
             windowed.append((_windows(around, (qh, qw), (1, 1)), matrix))
-        x = lying(*windowed)
+        x = transposed_product(*windowed)
         x = x.view(len(x), sh, sw, channels, -1, ah, aw).permute(0, 4, 5, 1, 6, 2, 3)
         x = x.reshape(len(x), -1, ah * sh, aw * sw, channels)
         if (ph, pw) == (0, 0) and x.shape[2:4] == shape[2:4]:
@@ -290,14 +291,15 @@ class Elementwise(Layer, ABC):
     def tangent(self, saved: Any, dx: Tensor | None, w: Any, dw: Any) -> tuple[Tensor | None, Any]:
         return (None, None) if dx is None else (saved[1] * dx, dx)
 
-    def pull(self, saved: Any, g: Tensor, w: Any) -> Tensor:
-        return saved[1] * g
+    def vjp(self, saved: Any, g: Tensor, w: Any) -> Tensor:
+        result: Tensor = saved[1] * g
+        return result
 
     def curve(self, saved: Any, g: Tensor) -> Any:
         second = self._second(saved[0], saved[1])
         return (None if second is None else second.mul_(g)), saved[1]
 
-    def bend(
+    def backward_tangent(
         self, saved: Any, dsaved: Any, g: Tensor, dg: Tensor, w: Any, dw: Any, need_input: bool = True
     ) -> tuple[Tensor, Any]:
         out = saved[1] * dg
@@ -345,10 +347,10 @@ class Linearized(Layer, ABC):
     def tangent(self, saved: Any, dx: Tensor | None, w: Any, dw: Any) -> tuple[Tensor | None, Any]:
         return (None if dx is None else self._map(dx)), None
 
-    def pull(self, saved: Any, g: Tensor, w: Any) -> Tensor:
+    def vjp(self, saved: Any, g: Tensor, w: Any) -> Tensor:
         return self._transpose(g, saved)
 
-    def bend(
+    def backward_tangent(
         self, saved: Any, dsaved: Any, g: Tensor, dg: Tensor, w: Any, dw: Any, need_input: bool = True
     ) -> tuple[Tensor, Any]:
         return self._transpose(dg, saved), None
@@ -399,11 +401,20 @@ class Flatten(Linearized):
 def translate(module: nn.Module) -> list[Layer] | None:
     """The layers of a ``Sequential`` of known modules, or None where one is not known exactly."""
     if isinstance(module, nn.Sequential):
-        parts = [translate(child) for child in module]
-        return None if any(p is None for p in parts) else [layer for part in parts for layer in part]
+        layers: list[Layer] = []
+        for child in module:
+            part = translate(child)
+            if part is None:
+                return None
+            layers += part
+        return layers
     if any(not w.requires_grad for w in module.parameters()):
         return None
-    kind = type(module)
+    return _known(module, type(module))
+
+
+def _known(module: Any, kind: type[nn.Module]) -> list[Layer] | None:
+    """The one layer of a module that has no children."""
     if kind is nn.Linear:
         return [Affine(tuple(module.weight.shape), module.bias is not None)]
     if kind is nn.Conv2d:
@@ -422,5 +433,5 @@ def translate(module: nn.Module) -> list[Layer] | None:
         return [Flatten()] if (module.start_dim, module.end_dim) == (1, -1) else None
     if kind is nn.Identity or (isinstance(module, nn.Dropout) and not module.training):
         return []
-    known = {nn.Tanh: Tanh, nn.ReLU: ReLU}
+    known: dict[type[nn.Module], type[Layer]] = {nn.Tanh: Tanh, nn.ReLU: ReLU}
     return [known[kind]()] if kind in known else None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from influence.errors import DataError, DeviceError
-from influence.losses import Loss, get_loss
+from influence.losses import LossLike, get_loss
 from influence.objectives._base import Product, TrainingObjective
 from influence.objectives.data_matrix import DataMatrix, as_matrix, with_ones
 from influence.objectives.structure import (
@@ -33,7 +33,6 @@ from influence.objectives.structure import (
     linear_kronecker,
     linear_split,
 )
-from influence.objectives.subsampling import subsampled
 
 # Columns (outputs × right-hand sides) worked on at once: n × 32 float64 numbers stay near the cache. From
 # _WIDE on, blocks of rows are multiplied with all columns instead, _NUMBERS of their products at a time.
@@ -62,13 +61,19 @@ class LinearObjective(TrainingObjective):
     Raises:
         DataError: NaN or infinite features, targets out of range, an empty class, n < 2, λ < 0.
         DeviceError: X and y on different devices.
+
+    >>> import torch
+    >>> X = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+    >>> train = LinearObjective(X, torch.tensor([-1, 1, 1, -1]), "logistic", l2=0.1)
+    >>> train.n, train.p, round(float(train.value(torch.zeros(2, dtype=torch.float64))), 4)
+    (4, 2, 0.6931)
     """
 
     def __init__(
         self,
         X: Any,
         y: Any,
-        loss: Loss | str,
+        loss: LossLike,
         l2: float,
         *,
         n_outputs: int | None = None,
@@ -133,9 +138,11 @@ class LinearObjective(TrainingObjective):
 
     def subset(self, idx: Tensor) -> LinearObjective:
         """The same model on the examples ``idx`` (indices or a boolean mask)."""
-        idx = self.index(idx)
-        weights = None if self.weights is None else self.weights[idx]
-        return self._with(self.X.rows(idx), self.targets[idx], weights)
+        chosen = self.index(idx)
+        if chosen is None:
+            return self
+        weights = None if self.weights is None else self.weights[chosen]
+        return self._with(self.X.rows(chosen), self.targets[chosen], weights)
 
     def with_weights(self, weights: Tensor) -> LinearObjective:
         """The same data with mean loss ``(1/n) Σ w_i ℓ_i``; the L2 term is not touched."""
@@ -161,9 +168,10 @@ class LinearObjective(TrainingObjective):
         Raises:
             DataError: wrong shapes, or intercepts for a model that has none.
         """
-        settings = {"dtype": self.dtype, "device": self.device}
-        W = torch.as_tensor(weights, **settings)
-        b = None if intercepts is None else torch.as_tensor(intercepts, **settings)
+        W = torch.as_tensor(weights, dtype=self.dtype, device=self.device)
+        b = None
+        if intercepts is not None:
+            b = torch.as_tensor(intercepts, dtype=self.dtype, device=self.device)
         if W.shape != (self.n_outputs, self.features) or (b is not None and b.shape != (self.n_outputs,)):
             raise DataError(
                 f"weights must have shape ({self.n_outputs}, {self.features}) and intercepts "
@@ -333,7 +341,7 @@ class LinearObjective(TrainingObjective):
         """``Σ_i u_ij ⊗ x_i``, the transpose of :meth:`output_tangents`: ``(n, k·c) -> (p, k)``."""
         return self._block(self.X.rmatmul(rows))
 
-    def pull(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor:
+    def vjp(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor:
         """``u_i ⊗ x_i``: ``(m, c) -> (m, p)``."""
         X, _ = self._data(idx)
         return (cotangents[:, :, None] * X.dense()[:, None, :]).reshape(X.n, self.p)
@@ -375,7 +383,7 @@ class LinearObjective(TrainingObjective):
 
     def gram_at(self, theta: Tensor, idx: Tensor | None = None) -> GramFactor | None:
         """The Hessian as ``ZᵀZ/n + λI``, for p > n; None where negative weights leave no real Z."""
-        if self.intercept or (self.weights is not None and bool((self.weights < 0).any())):
+        if self.weights is not None and bool((self.weights < 0).any()):
             return None
         return linear_gram(self, theta, idx)
 
@@ -408,10 +416,6 @@ class LinearObjective(TrainingObjective):
     def kronecker_at(self, theta: Tensor, idx: Tensor | None, damping: float) -> Callable[[Tensor], Tensor]:
         """A Kronecker-factored approximation of ``(H + damping·I)⁻¹`` for preconditioning."""
         return linear_kronecker(self, theta, idx, damping)
-
-    def subsampled_at(self, theta: Tensor, idx: Tensor | None, damping: float) -> Callable[[Tensor], Tensor]:
-        """An approximation of ``(H + damping·I)⁻¹`` from a few thousand examples, for preconditioning."""
-        return subsampled(self, theta, idx, damping)
 
     def gram_quadratics(self, theta: Tensor, factor: Tensor, gram: GramFactor, idx: Tensor) -> Tensor:
         """``∇ℓ_iᵀ H⁻¹ ∇ℓ_i`` from a Cholesky factor of ``ZZᵀ + nμI``: ``(m,)``; no gradient is formed."""

@@ -1,9 +1,10 @@
 """The training objective of any ``torch.nn.Module``, with every derivative that influence needs.
 
-``R(θ) = (1/n) Σ_i L(z_i, θ) + (λ/2)‖m ⊙ θ‖²`` (Koh & Liang 2017, section 2), where ``L(z, θ) = ℓ(f_θ(x), y)``
-and the 0/1 mask ``m`` says which parameters λ touches. Only the network ``f`` is differentiated by
-``torch.func``; the loss ℓ brings its own output gradient ``g`` and output Hessian ``B``
-(:mod:`influence.losses`), so hinge kinks and flat softmax tails are handled where they are understood.
+``R(θ) = (1/n) Σ_i w_i L(z_i, θ) + (λ/2)‖m ⊙ θ‖²`` (Koh & Liang 2017, section 2), where ``L(z, θ) = ℓ(f_θ(x),
+y)``, ``w_i`` are weights (1 unless given) and the 0/1 mask ``m`` says which parameters λ touches. Only the
+network ``f`` is differentiated by torch, in ways that were checked on a few examples (:mod:`.derivatives`).
+The loss ℓ brings its own output gradient ``g`` and output Hessian ``B`` (:mod:`influence.losses`), so hinge
+kinks and flat softmax tails are handled where they are understood.
 
 All calls walk the data in batches of ``batch_size`` and keep no graph between batches, so memory is bounded
 by the batch whatever n is. Shapes: n examples, p parameters, c outputs, k columns; a block is ``(p, k)``.
@@ -13,16 +14,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vjp, vmap
 
 from influence.errors import DataError, DeviceError
-from influence.losses import Loss, get_loss
+from influence.losses import LossLike, get_loss
 from influence.objectives._base import Product, TrainingObjective
+from influence.objectives.derivatives import Check, Derivatives
+from influence.objectives.inputs import Inputs, as_data, as_tensor, count, floating_leaf, leaves, take
+from influence.objectives.network import Network, Output, plain_module, same_device
+from influence.objectives.output_shapes import for_outputs
+from influence.objectives.passes import Batch, Passes, Way
 
 ParameterRule = Callable[[str, nn.Parameter], bool]
 
@@ -32,86 +37,119 @@ class Objective(TrainingObjective):
 
     Args:
         model: any module mapping ``(m, ...)`` inputs to ``(m, c)`` outputs (``(m,)`` is read as ``(m, 1)``),
-            each row depending on its own input only. It is copied; parameters with ``requires_grad=False``
-            stay fixed and are not part of θ.
-        loss: a :class:`~influence.losses.Loss` or its name.
-        inputs: ``(n, ...)`` finite.
-        targets: ``(n,)`` labels as the loss wants them.
+            or to ``(m, ...)`` for losses of such outputs, each row depending on its own input only. It is
+            copied; parameters with ``requires_grad=False`` stay fixed and are not part of θ, nor is the
+            padding row of an embedding.
+        loss: its name, a :class:`~influence.losses.Loss`, a torch loss module, or a function of outputs and
+            targets (:func:`~influence.losses.get_loss`).
+        inputs: ``(n, ...)`` finite: a tensor, array, table, list or sparse matrix; a tuple or mapping of them
+            for a model that takes several; or a Dataset or DataLoader in a fixed order, with
+            ``targets=None``.
+        targets: ``(n,)`` labels as the loss wants them, or ``(n, ...)``.
         l2: λ ≥ 0.
         l2_parameters: ``"all"``, ``"weights"`` (all but biases) or a rule ``(name, parameter) -> bool``.
+        weights: ``(n,)`` weights of the examples; 1 each by default.
         batch_size: examples held at a time, counted times columns where columns run together.
-        dtype: floating type to compute in; default that of ``inputs``.
+        output: which of the model's outputs the loss takes: a position, a key or attribute, or a function;
+            needed only for models with several (``logits`` is found by itself).
+        dtype: floating type to compute in; default that of ``inputs``, or of the model for integer inputs.
 
     Raises:
         DataError: NaN or infinite inputs, targets the loss cannot take, a negative λ, a module without
-            trainable parameters, or one whose output for an example changes between passes or with its batch.
+            trainable parameters, one whose output for an example changes between passes or with its batch, or
+            one without a gradient that agrees with differences of its outputs.
         DeviceError: module, inputs and targets are not all on one device.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(3, 2).double()
+    >>> x, y = torch.randn(8, 3, dtype=torch.float64), torch.randint(2, (8,))
+    >>> train = Objective(model, "cross_entropy", x, y, l2=0.01)
+    >>> train.n, train.p, tuple(train.gradient(train.initial()).shape)
+    (8, 8, (8,))
     """
+
+    derivatives: Derivatives
+    """Which way each derivative is computed; ``str()`` of it says it in words."""
 
     def __init__(
         self,
         model: nn.Module,
-        loss: Loss | str,
-        inputs: Tensor,
+        loss: LossLike,
+        inputs: Inputs,
         targets: Tensor,
         l2: float,
         *,
         l2_parameters: str | ParameterRule = "all",
+        weights: Tensor | None = None,
         batch_size: int = 1024,
         dtype: torch.dtype | None = None,
+        output: Output = None,
     ) -> None:
-        dtype = dtype or (inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype())
-        if not dtype.is_floating_point:
-            raise DataError(f"dtype must be a floating type, got {dtype}; use torch.float64")
+        inputs, targets = as_data(inputs, targets)
+        model = plain_module(model)
+        dtype = dtype or _dtype_of(model, inputs)
+        if dtype not in (torch.float32, torch.float64):
+            raise DataError(
+                f"dtype must be a floating type, torch.float32 or torch.float64, got {dtype}; use "
+                "torch.float64"
+            )
         if not (l2 >= 0 and math.isfinite(l2)):
             raise DataError(f"l2 must be finite and >= 0, got {l2}")
         if int(batch_size) < 1:
             raise DataError(f"batch_size must be at least 1, got {batch_size}")
-        self.model = copy.deepcopy(model).to(dtype)
-        self.loss = get_loss(loss)
+        self.network = Network(model, dtype, output)
+        self.loss = self._asked = get_loss(loss)
         self.l2 = float(l2)
         self.batch_size = int(batch_size)
-        self.dtype = dtype
-        trainable = [(name, w) for name, w in self.model.named_parameters() if w.requires_grad]
-        if not trainable:
-            raise DataError("the model has no parameter with requires_grad=True, so nothing can be trained")
-        self._names = [name for name, _ in trainable]
-        self._shapes = [w.shape for _, w in trainable]
-        self._sizes = [w.numel() for _, w in trainable]
-        self.p = sum(self._sizes)
-        self.device = trainable[0][1].device
-        for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
-            _same_device(f"the model's {name}", tensor.device, "its first parameter", self.device)
-        self.l2_mask = _l2_mask(trainable, l2_parameters).to(self.dtype)
+        self.dtype, self.device, self.p = dtype, self.network.device, self.network.p
+        self.derivatives = Derivatives()
+        self.l2_mask = _l2_mask(self.network, l2_parameters)
         self._set_data(inputs, targets)
         self.loss.check_targets(self.targets, self.n_outputs)
+        self.weights = None if weights is None else self._checked_weights(weights)
         self._check_determinism()
+        self._choose_derivatives()
+        if any(w.dtype in (torch.float16, torch.bfloat16) for w in model.parameters()):
+            self.derivatives.notes.append(f"The model is in half precision and is computed in {dtype}")
 
     # -- data ---------------------------------------------------------------------------------------------
 
-    def _set_data(self, inputs: Tensor, targets: Tensor) -> None:
-        _same_device("the inputs", inputs.device, "the model", self.device)
-        _same_device("the targets", targets.device, "the model", self.device)
-        if len(inputs) != len(targets) or len(inputs) == 0:
-            raise DataError(f"got {len(inputs)} inputs and {len(targets)} targets; pass one target per input")
-        self.inputs = inputs.to(self.dtype) if inputs.is_floating_point() else inputs
-        self._targets = self.loss.prepare(targets, self.dtype)
-        self.n = len(inputs)
-        if self.inputs.is_floating_point():
-            for rows in self.inputs.split(self.batch_size):
-                if not bool(torch.isfinite(rows).all()):
-                    raise DataError("the inputs hold NaN or infinite values; clean or impute them first")
-        first = self._forward(self.initial(), self.inputs[:2])
-        self.n_outputs = first.shape[1]
+    def _set_data(self, inputs: Inputs, targets: Tensor) -> None:
+        inputs, targets = as_data(inputs, targets, self.device)
+        for tensor in leaves(inputs):
+            same_device("the inputs", tensor.device, "the model", self.device)
+        same_device("the targets", targets.device, "the model", self.device)
+        n = count(inputs)
+        if n != len(targets) or n == 0:
+            raise DataError(f"got {n} inputs and {len(targets)} targets; pass one target per input")
+        self.inputs = self.network.on_examples(inputs)
+        self.n = n
+        for tensor in leaves(self.inputs):
+            if tensor.is_floating_point():
+                for rows in tensor.split(self.batch_size):
+                    if not bool(torch.isfinite(rows).all()):
+                        raise DataError("the inputs hold NaN or infinite values; clean or impute them first")
+        self.n_outputs = self._outputs_of(self.initial(), take(self.inputs, slice(0, 2))).shape[1]
+        self.loss, targets = for_outputs(self._asked, self.network.output_shape, targets)
+        self._targets = self.loss.prepare(targets, self.dtype, self.device)
         self.loss.check_range(self.targets, self.n_outputs)
+
+    def _checked_weights(self, weights: Tensor) -> Tensor:
+        weights = as_tensor(weights, "the weights")
+        if weights.shape != (self.n,) or not bool(torch.isfinite(weights).all()):
+            raise DataError(
+                f"weights must be finite, one for each of the {self.n} examples; got shape "
+                f"{tuple(weights.shape)}"
+            )
+        return weights.to(self.device, self.dtype)
 
     def _check_determinism(self) -> None:
         """Two passes in different batches must agree: catches dropout and batch norm in training mode."""
         theta, m = self.initial(), min(self.n, 8)
         half = m // 2
-        with torch.no_grad():
-            first = self._forward(theta, self.inputs[:m])
-            again = torch.cat([self._forward(theta, self.inputs[a:b]) for a, b in ((0, half), (half, m))])
+        first = self._outputs_of(theta, take(self.inputs, slice(0, m)))
+        parts = (slice(a, b) for a, b in ((0, half), (half, m)) if b > a)
+        again = torch.cat([self._outputs_of(theta, take(self.inputs, part)) for part in parts])
         allowed = 1e-9 if self.dtype == torch.float64 else 1e-3
         if not torch.allclose(first, again, rtol=allowed, atol=allowed * (1 + float(first.abs().max()))):
             raise DataError(
@@ -119,67 +157,107 @@ class Objective(TrainingObjective):
                 "(dropout or batch norm in training mode?); call model.eval() first"
             )
 
+    def _choose_derivatives(self) -> None:
+        """The fastest ways that agree with differences (:mod:`.derivatives`)."""
+        self.derivatives = self._check().choose()
+
+    def _check(self) -> Check:
+        return Check(self.network, self.inputs, self.batch_size)
+
     @property
     def targets(self) -> Tensor:
         """``(n,)`` targets."""
         return self._targets
 
-    def on(self, inputs: Tensor, targets: Tensor) -> Self:
-        """The same model, loss and λ on other data, such as the test set (one example is enough)."""
+    @property
+    def model(self) -> nn.Module:
+        """The objective's copy of the module, with the parameters of :meth:`initial`."""
+        return self.network.model
+
+    def on(self, inputs: Inputs, targets: Tensor) -> Self:
+        """The same model, loss and λ on other data without weights, such as the test set (one will do)."""
         other = copy.copy(self)
+        other.weights = None
         other._set_data(inputs, targets)
         return other
 
     def subset(self, idx: Tensor | slice) -> Self:
-        """The objective restricted to the examples ``idx``; its mean is over those."""
+        """The objective restricted to the examples ``idx``; its mean is over those, their weights stay."""
         other = copy.copy(self)  # the data were checked when this objective was made
-        take: Any = idx if isinstance(idx, slice) else self.index(idx)
-        other.inputs, other._targets = self.inputs[take], self.targets[take]
-        other.n = len(other.inputs)
+        chosen: Any = idx if isinstance(idx, slice) else self.index(idx)
+        other.inputs, other._targets = take(self.inputs, chosen), self.targets[chosen]
+        other.weights = None if self.weights is None else self.weights[chosen]
+        other.n = len(other._targets)
         if other.n == 0:
             raise DataError("the subset holds no example; pass at least one index")
+        return other
+
+    def with_weights(self, weights: Tensor | None) -> Self:
+        """The same objective with other weights ``(n,)`` of the examples, or with none."""
+        other = copy.copy(self)
+        other.weights = None if weights is None else self._checked_weights(weights)
         return other
 
     # -- the network as a function of θ -------------------------------------------------------------------
 
     def initial(self) -> Tensor:
         """θ ``(p,)``: the module's own parameters at construction, flattened in the module's order."""
-        own = dict(self.model.named_parameters())
-        return torch.cat([own[name].detach().reshape(-1) for name in self._names])
+        return self.network.initial()
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
         """``(p,)`` to the named parameters of the module (views of θ)."""
-        parts = theta.split(self._sizes)
-        return {n: t.reshape(s) for n, t, s in zip(self._names, parts, self._shapes, strict=True)}
+        return self.network.unflatten(theta)
 
     def module(self, theta: Tensor) -> nn.Module:
         """A copy of the module that carries θ as its parameters."""
-        model = copy.deepcopy(self.model)
-        with torch.no_grad():
-            own = dict(model.named_parameters())
-            for name, value in self.unflatten(self._vector(theta)).items():
-                own[name].copy_(value)
-        return model
+        return self.network.module(self._vector(theta))
 
-    def _forward(self, theta: Tensor, x: Tensor) -> Tensor:
-        outputs = functional_call(self.model, self.unflatten(theta), (x,))
-        outputs = outputs[:, None] if outputs.ndim == 1 else outputs
-        if outputs.ndim != 2 or len(outputs) != len(x):
-            raise DataError(
-                f"the model maps inputs {tuple(x.shape)} to {tuple(outputs.shape)}; it must return (n, c)"
-            )
-        return outputs
+    @property
+    def _passes(self) -> Passes:
+        return Passes(self.network, self.loss, self._double)
 
-    def _batches(self, idx: Tensor | None, columns: int = 1) -> Iterator[tuple[Tensor, Tensor, slice]]:
-        """Inputs, targets and place of each batch; fewer rows where ``columns`` run side by side."""
-        rows = max(1, self.batch_size // max(1, columns))
+    @property
+    def _double(self) -> Network | None:
+        """The network in float64, for derivatives by differences; made when one is needed."""
+        if not self.derivatives.by_differences():
+            return None
+        return self.network if self.dtype == torch.float64 else self.network.to(torch.float64)
+
+    def _outputs_of(self, theta: Tensor, x: Inputs) -> Tensor:
+        return self._passes.outputs(self.derivatives.gradient, theta, x)
+
+    def _batches(self, idx: Tensor | None, weights: Tensor | None = None) -> Iterator[tuple[Batch, slice]]:
+        """Batches of the examples ``idx`` with their weights, and the place of each."""
         m = self.n if idx is None else len(idx)
-        for start in range(0, m, rows):
-            place = slice(start, min(start + rows, m))
-            take = place if idx is None else idx[place]
-            yield self.inputs[take], self.targets[take], place
+        for start in range(0, m, self.batch_size):
+            place = slice(start, min(start + self.batch_size, m))
+            chosen: Any = place if idx is None else idx[place]
+            w = None if weights is None else weights[place]
+            yield Batch(take(self.inputs, chosen), self.targets[chosen], w), place
 
-    def _vector(self, theta: Tensor) -> Tensor:
+    def _weights_of(self, idx: Tensor | None) -> Tensor | None:
+        """The weights of the examples ``idx``, or None if each is 1."""
+        return None if self.weights is None else self.example_weights(idx)
+
+    def vector(self, theta: Any) -> Tensor:
+        """θ ``(p,)`` from a vector, a module of the same architecture or its state dict.
+
+        Raises:
+            DataError: another number of parameters, or another architecture.
+        """
+        if isinstance(theta, nn.Module):
+            theta = dict(plain_module(theta).named_parameters(remove_duplicate=False))
+        if isinstance(theta, Mapping):
+            theta = self.network.flatten(theta).to(self.device, self.dtype)
+        return self._vector(theta)
+
+    def _vector(self, theta: Any) -> Tensor:
+        if isinstance(theta, nn.Module | Mapping):
+            return self.vector(theta)
+        if not isinstance(theta, Tensor):
+            raise DataError(
+                f"theta must be a vector ({self.p},), a module or a state dict, got {type(theta).__name__}"
+            )
         if theta.shape != (self.p,):
             raise DataError(f"theta has shape {tuple(theta.shape)}; this objective has {self.p} parameters")
         return self._same_kind(theta, "theta")
@@ -190,21 +268,20 @@ class Objective(TrainingObjective):
         return self._same_kind(block, "the block")
 
     def _same_kind(self, tensor: Tensor, name: str) -> Tensor:
-        _same_device(name, tensor.device, "the objective", self.device)
+        same_device(name, tensor.device, "the objective", self.device)
         if tensor.dtype != self.dtype:
             raise DeviceError(f"{name} is {tensor.dtype} but the objective is {self.dtype}; convert one")
         return tensor.detach()
 
     # -- values -------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def outputs(self, theta: Tensor, idx: Tensor | None = None) -> Tensor:
         """f_θ(x_i): ``(m, c)``."""
         theta, idx = self._vector(theta), self.index(idx)
-        return torch.cat([self._forward(theta, x) for x, _, _ in self._batches(idx)])
+        return torch.cat([self._outputs_of(theta, batch.x) for batch, _ in self._batches(idx)])
 
     def example_losses(self, theta: Tensor, idx: Tensor | None = None) -> Tensor:
-        """L(z_i, θ): ``(m,)``, in nats, without the L2 term."""
+        """L(z_i, θ): ``(m,)``, in nats, without weight and without the L2 term."""
         targets = self.targets if idx is None else self.targets[self.index(idx)]
         return self.loss.values(self.outputs(theta, idx), targets)
 
@@ -215,11 +292,14 @@ class Objective(TrainingObjective):
 
     def value(self, theta: Tensor) -> Tensor:
         """R(θ), a 0-d tensor."""
-        return self.example_losses(theta).mean() + self.penalty(theta)
+        losses = self.example_losses(theta)
+        return (losses if self.weights is None else self.weights * losses).mean() + self.penalty(theta)
 
     def values(self, thetas: Tensor) -> Tensor:
         """R(θ_j) for each column: ``(p, k) -> (k,)``."""
-        return self.example_losses_many(thetas).mean(dim=0) + self.penalty(thetas)
+        losses = self.example_losses_many(thetas)
+        weighted = losses if self.weights is None else self.weights[:, None] * losses
+        return weighted.mean(dim=0) + self.penalty(thetas)
 
     # -- first derivatives --------------------------------------------------------------------------------
 
@@ -227,10 +307,10 @@ class Objective(TrainingObjective):
         """∇R(θ): ``(p,)``."""
         theta = self._vector(theta)
         total = torch.zeros_like(theta)
-        for x, y, _ in self._batches(None):
-            outputs, pull = vjp(lambda t, x=x: self._forward(t, x), theta)
-            total += pull(self.loss.output_gradient(outputs, y))[0]
-        return total / self.n + self.l2 * self.l2_mask * theta
+        passes = self._passes
+        for batch, _ in self._batches(None, self.weights):
+            total += passes.gradient(self.derivatives.gradient, theta, batch)
+        return total / self.n + self.penalty_gradient(theta)
 
     def gradients(self, thetas: Tensor) -> Tensor:
         """∇R at each column of ``thetas``: ``(p, k) -> (p, k)``.
@@ -241,87 +321,58 @@ class Objective(TrainingObjective):
         return torch.stack([self.gradient(theta) for theta in self._block(thetas).T.contiguous()], dim=1)
 
     def example_gradients(self, theta: Tensor, idx: Tensor | None = None) -> Tensor:
-        """∇L(z_i, θ): ``(m, p)``, without the L2 term; the result itself takes m·p numbers."""
+        """∇L(z_i, θ): ``(m, p)``, without weight and L2 term; the result itself takes m·p numbers."""
         idx = self.index(idx)
         targets = self.targets if idx is None else self.targets[idx]
-        return self.pull(theta, self.loss.output_gradient(self.outputs(theta, idx), targets), idx)
+        return self.vjp(theta, self.loss.output_gradient(self.outputs(theta, idx), targets), idx)
 
-    def pull(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor:
+    def vjp(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor:
         """``J_iᵀ u_i`` with J the outputs' Jacobian: ``cotangents (m, c) -> (m, p)``."""
         theta, idx = self._vector(theta), self.index(idx)
-
-        def pulled(t: Tensor, x: Tensor, u: Tensor) -> Tensor:
-            return (self._forward(t, x[None])[0] * u).sum()
-
-        each = vmap(grad(pulled), in_dims=(None, 0, 0))
         out = torch.empty(self.count(idx), self.p, dtype=self.dtype, device=self.device)
-        for x, _, place in self._batches(idx):
-            out[place] = each(theta, x, cotangents[place])
+        passes = self._passes
+        for batch, place in self._batches(idx):
+            out[place] = passes.vjp(self.derivatives.per_example, theta, batch.x, cotangents[place])
         return out
 
     @torch.no_grad()
     def directional(self, theta: Tensor, V: Tensor, idx: Tensor | None = None) -> Tensor:
-        """∇L(z_i, θ)·v_j for ``V (p, k)``: ``(m, k)``, one forward-mode pass a column."""
+        """∇L(z_i, θ)·v_j for ``V (p, k)``: ``(m, k)``, one pass per column."""
         theta, V, idx = self._vector(theta), self._block(V), self.index(idx)
         out = torch.empty(self.count(idx), V.shape[1], dtype=self.dtype, device=self.device)
         columns = V.T.contiguous()
-        for x, y, place in self._batches(idx):
+        passes = self._passes
+        for batch, place in self._batches(idx):
             for j, v in enumerate(columns):
-                outputs, tangent = jvp(lambda t, x=x: self._forward(t, x), (theta,), (v,))
-                out[place, j] = (self.loss.output_gradient(outputs, y) * tangent).sum(dim=1)
+                outputs, tangent = passes.tangents(self.derivatives.directional, theta, v, batch.x)
+                out[place, j] = (self.loss.output_gradient(outputs, batch.y) * tangent).sum(dim=1)
         return out
 
     # -- second derivatives -------------------------------------------------------------------------------
-
-    def _reverse_over_forward(
-        self,
-        theta: Tensor,
-        v: Tensor,
-        x: Tensor,
-        y: Tensor,
-        w: Tensor | None,
-        *,
-        full: bool,
-        wrt_inputs: bool,
-    ) -> Tensor:
-        """∇ of ``Σ_i w_i (g_iᵀ (J_i v) + (B_i J_i v)ᵀ f_i)`` with g and B held fixed.
-
-        In θ this is ``Σ w_i ∇²L_i v``, in x it is ``∇_x (v·∇_θ L_i)`` row by row. The first term carries the
-        curvature of the network; without it (``full=False``) this is the Gauss–Newton product.
-        """
-
-        def pairing(t: Tensor, x: Tensor) -> Tensor:
-            outputs, tangent = jvp(lambda t: self._forward(t, x), (t,), (v,))
-            fixed = outputs.detach()
-            bent = self.loss.output_hessian_product(fixed, y, tangent.detach()[:, :, None])[:, :, 0]
-            pairs = (bent * outputs).sum(dim=1)
-            if full:
-                pairs = pairs + (self.loss.output_gradient(fixed, y) * tangent).sum(dim=1)
-            return pairs.sum() if w is None else (w * pairs).sum()
-
-        point, argument = ((theta, x.detach()), 1) if wrt_inputs else ((theta.detach(), x), 0)
-        leaf = point[argument].requires_grad_(True)
-        with torch.enable_grad():
-            return torch.autograd.grad(pairing(*point), leaf)[0]
 
     def _curvature_product(
         self, theta: Tensor, V: Tensor, idx: Tensor | None, weights: Tensor | None, *, full: bool
     ) -> Tensor:
         theta, V, idx = self._vector(theta), self._block(V), self.index(idx)
+        own = self._weights_of(idx)
+        if weights is not None:
+            own = weights.to(self.dtype) if own is None else own * weights.to(self.dtype)
         total = torch.zeros_like(V)
         columns = V.T.contiguous()
-        for x, y, place in self._batches(idx):
-            w = None if weights is None else weights[place].to(self.dtype)
+        passes = self._passes
+        way = self.derivatives.hessian if full else self.derivatives.gauss_newton
+        for batch, _ in self._batches(idx, own):
             for j, v in enumerate(columns):
-                total[:, j] += self._reverse_over_forward(theta, v, x, y, w, full=full, wrt_inputs=False)
+                total[:, j] += passes.curvature(way, theta, v, batch, full=full)
         return total / self.count(idx) + self.l2 * self.l2_mask[:, None] * V
 
     def hessian_product(
         self, theta: Tensor, V: Tensor, idx: Tensor | None = None, weights: Tensor | None = None
     ) -> Tensor:
-        """``(1/m) Σ w_i ∇²L(z_i, θ) V + λ m ⊙ V``: ``(p, k) -> (p, k)``, exact, reverse over forward.
+        """``(1/m) Σ w_i ∇²L(z_i, θ) V + λ m ⊙ V``: ``(p, k) -> (p, k)``.
 
-        ``idx (m,)`` chooses the examples (repeats allowed, default all), ``weights (m,)`` weighs them.
+        ``idx (m,)`` chooses the examples (repeats allowed, default all), ``weights (m,)`` weighs them, on top
+        of the objective's own weights.
         """
         return self._curvature_product(theta, V, idx, weights, full=True)
 
@@ -330,37 +381,47 @@ class Objective(TrainingObjective):
         return lambda V: self._curvature_product(theta, V, idx, None, full=True)
 
     def gauss_newton_at(self, theta: Tensor, idx: Tensor | None = None) -> Product:
-        """The map V ↦ ``((1/m) Σ J_iᵀ B_i J_i + λ diag(m)) V`` with B the output Hessian, at one θ."""
+        """The map V ↦ ``((1/m) Σ w_i J_iᵀ B_i J_i + λ diag(m)) V`` with B the output Hessian, at one θ."""
         return lambda V: self._curvature_product(theta, V, idx, None, full=False)
 
     def mixed(self, theta: Tensor, S: Tensor, idx: Tensor | None = None) -> Tensor:
         """``∇_x (s_j·∇_θ L(x_i, θ))``: ``S (p, k) -> (m, *input_shape, k)`` (for I_pert,loss)."""
         theta, S, idx = self._vector(theta), self._block(S), self.index(idx)
-        if not self.inputs.is_floating_point():
-            raise DataError("derivatives in the inputs need floating inputs; embed them first")
-        shape = (self.count(idx), *self.inputs.shape[1:], S.shape[1])
+        shape = (self.count(idx), *floating_leaf(self.inputs).shape[1:], S.shape[1])
+        way = self._mixed_way()
         out = torch.empty(shape, dtype=self.dtype, device=self.device)
         columns = S.T.contiguous()
-        for x, y, place in self._batches(idx):
+        passes = self._passes
+        for batch, place in self._batches(idx):
             for j, s in enumerate(columns):
-                out[place, ..., j] = self._reverse_over_forward(
-                    theta, s, x.clone(), y, None, full=True, wrt_inputs=True
-                )
+                out[place, ..., j] = passes.mixed(way, theta, s, batch)
         return out
 
     def mixed_direction(self, theta: Tensor, index: int, delta: Tensor) -> Tensor:
         """``[∇_x∇_θ L(z)] δ`` of one example, δ of its input's shape: ``(p,)`` (for I_pert,params)."""
         theta, idx = self._vector(theta), self.index(torch.tensor([index]))
-        x, y = self.inputs[idx], self.targets[idx]
+        x = floating_leaf(self.inputs)
+        batch = next(iter(self._batches(idx)))[0]
+        chosen = self.derivatives
+        if chosen.mixed_direction is None:
+            chosen.mixed_direction = self._check().choose_mixed_direction(chosen)
+        return self._passes.mixed_direction(chosen.mixed_direction, theta, batch, delta[None].to(x))
 
-        def gradient(inputs: Tensor) -> Tensor:
-            outputs, pull = vjp(lambda t: self._forward(t, inputs), theta)
-            return pull(self.loss.output_gradient(outputs, y))[0]
+    def _mixed_way(self) -> Way:
+        chosen = self.derivatives
+        if chosen.mixed is None:
+            chosen.mixed = self._check().choose_mixed(chosen)
+        return chosen.mixed
 
-        return jvp(gradient, (x,), (delta[None].to(x),))[1]
+
+def _dtype_of(model: nn.Module, inputs: Inputs) -> torch.dtype:
+    """The floating type of the inputs, or else of the model; float32 for half precision."""
+    floating = [t for t in (*leaves(inputs), *model.parameters()) if t.is_floating_point()]
+    dtype = floating[0].dtype if floating else torch.get_default_dtype()
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def _l2_mask(trainable: list[tuple[str, nn.Parameter]], rule: str | ParameterRule) -> Tensor:
+def _l2_mask(network: Network, rule: str | ParameterRule) -> Tensor:
     """0/1 vector ``(p,)``: which parameters λ touches."""
     named: dict[str, ParameterRule] = {
         "all": lambda name, w: True,
@@ -370,9 +431,9 @@ def _l2_mask(trainable: list[tuple[str, nn.Parameter]], rule: str | ParameterRul
         if rule not in named:
             raise DataError(f"l2_parameters must be 'all', 'weights' or a callable, got {rule!r}")
         rule = named[rule]
-    return torch.cat([torch.full((w.numel(),), float(rule(n, w)), device=w.device) for n, w in trainable])
-
-
-def _same_device(what: str, device: torch.device, other: str, expected: torch.device) -> None:
-    if device != expected:
-        raise DeviceError(f"{what}: on {device}, but {other} is on {expected}; move one with .to(device)")
+    own = dict(network.model.named_parameters())
+    parts = [
+        torch.full((piece.size,), float(rule(piece.name, own[piece.name])), device=network.device)
+        for piece in network.pieces
+    ]
+    return torch.cat(parts).to(network.dtype)

@@ -69,7 +69,8 @@ class PartitionedObjective(TrainingObjective):
         return tensor
 
     def _one_target(self, part: Any, rows: Tensor | None) -> Tensor:
-        return part.targets if rows is None else part.targets[rows]
+        result: Tensor = part.targets if rows is None else part.targets[rows]
+        return result
 
     # -- sums and rows ------------------------------------------------------------------------------------
 
@@ -105,7 +106,8 @@ class PartitionedObjective(TrainingObjective):
 
     def initial(self) -> Tensor:
         """θ₀ ``(p,)``, the template's."""
-        return self.template.initial()
+        result: Tensor = self.template.initial()
+        return result
 
     def on(self, inputs: Any, targets: Any) -> Any:
         """The same model, loss and λ on other data held in memory, such as the test set; not partitioned."""
@@ -130,9 +132,9 @@ class PartitionedObjective(TrainingObjective):
         """∇L(z_i, θ) without L2: ``(m, p)``; ask for few at a time."""
         return self._rows(lambda part, rows, _: part.example_gradients(theta, rows), (self.p,), idx)
 
-    def pull(self, theta: Tensor, cotangents: Tensor, idx: Any = None) -> Tensor:
+    def vjp(self, theta: Tensor, cotangents: Tensor, idx: Any = None) -> Tensor:
         """``J_iᵀ u_i``: ``(m, c) -> (m, p)``."""
-        return self._rows(lambda part, rows, at: part.pull(theta, cotangents[at], rows), (self.p,), idx)
+        return self._rows(lambda part, rows, at: part.vjp(theta, cotangents[at], rows), (self.p,), idx)
 
     def directional(self, theta: Tensor, V: Tensor, idx: Any = None) -> Tensor:
         """∇L(z_i, θ)·v_j: ``(p, k) -> (m, k)``."""
@@ -150,7 +152,8 @@ class PartitionedObjective(TrainingObjective):
         """``[∇_x∇_θ L(z)] δ`` of one example: ``(*input shape) -> (p,)``."""
 
         def one(part: Any, rows: Tensor | None, _: Any) -> Tensor:
-            return part.mixed_direction(theta, 0 if rows is None else int(rows[0]), delta)
+            result: Tensor = part.mixed_direction(theta, 0 if rows is None else int(rows[0]), delta)
+            return result
 
         return self._sum(one, theta, torch.tensor([index]))
 
@@ -159,7 +162,8 @@ class PartitionedObjective(TrainingObjective):
 
         def pairs(part: Any, rows: Tensor | None, places: Any) -> Tensor:
             rows = torch.arange(part.n, device=self.device) if rows is None else rows
-            return part.paired_gradients(thetas[:, places], rows).T
+            result: Tensor = part.paired_gradients(thetas[:, places], rows).T
+            return result
 
         return self._rows(pairs, (self.p,), idx).T.contiguous()
 
@@ -213,7 +217,8 @@ class PartitionedObjective(TrainingObjective):
 
         def one(part: Any, rows: Tensor | None, places: Any) -> Tensor:
             w = weights[places]
-            return part.hessian_product(theta, V, rows, weights=w) * len(w)
+            result: Tensor = part.hessian_product(theta, V, rows, weights=w) * len(w)
+            return result
 
         return self._sum(one, V, idx) / self.count(self.index(idx)) + self.l2 * self.l2_mask[:, None] * V
 
@@ -248,7 +253,8 @@ class PartitionedLinear(PartitionedObjective):
     @property
     def d(self) -> int:
         """Inputs of the model."""
-        return self.template.d
+        result: int = self.template.d
+        return result
 
     @property
     def X(self) -> PartitionedMatrix:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from influence.errors import DataError
-from influence.losses import Loss
-from influence.objectives.layers import translate
+from influence.losses import LossLike
+from influence.objectives.layers import Affine, translate
 from influence.objectives.module import Objective, ParameterRule
 
 
@@ -59,12 +59,13 @@ class SequentialObjective(Objective):
     def __init__(
         self,
         model: nn.Module,
-        loss: Loss | str,
-        inputs: Tensor,
-        targets: Tensor,
+        loss: LossLike,
+        inputs: Any,
+        targets: Any,
         l2: float,
         *,
         l2_parameters: str | ParameterRule = "all",
+        weights: Tensor | None = None,
         batch_size: int = 1024,
         dtype: torch.dtype | None = None,
         chunk: int | None = None,
@@ -76,13 +77,17 @@ class SequentialObjective(Objective):
         self.layers, self.cache_bytes = layers, cache_bytes
         # The first layer with parameters: nothing below it needs a gradient.
         self._first = next(i for i, layer in enumerate(layers) if layer.size)
-        settings = {"l2_parameters": l2_parameters, "batch_size": batch_size, "dtype": dtype}
+        settings: dict[str, Any] = {"l2_parameters": l2_parameters, "batch_size": batch_size, "dtype": dtype}
+        settings["weights"] = weights
         super().__init__(model, loss, inputs, targets, l2, **settings)
         if sum(layer.size for layer in layers) != self.p:
             raise DataError("a module appears twice in the model; use Objective instead")
         # Columns and models side by side: many small products keep a GPU busy, a CPU loses its cache by them.
         self._abreast = 1 if self.device.type == "cpu" else 16
         self.chunk = chunk or (self._cache_sized_chunk() if self.device.type == "cpu" else self.batch_size)
+
+    def _choose_derivatives(self) -> None:
+        """Nothing to choose: the rules of the known layers are written out here and tested one by one."""
 
     def _cache_sized_chunk(self, budget: int = 3 * 2**20) -> int:
         """Examples whose largest saved tensor takes about ``budget`` bytes."""
@@ -118,14 +123,16 @@ class SequentialObjective(Objective):
     def _start(self, x: Tensor) -> tuple[Tensor, Any]:
         """Inputs in the layers' layout, and what the first layer saves of them whatever its weights are."""
         x = (x if x.ndim == 2 else x.permute(0, 2, 3, 1))[None].contiguous()
-        return x, self.layers[0].start(x) if self.layers[0].size else None
+        layer = self.layers[0]
+        return x, layer.start(x) if isinstance(layer, Affine) and layer.size else None
 
     def _propagate(self, w: list[Any], begun: tuple[Tensor, Any]) -> tuple[Tensor, list[Any]]:
         """Forward: outputs ``(m, N, c)`` and what each layer saves."""
         x, first = begun
-        saved = []
+        saved: list[Any] = []
         for layer, wl in zip(self.layers, w, strict=True):
-            x, kept = layer.forward(x, wl) if saved or first is None else layer.forward(x, wl, first)
+            begins = isinstance(layer, Affine) and not saved and first is not None
+            x, kept = cast(Affine, layer).forward(x, wl, first) if begins else layer.forward(x, wl)
             saved.append(kept)
         return x, saved
 
@@ -145,7 +152,7 @@ class SequentialObjective(Objective):
             signals[i] = g if layer.size else None
             saved[i] = layer.curve(plain, g)
             if i:
-                g = layer.pull(plain, g, w[i])
+                g = layer.vjp(plain, g, w[i])
         return Pass(saved, signals, outputs, y, weights)
 
     def _tangents(self, saved: list[Any], w: list[Any], dw: list[Any]) -> tuple[Tensor, list[Any]]:
@@ -157,7 +164,7 @@ class SequentialObjective(Objective):
             dsaved.append(d)
         return dx, dsaved
 
-    def _bend(
+    def _backward_tangent(
         self, kept: Pass, w: list[Any], dw: list[Any], *, full: bool = True, to_inputs: bool = False
     ) -> tuple[Tensor, list[Any]]:
         """R-backward: tangents of ∂L/∂x (where asked ``to_inputs``) and of every layer's gradient.
@@ -165,15 +172,16 @@ class SequentialObjective(Objective):
         With ``full=False`` the network is taken as linear in θ: the Gauss–Newton product.
         """
         do, dsaved = self._tangents(kept.saved, w, dw)
-        bent = self.loss.output_hessian_product(kept.outputs[0], kept.targets, do.permute(1, 2, 0))
-        dg: Any = bent.permute(2, 0, 1).contiguous()
+        curved = self.loss.output_hessian_product(kept.outputs[0], kept.targets, do.permute(1, 2, 0))
+        dg: Any = curved.permute(2, 0, 1).contiguous()
         if kept.weights is not None:
             dg = dg * kept.weights[None, :, None]
         out: list[Any] = [None] * len(self.layers)
         for i in reversed(range(0 if to_inputs else self._first, len(self.layers))):
             layer, saved, deeper = self.layers[i], kept.saved[i], to_inputs or i > self._first
             if full:
-                dg, out[i] = layer.bend(saved, dsaved[i], kept.signals[i], dg, w[i], dw[i], deeper)
+                g = cast(Tensor, kept.signals[i])
+                dg, out[i] = layer.backward_tangent(saved, dsaved[i], g, dg, w[i], dw[i], deeper)
             else:
                 dg, out[i] = layer.backward(saved, dg, w[i], deeper)
         return dg, out
@@ -209,34 +217,40 @@ class SequentialObjective(Objective):
         thetas = self._block(thetas)
         total = torch.zeros_like(thetas)
         groups = list(self._columns(thetas))
-        for x, y, _ in self._chunks(None):
+        for x, y, place in self._chunks(None):
             begun = self._start(x)
+            counted = None if self.weights is None else self.weights[place]
             for columns, w in groups:
-                total[:, columns] += self._summed_gradients(w, begun, y)
+                total[:, columns] += self._summed_gradients(w, begun, y, counted)
         return total / self.n + self.l2 * self.l2_mask[:, None] * thetas
 
-    def _summed_gradients(self, w: list[Any], begun: tuple[Tensor, Any], y: Tensor) -> Tensor:
-        """``Σ_i ∇L(z_i, θ_j)`` over one chunk at m parameter vectors given as layer weights: ``(p, m)``."""
+    def _summed_gradients(
+        self, w: list[Any], begun: tuple[Tensor, Any], y: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """``Σ_i w_i ∇L(z_i, θ_j)`` over one chunk at m vectors given as layer weights: ``(p, m)``."""
         outputs, saved = self._propagate(w, begun)
         g: Any = self._output_gradient(outputs, y)
+        if weights is not None:
+            g = g * weights[None, :, None]
         out: list[Any] = [None] * len(self.layers)
         for i in reversed(range(self._first, len(self.layers))):
             g, out[i] = self.layers[i].backward(saved[i], g, w[i], i > self._first)
         return self._flat(out)
 
     @torch.no_grad()
-    def pull(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor:
+    def vjp(self, theta: Tensor, cotangents: Tensor, idx: Tensor | None = None) -> Tensor:
         theta, idx = self._vector(theta), self.index(idx)
         w = self._weights(theta[:, None])
         out = torch.empty(self.count(idx), self.p, dtype=self.dtype, device=self.device)
         for x, _, place in self._chunks(idx):
-            saved, g, rows = self._propagate(w, self._start(x))[1], cotangents[None, place], []
+            saved, g = self._propagate(w, self._start(x))[1], cotangents[None, place]
+            rows: list[Any] = []
             for i in reversed(range(self._first, len(self.layers))):
                 layer = self.layers[i]
                 if layer.size:
                     rows.append(layer.example_gradients(saved[i], g))
                 if i > self._first:
-                    g = layer.pull(saved[i], g, w[i])
+                    g = layer.vjp(saved[i], g, w[i])
             out[place] = torch.cat(rows[::-1], dim=1)
         return out
 
@@ -261,7 +275,7 @@ class SequentialObjective(Objective):
         for x, y, place in self._chunks(idx):
             kept = self._run(w, x, y, None)
             for columns, dw in groups:
-                dgx, _ = self._bend(kept, w, dw, to_inputs=True)
+                dgx, _ = self._backward_tangent(kept, w, dw, to_inputs=True)
                 to_torch = (1, 2, 0) if dgx.ndim == 3 else (1, 4, 2, 3, 0)
                 out[place, ..., columns] = dgx.permute(to_torch)
         return out
@@ -285,7 +299,8 @@ class SequentialObjective(Objective):
         self, theta: Tensor, idx: Tensor | None, weights: Tensor | None, *, full: bool, budget: int
     ) -> Callable[[Tensor], Tensor]:
         theta, idx, count = self._vector(theta), self.index(idx), self.count(self.index(idx))
-        weights = None if weights is None else weights.to(self.dtype)
+        own = self._weights_of(idx)
+        weights = own if weights is None else weights.to(self.dtype) * (1 if own is None else own)
         w = self._weights(theta[:, None])
         ready: dict[int, Pass] = {}
         room = budget
@@ -308,7 +323,7 @@ class SequentialObjective(Objective):
             for x, y, place in self._chunks(idx):
                 kept = kept_at(x, y, place)
                 for columns, dw in groups:
-                    total[:, columns] += self._flat(self._bend(kept, w, dw, full=full)[1])
+                    total[:, columns] += self._flat(self._backward_tangent(kept, w, dw, full=full)[1])
             return total / count + self.l2 * self.l2_mask[:, None] * V
 
         return product
@@ -320,7 +335,7 @@ def _repeated(targets: Tensor, m: int) -> Tensor:
 
 
 def network_objective(
-    model: nn.Module, loss: Loss | str, inputs: Tensor, targets: Tensor, l2: float, **settings: Any
+    model: nn.Module, loss: LossLike, inputs: Any, targets: Any, l2: float, **settings: Any
 ) -> Objective:
     """The fastest objective for ``model``: :class:`SequentialObjective` where every layer is known, else
     :class:`~.module.Objective`. Arguments and errors are those of the latter."""

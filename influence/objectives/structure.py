@@ -57,6 +57,9 @@ class GramFactor:
         root: gives L_i with ``L_i L_iᵀ = A_i``, ``(n, c, r)``, computed once and only where it is asked for;
             row (i, a) of Z is ``L_i[:, a] ⊗ x_i``.
         shift: μ.
+        free: orthonormal E ``(p, r)``, the directions that λ does not touch: H is then ``… − gap·E Eᵀ``. None
+            where there are none.
+        gap: λ.
     """
 
     m: int
@@ -66,10 +69,52 @@ class GramFactor:
     gram: Callable[[], Tensor]
     root: Callable[[], Tensor]
     shift: float
+    free: Tensor | None = None
+    gap: float = 0.0
 
     def shifted(self, damping: float) -> GramFactor:
         """The factor of the operator plus ``damping``·I."""
         return replace(self, shift=self.shift + damping)
+
+
+@dataclass(frozen=True)
+class Freed:
+    """What unpenalised directions add to the inverse K⁻¹ of ``K = ZᵀZ/n + μI``: ``H⁻¹ = K⁻¹ + Y T⁻¹ Yᵀ``.
+
+    ``Y = K⁻¹E (p, r)`` and ``T = I/gap − EᵀK⁻¹E`` by Woodbury's identity; ``root`` is T's Cholesky factor.
+    T is formed as ``(1/gap − 1/μ)I + (ZE)ᵀ(ZZᵀ + nμI)⁻¹ZE/μ``, which cancels nothing.
+    """
+
+    Y: Tensor
+    root: Tensor
+    least: float  # the smallest eigenvalue of T times μ; 1 is well conditioned
+
+    @classmethod
+    def of(cls, gram: GramFactor, inner: Callable[[Tensor], Tensor]) -> Freed | None:
+        """``inner`` applies ``(ZZᵀ + nμI)⁻¹`` to ``(m, k)``."""
+        if gram.free is None or gram.gap <= 0:
+            return None
+        ZE = gram.forward(gram.free)
+        solved = inner(ZE)
+        Y = (gram.free - gram.backward(solved)) / gram.shift
+        T = ZE.T @ solved / gram.shift
+        T.diagonal().add_(1 / gram.gap - 1 / gram.shift)
+        least = float(torch.linalg.eigvalsh(T)[0]) * gram.shift
+        return cls(Y, torch.linalg.cholesky(T), least)
+
+    def add(self, solved: Tensor, B: Tensor) -> Tensor:
+        """``H⁻¹ B`` from ``K⁻¹ B``."""
+        return solved + self.Y @ torch.cholesky_solve(self.Y.T @ B, self.root)
+
+    def squares(self, along: Tensor) -> Tensor:
+        """``bᵀ Y T⁻¹ Yᵀ b`` from ``along = Yᵀ b (r, k)``: ``(k,)``."""
+        half: Tensor = torch.linalg.solve_triangular(self.root, along, upper=False)
+        return (half * half).sum(0)
+
+    def blocks(self, along: Tensor) -> Tensor:
+        """``V_i T⁻¹ V_iᵀ`` of ``along (m, r, f)``: ``(m, r, r)``."""
+        half: Tensor = torch.linalg.solve_triangular(self.root, along.transpose(1, 2), upper=False)
+        return half.transpose(1, 2) @ half
 
 
 def _at(objective: Any, theta: Tensor, idx: Tensor | None) -> tuple[Any, Tensor, Tensor, Tensor | None]:
@@ -177,7 +222,8 @@ def linear_gram(objective: Any, theta: Tensor, idx: Tensor | None = None) -> Gra
         if weights is not None:
             L = L * weights.sqrt()[:, None, None]
         if r == c:
-            return L
+            result: Tensor = L
+            return result
         small = torch.einsum("ca,ncd->nad", Q, L)  # drop the contrast that the loss never sees
         values, vectors = torch.linalg.eigh(small @ small.transpose(1, 2))
         return torch.einsum("ca,nab->ncb", Q, vectors * values.clamp(min=0).sqrt()[:, None, :])
@@ -189,7 +235,8 @@ def linear_gram(objective: Any, theta: Tensor, idx: Tensor | None = None) -> Gra
     def backward(U: Tensor) -> Tensor:
         k = U.shape[1]
         spread = torch.einsum("nrk,ncr->nkc", U.reshape(X.n, r, k), root()).reshape(X.n, k * c)
-        return objective._block(X.rmatmul(spread.contiguous()))
+        result: Tensor = objective._block(X.rmatmul(spread.contiguous()))
+        return result
 
     def gram() -> Tensor:
         K = kernel_matrix(X)
@@ -198,7 +245,12 @@ def linear_gram(objective: Any, theta: Tensor, idx: Tensor | None = None) -> Gra
             return K * (flat @ flat.T)
         return (K[:, None, :, None] * (flat @ flat.T).reshape(X.n, r, X.n, r)).reshape(X.n * r, X.n * r)
 
-    return GramFactor(X.n * r, X.n, forward, backward, gram, root, objective.l2)
+    free = None
+    if not bool(objective.l2_mask[-1]):  # the last column of X is the intercept's
+        free = torch.zeros(c, objective.d, r, dtype=X.dtype, device=X.device)
+        free[:, -1] = Q
+        free = free.reshape(c * objective.d, r)
+    return GramFactor(X.n * r, X.n, forward, backward, gram, root, objective.l2, free, objective.l2)
 
 
 def linear_gram_quadratics(
@@ -272,7 +324,8 @@ def linear_diagonal(objective: Any, theta: Tensor, idx: Tensor | None = None) ->
     A = objective.loss.output_hessian(o, y).diagonal(dim1=1, dim2=2)
     if weights is not None:
         A = A * weights[:, None]
-    return X.column_squares(A.contiguous()).T.reshape(-1) / X.n + objective.l2 * objective.l2_mask
+    result: Tensor = X.column_squares(A.contiguous()).T.reshape(-1) / X.n + objective.l2 * objective.l2_mask
+    return result
 
 
 def linear_kronecker(
@@ -318,6 +371,7 @@ def kronecker_inverse(
         v = torch.tensordot(lq.T, block.reshape(c, d * k), 1).reshape(c, d, k)
         v = torch.matmul(rq.T, v) * inverse[:, :, None]
         v = torch.matmul(rq, v).reshape(c, d * k)
-        return (lq @ v).reshape(c * d, k)
+        result: Tensor = (lq @ v).reshape(c * d, k)
+        return result
 
     return apply

@@ -50,6 +50,8 @@ def leave_groups_out(
     """Refit without each of ``groups``, warm-started at the full fit ``theta (p,)``.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
         groups: index lists or masks, one per model; a group takes the weights of its points with it.
         tolerance: gradient norm of every retrained model.
         removal: the convention (:mod:`influence.removal`).
@@ -200,7 +202,8 @@ class _Work:
             norms[taken] = new[:, better].norm(dim=0)
             if not bool(better.any()):
                 break
-        return norms
+        result: Tensor = norms
+        return result
 
     def _solve(self, product: Product, B: Tensor, goal: Tensor) -> Tensor:
         """CG on all systems at once to relative residuals ``goal (k,)``."""

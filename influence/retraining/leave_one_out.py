@@ -57,6 +57,14 @@ class Retrained:
         status: a word per model: ``"shared"`` (steps with the full model's factor), ``"alone"`` (its own
             Newton steps) or ``"not converged"``.
         removal: the convention of removal, ``"objective"`` or ``"loss"``.
+
+    >>> import torch
+    >>> from influence import LinearObjective, fit, leave_one_out
+    >>> X = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+    >>> train = LinearObjective(X, torch.tensor([-1, 1, 1, -1]), "logistic", l2=0.1)
+    >>> found = leave_one_out(train, fit(train).theta, torch.tensor([0, 3]))
+    >>> tuple(found.thetas.shape), found.converged.tolist()
+    ((2, 2), [True, True])
     """
 
     thetas: Tensor
@@ -258,7 +266,8 @@ class _Job:
                 watched = norms.clone()
                 if not len(live):
                     break
-        return norms
+        result: Tensor = norms
+        return result
 
     def _alone(self, point: int, j: int, thetas: Tensor, norms: Tensor, iterations: Tensor) -> None:
         """The model without ``point`` by Newton's method with its own Hessian, in place in column j."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,8 @@ class AdamState:
 
     def repeat(self, m: int) -> AdamState:
         """The state of one run as the start of m equal ones."""
-        return AdamState(*(t.repeat(1, m) for t in (self.thetas, self.first, self.second)), self.step)
+        thetas, first, second = (t.repeat(1, m) for t in (self.thetas, self.first, self.second))
+        return AdamState(thetas, first, second, self.step)
 
     def to(self, dtype: torch.dtype) -> AdamState:
         """The same state in another floating type."""
@@ -75,6 +77,7 @@ def batch_gradients(objective: Objective, kernel: str = "auto") -> tuple[BatchGr
     """The fastest gradients on minibatches for :func:`adam`, and how they are computed, in words.
 
     Args:
+        objective: what was minimised, with its training data.
         kernel: ``"auto"`` takes the compiled kernel (:mod:`influence.objectives.compiled`) where it can be
             had, ``"compiled"`` insists on it, ``"torch"`` does without it. Both ways agree to rounding.
 
@@ -115,13 +118,18 @@ def adam(
     """``steps`` steps of m runs from ``state``.
 
     Args:
+        objective: what was minimised, with its training data.
+        state: where the run starts.
+        steps: how many steps.
         rate: learning rate as a function of the step counted from this call.
         batch_size: examples a step; equal seeds mean equal batches.
+        seed: of the generator; equal seeds give equal answers.
         offset: number of the first batch, for a run that goes on in several calls.
         left_out: ``(m,)`` the training point that each run never sees, −1 for none. Where a batch holds it,
             that run takes the mean over the others.
         gradients: how batches are differentiated (:func:`batch_gradients`); by ``objective`` as a default.
         journal: the state is stored under ``key`` from time to time and taken up from there.
+        key: names the run in its journal.
         progress: called with the steps done.
 
     Raises:
@@ -139,7 +147,7 @@ def adam(
     done, origin = 0, state.step
     thetas, first, second = state.thetas.clone(), state.first.clone(), state.second.clone()
     if saved is not None:
-        like = {"dtype": objective.dtype, "device": objective.device}
+        like: dict[str, Any] = {"dtype": objective.dtype, "device": objective.device}
         thetas, first, second = (torch.as_tensor(saved[k], **like) for k in ("thetas", "first", "second"))
         done = int(saved["done"].item())
     for t in range(done, steps):

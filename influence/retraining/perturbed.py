@@ -157,6 +157,9 @@ class Refits:
         """The same refits from the factor of one changed model at its ``theta (p,)``: faster near it.
 
         A model's own rows are always its own, so no solution depends on the base. The counts stay shared.
+
+        Raises:
+            DataError: more than one changed model is given.
         """
         if len(changed.rows) != 1:
             raise DataError(f"{len(changed.rows)} changed models share one factor: rebase on one of them")

@@ -45,6 +45,11 @@ _ROWS = 1024  # rows of X made dense at a time
 _FORCING = 0.5  # relative residual of an early Newton step; later ones follow the square root of the gradient
 
 
+def _stored(X: Any) -> Any:
+    """X in float64: compressed rows if it is sparse, else one block of memory."""
+    return X.tocsr().astype(np.float64) if sp.issparse(X) else np.ascontiguousarray(X, dtype=np.float64)
+
+
 class LogisticRefits:
     """Binary logistic regression without intercept on a fixed X ``(n, d)``, dense or sparse, float64.
 
@@ -57,7 +62,7 @@ class LogisticRefits:
     """
 
     def __init__(self, X: Any, l2: float) -> None:
-        self.X = X.tocsr().astype(np.float64) if sp.issparse(X) else np.ascontiguousarray(X, dtype=np.float64)
+        self.X = _stored(X)
         values = self.X.data if sp.issparse(self.X) else self.X
         if not np.isfinite(values).all():
             raise DataError("X holds NaN or infinite features; clean them before fitting")
@@ -75,7 +80,8 @@ class LogisticRefits:
     def kernel(self) -> np.ndarray:
         """``X Xᵀ (n, n)``; X itself never becomes dense."""
         if not sp.issparse(self.X):
-            return self.X @ self._xt
+            full: np.ndarray = self.X @ self._xt
+            return full
         K = np.empty((self.n, self.n))
         for start in range(0, self.n, _ROWS):  # a sparse product of all rows would hold K twice
             (self.X[start : start + _ROWS] @ self._xt).toarray(out=K[start : start + _ROWS])
@@ -101,7 +107,8 @@ class LogisticRefits:
 
     def losses(self, theta: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Per-example losses ``(n,)`` without the L2 term."""
-        return -log_expit(y * (self.X @ theta))
+        result: np.ndarray = -log_expit(y * (self.X @ theta))
+        return result
 
     def _mean_loss(self, f: np.ndarray, y: np.ndarray) -> float:
         return float(-log_expit(y * f).mean())
@@ -119,6 +126,7 @@ class LogisticRefits:
             y: ``(n,)`` labels −1, +1.
             start: θ₀; zeros by default. The fit of nearby labels is a good one.
             tolerance: gradient norm to reach.
+            max_iterations: Newton steps at most.
 
         Raises:
             ConvergenceError: the gradient norm stayed above the tolerance.
@@ -135,7 +143,7 @@ class LogisticRefits:
             if not norm > tolerance or iterations == max_iterations:
                 break
             iterations += 1
-            value = self._mean_loss(f, y) + 0.5 * self.l2 * theta @ theta
+            value: Any = self._mean_loss(f, y) + 0.5 * self.l2 * theta @ theta
             step = self._newton_step(s * (1 - s), gradient, norm, tolerance)
             along, slope, length = self.X @ step, float(gradient @ step), 1.0
             self.flops += self._product
@@ -147,9 +155,9 @@ class LogisticRefits:
                     break
                 length *= 0.5
             theta = theta + length * step
-        value = self.value_and_gradient(theta, y)[0]
+        final = self.value_and_gradient(theta, y)[0]
         certificate = Certificate(
-            "newton-cg", norm, value, iterations, norm <= tolerance, tolerance, time.perf_counter() - began
+            "newton-cg", norm, final, iterations, norm <= tolerance, tolerance, time.perf_counter() - began
         )
         if not certificate.converged:
             raise ConvergenceError(
@@ -187,6 +195,8 @@ class LogisticRefits:
         of itself is computed again by QR; where that does not help, this warns (NotConvergedWarning).
 
         Args:
+            theta: ``(p,)`` fitted parameters.
+            y: ``(n,)`` targets.
             squared: False gives ``s_i x_iᵀH⁻¹x_i`` instead, which the authors' stored figure was made with.
 
         Raises:

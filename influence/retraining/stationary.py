@@ -151,9 +151,12 @@ def descend(
 
     Args:
         evaluate: ``thetas (p, j), columns (j,) -> values (j,), gradients (p, j)`` of those problems.
+        thetas: ``(p, k)`` parameters, one model a column.
         precondition: an approximation of the inverse Hessian, positive definite: ``(p, j) -> (p, j)``.
+        tolerance: gradient norm of every fit.
         limit: evaluations of each problem.
         radius: no step is longer.
+        length: longest step.
         progress: called with the pass and all gradient norms.
     """
     k = thetas.shape[1]
@@ -171,7 +174,8 @@ def descend(
             [j for j in live if memories[j].direction is None], memories, gradients, precondition, radius
         )
         columns = torch.tensor(live)
-        steps = torch.stack([memories[j].step * memories[j].direction for j in live], dim=1)
+        along = [(memories[j].step, memories[j].direction) for j in live]
+        steps = torch.stack([length * d for length, d in along if d is not None], dim=1)
         candidates = thetas[:, columns] + steps
         new_values, new_gradients = evaluate(candidates, columns)
         for place, j in enumerate(live):
@@ -284,8 +288,12 @@ def stationary(
     positive definite), and once the gradient norm is below ``exact_below`` the exact Hessian.
 
     Args:
+        net: values and gradients of the network.
+        theta: ``(p,)`` fitted parameters.
+        tolerance: gradient norm of every fit.
         passes: gradients in a share; with the exact Hessian, which is dear, five times as many.
         shares: at most so many.
+        exact_below: gradient norm below which the preconditioner is the exact Hessian.
         floor: what is added to the Gauss-Newton matrix, and the least eigenvalue of the exact one's inverse.
         journal: the point at the end of each share is kept there and taken from there.
         progress: called with the passes done and the gradient norm.
@@ -361,9 +369,14 @@ def reweighted(
     """Brings ``R_ε,i`` to a gradient norm of ``tolerance`` for each example i of ``removed (k,)``.
 
     Args:
+        net: values and gradients of the network.
         starts: ``(p, k)`` where each begins.
+        epsilon: weights taken from the removed points.
+        removed: the points whose weight is changed.
         precondition: the inverse of the full Hessian at θ̂, :meth:`Curvature.positive`.
+        tolerance: gradient norm of every fit.
         limit: passes over the data; a net that needs more is returned as it is, with its gradient norm.
+        progress: told how much is done.
     """
     amounts = torch.full((len(removed),), epsilon, dtype=starts.dtype)
     found = descend(

@@ -17,7 +17,11 @@ from influence.errors import DataError, NotConvergedWarning, NotPositiveDefinite
 
 
 class Status(enum.Enum):
-    """How a solve ended. The texts are advice; ``{…}`` is filled from ``Solution.stats``."""
+    """How a solve ended. The texts are advice; ``{…}`` is filled from ``Solution.stats``.
+
+    >>> Status.CONVERGED.value
+    'converged'
+    """
 
     CONVERGED = "converged"
     MAX_ITERATIONS = "max_iterations"
@@ -28,6 +32,7 @@ class Status(enum.Enum):
     TRUNCATED = "truncated"
     NOISY = "noisy"
     UNKNOWN_BIAS = "unknown_bias"
+    APPROXIMATE = "approximate"
 
     def advice(self, stats: dict[str, Any]) -> str:
         """One sentence: the cause and what to change."""
@@ -60,6 +65,10 @@ _ADVICE = {
         "depth {depth} is too short for scale {scale} and smallest eigenvalue {smallest}: the remaining bias "
         "may be {bias} of the solution; use a depth of {needed_depth}, a smaller scale or more damping"
     ),
+    Status.APPROXIMATE: (
+        "an approximation by {preconditioner} whose verified residual is {worst_residual}: for the solution "
+        "itself use CG(preconditioner={preconditioner!r})"
+    ),
     Status.UNKNOWN_BIAS: (
         "a recursion of depth {depth} and {repeats} repeats is too short to estimate the smallest eigenvalue "
         "for its own cost, so its truncation bias is not known: use spectrum='full' ({products} example "
@@ -72,7 +81,7 @@ _ADVICE = {
 }
 
 
-class _Filled(dict):
+class _Filled(dict[str, Any]):
     def __missing__(self, key: str) -> str:
         return "unknown"
 
@@ -91,6 +100,13 @@ class Solution:
         iterations: of the slowest column; 0 for direct solvers.
         residual: ``(k,)`` verified ``‖B − A X‖ / ‖B‖``.
         stats: numbers behind the status (iterations a column, eigenvalue bounds, standard errors, …).
+
+    >>> import torch
+    >>> from influence import Dense, Exact
+    >>> operator = Dense(torch.eye(3, dtype=torch.float64))
+    >>> solution = Exact().solve(operator, torch.ones(3, 2, dtype=torch.float64))
+    >>> tuple(solution.value.shape), solution.iterations, tuple(solution.residual.shape)
+    ((3, 2), 0, (2,))
     """
 
     value: Tensor
@@ -107,7 +123,9 @@ class Solution:
     def summary(self) -> dict[str, Any]:
         """Plain numbers for a record."""
         worst = float(self.residual.max()) if self.residual.numel() else 0.0
-        return {"status": self.status.value, "iterations": self.iterations, "worst_residual": worst}
+        own = {"status": self.status.value, "iterations": self.iterations, "worst_residual": worst}
+        named = self.stats.get("preconditioner")
+        return own if named is None else {**own, "preconditioner": named}
 
 
 @dataclass(frozen=True)
@@ -116,6 +134,14 @@ class Solver(ABC):
 
     Args:
         raise_on_failure: raise unless converged, or return the status with a warning.
+
+    >>> import torch
+    >>> from influence import Dense, Exact
+    >>> solver = Exact()
+    >>> state = solver.prepare(Dense(4 * torch.eye(2, dtype=torch.float64)))  # once
+    >>> one = torch.ones(2, 1, dtype=torch.float64)
+    >>> [float(solver.apply(state, b * one).value[0, 0]) for b in (4.0, 12.0)]
+    [1.0, 3.0]
     """
 
     raise_on_failure: bool = field(default=True, kw_only=True)
@@ -145,12 +171,12 @@ class Solver(ABC):
         return solution
 
     def report(self, status: Status, advice: str) -> None:
-        """Raise or warn unless ``status`` is ``CONVERGED``.
+        """Raise or warn unless ``status`` is ``CONVERGED``, or ``APPROXIMATE`` by a solver chosen for that.
 
         Raises:
             SolverError: when ``raise_on_failure``; its text is the solver's name and ``advice``.
         """
-        if status is Status.CONVERGED:
+        if status in (Status.CONVERGED, Status.APPROXIMATE):
             return
         message = f"{type(self).__name__}: {advice}"
         if self.raise_on_failure:
@@ -171,4 +197,5 @@ def failure(status: Status) -> type[SolverError]:
 def relative_residual(operator: Operator, X: Tensor, B: Tensor) -> Tensor:
     """``‖B − A X‖ / ‖B‖`` a column, 0 where B is 0: ``(k,)``."""
     norms = B.norm(dim=0)
-    return (B - operator @ X).norm(dim=0) / torch.where(norms > 0, norms, torch.ones_like(norms))
+    result: Tensor = (B - operator @ X).norm(dim=0) / torch.where(norms > 0, norms, torch.ones_like(norms))
+    return result

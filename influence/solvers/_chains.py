@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +60,8 @@ class Chains(ABC):
 
     def norms(self) -> Tensor:
         """``(r, k)`` norms of the chains."""
-        return self.value().norm(dim=1)
+        result: Tensor = self.value().norm(dim=1)
+        return result
 
     @abstractmethod
     def value(self) -> Tensor:
@@ -97,7 +99,8 @@ class LinearChains(Chains):
 
     def __init__(self, operator: Operator, B: Tensor, repeats: int) -> None:
         super().__init__(operator, B, repeats)
-        o = self.objective
+        o: Any = self.objective  # a linear one
+        self.linear = o
         self.c, self.d = o.n_outputs, o.d
         # (p, k) -> (k·c, d): the inputs last, so that both products stream over contiguous rows
         self.v = B.reshape(self.c, self.d, self.k).permute(2, 0, 1).reshape(self.k * self.c, self.d)
@@ -109,7 +112,8 @@ class LinearChains(Chains):
         return T.permute(0, 2, 3, 1).reshape(self.repeats, self.p, self.k)
 
     def norms(self) -> Tensor:
-        return self.T.reshape(self.repeats, self.k, -1).norm(dim=2)
+        result: Tensor = self.T.reshape(self.repeats, self.k, -1).norm(dim=2)
+        return result
 
     def advance(self, idx: Tensor, scale: float) -> Iterator[int]:
         r, b, c, k = self.repeats, idx.shape[2], self.c, self.k
@@ -122,7 +126,7 @@ class LinearChains(Chains):
             if self.base.idx is not None:
                 part = self.base.idx[part]
             m = len(part) // (r * b)
-            x = self.objective.X.dense(part)
+            x = self.linear.X.dense(part)
             outputs = x @ self.base.theta.reshape(c, self.d).T
             A = self.objective.loss.output_hessian(outputs, self.objective.targets[part])
             if self.objective.weights is not None:

@@ -20,9 +20,24 @@ from torch import Tensor
 from influence.curvature.operators import Operator
 from influence.errors import DataError
 from influence.solvers._base import Solution, Solver, Status, relative_residual
-from influence.solvers.preconditioners import Preconditioner, make_preconditioner
+from influence.solvers.preconditioners import (
+    Inverse,
+    Preconditioner,
+    Product,
+    make_preconditioner,
+    named,
+)
 
 _RESTARTS = 3  # from the true residual, when rounding made the recurrence drift from it
+
+
+@dataclass(frozen=True)
+class CGState:
+    """An operator with its preconditioner and what a record calls that."""
+
+    operator: Operator
+    preconditioner: Inverse | None
+    named: str
 
 
 @dataclass(frozen=True)
@@ -32,30 +47,42 @@ class CG(Solver):
     Args:
         tolerance: relative residual ``‖b − Hx‖/‖b‖`` at which a column stops.
         max_iterations: per column; by default ``min(10 p, 1000)``, enough for every experiment here.
-        preconditioner: ``"none"``, ``"jacobi"``, ``"kronecker"`` (linear models: ``XᵀX/n ⊗ mean A_i``),
-            ``"subsample"`` (linear models: H of some thousand examples, the fewest products for large n) or
-            a callable ``(p, k) -> (p, k)`` that applies an approximation of H⁻¹; one with a true attribute
-            ``varies`` need not be linear, and CG is then the flexible one (Notay, 2000).
+        preconditioner: one of :mod:`.preconditioners` or its name: ``"none"``, ``"jacobi"``, ``"kronecker"``
+            (linear models: ``XᵀX/n ⊗ mean A_i``), ``"subsample"`` (linear models: H of some thousand
+            examples, the fewest products for large n), ``"gauss_newton"`` (networks of some thousand
+            parameters), ``"kfac"`` and ``"ekfac"`` (any network), ``"nystrom"`` (any operator); or a callable
+            ``(p, k) -> (p, k)`` that applies an approximation of H⁻¹. One that ``varies`` from call to call
+            makes CG the flexible one (Notay, 2000).
         raise_on_failure: raise on failure, or return the status with a warning.
+
+    >>> import torch
+    >>> from influence import Dense
+    >>> operator = Dense(torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64)))
+    >>> solution = CG(tolerance=1e-12).solve(operator, torch.ones(2, 1, dtype=torch.float64))
+    >>> solution.value.T, solution.status.name
+    (tensor([[1.0000, 0.2500]], dtype=torch.float64), 'CONVERGED')
     """
 
     tolerance: float = 1e-10
     max_iterations: int | None = None
-    preconditioner: str | Preconditioner = "none"
+    preconditioner: str | Preconditioner | Product = "none"
 
     def __post_init__(self) -> None:
         if not 0 < self.tolerance < 1:
             raise DataError(f"CG tolerance must lie in (0, 1), got {self.tolerance}")
         if self.max_iterations is not None and self.max_iterations < 1:
             raise DataError(f"CG max_iterations must be at least 1, got {self.max_iterations}")
+        if isinstance(self.preconditioner, str):
+            named(self.preconditioner)  # refuses an unknown one now, not after the training
 
-    def prepare(self, operator: Operator) -> tuple[Operator, Preconditioner | None]:
-        return operator, make_preconditioner(self.preconditioner, operator)
+    def prepare(self, operator: Operator) -> CGState:
+        return CGState(operator, *make_preconditioner(self.preconditioner, operator))
 
-    def _solve(self, state: tuple[Operator, Preconditioner | None], B: Tensor) -> Solution:
-        operator, preconditioner = state
+    def _solve(self, state: CGState, B: Tensor) -> Solution:
+        operator, preconditioner = state.operator, state.preconditioner
         limit = self.max_iterations or min(10 * operator.shape[0], 1000)
-        X, counts, curvature = torch.zeros_like(B), torch.zeros(B.shape[1], dtype=torch.long), [None]
+        X, counts = torch.zeros_like(B), torch.zeros(B.shape[1], dtype=torch.long)
+        curvature: float | None = None
         negative = torch.zeros(B.shape[1], dtype=torch.bool)
         residual = torch.where(B.norm(dim=0) > 0, 1.0, 0.0).to(B.dtype)
         for _ in range(_RESTARTS):
@@ -69,12 +96,12 @@ class CG(Solver):
             counts[open_] += run.counts
             negative[open_] |= run.negative
             if run.lowest_curvature is not None:
-                curvature[0] = min(curvature[0] or 0.0, run.lowest_curvature)
+                curvature = min(curvature or 0.0, run.lowest_curvature)
             before = residual[open_]
             residual[open_] = relative_residual(operator, X[:, open_], B[:, open_])
             if bool((residual[open_] > 0.5 * before).all()):
                 break  # rounding, not iterations, is what stands in the way
-        return self._report(X, residual, counts, negative, curvature[0], limit)
+        return self._report(X, residual, counts, negative, curvature, limit, state.named)
 
     def _report(
         self,
@@ -84,6 +111,7 @@ class CG(Solver):
         negative: Tensor,
         curvature: float | None,
         limit: int,
+        named: str,
     ) -> Solution:
         worst = float(residual.max()) if residual.numel() else 0.0
         iterations = int(counts.max()) if counts.numel() else 0
@@ -92,6 +120,7 @@ class CG(Solver):
             "iterations_per_column": counts.tolist(),
             "worst_residual": worst,
             "tolerance": self.tolerance,
+            "preconditioner": named,
             "precision": str(X.dtype).removeprefix("torch."),
         }
         if bool(negative.any()):
@@ -112,7 +141,7 @@ class _Run:
     def __init__(
         self,
         operator: Operator,
-        preconditioner: Preconditioner | None,
+        preconditioner: Inverse | None,
         R: Tensor,
         goal: Tensor,
         limit: Tensor,
@@ -122,8 +151,8 @@ class _Run:
         self.counts = torch.zeros(k, dtype=torch.long)
         self.negative = torch.zeros(k, dtype=torch.bool)
         self.lowest_curvature: float | None = None
-        precondition = preconditioner or (lambda block: block)
-        varies = getattr(preconditioner, "varies", False)
+        precondition = preconditioner or Inverse(lambda block: block)
+        varies = precondition.varies
         live = torch.arange(k)
         X, Z = torch.zeros_like(R), precondition(R)
         P, rz = Z.clone(), (R * Z).sum(0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from influence.curvature.operators import ExampleOperator, Operator, base_of
 from influence.objectives._base import TrainingObjective
-from influence.objectives.structure import GramFactor, Split
+from influence.objectives.structure import Freed, GramFactor, Split
 from influence.solvers._base import relative_residual
 
 _REFINEMENTS = 4  # of a solve whose residual is above the tolerance
@@ -84,7 +85,8 @@ class DenseFactor(ExactState):
 
     def quadratic(self, B: Tensor) -> Tensor:
         half = torch.linalg.solve_triangular(self.factor, B, upper=False)
-        return (half * half).sum(0)
+        result: Tensor = (half * half).sum(0)
+        return result
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ class CoreFactor(ExactState):
         value = (half * half).sum(0)
         if s.shift > 0 and s.q < s.p:  # the square of the difference: a difference of squares is all rounding
             value += ((B - s.lift(inside)) ** 2).sum(0) / s.shift
-        return value
+        result: Tensor = value
+        return result
 
 
 @dataclass(frozen=True)
@@ -132,15 +135,22 @@ class GramForm(ExactState):
     gram: GramFactor
     form = "gram"
 
+    @cached_property
+    def freed(self) -> Freed | None:
+        """What directions without penalty, such as an intercept, add to the inverse."""
+        return Freed.of(self.gram, lambda B: torch.cholesky_solve(B, self.factor))
+
     def inverse(self, B: Tensor) -> Tensor:
         g, B = self.gram, B.to(self.factor.dtype)
         inner = torch.cholesky_solve(g.forward(B), self.factor)
-        return (B - g.backward(inner)) / g.shift
+        solved = (B - g.backward(inner)) / g.shift
+        return solved if self.freed is None else self.freed.add(solved, B)
 
     def quadratic(self, B: Tensor) -> Tensor:
         g = self.gram
         half = torch.linalg.solve_triangular(self.factor, g.forward(B), upper=False)
-        return ((B * B).sum(0) - (half * half).sum(0)) / g.shift
+        result: Tensor = ((B * B).sum(0) - (half * half).sum(0)) / g.shift
+        return result if self.freed is None else result + self.freed.squares(self.freed.Y.T @ B)
 
     def self_quadratics(
         self, objective: TrainingObjective, theta: Tensor, idx: Tensor, block: int = 512
@@ -148,4 +158,8 @@ class GramForm(ExactState):
         base = base_of(self.operator)[0]
         whole = isinstance(base, ExampleOperator) and base.idx is None and base.objective is objective
         closed = objective.gram_quadratics(theta, self.factor, self.gram, idx) if whole else None
-        return super().self_quadratics(objective, theta, idx, block) if closed is None else closed
+        if closed is None:
+            return super().self_quadratics(objective, theta, idx, block)
+        if self.freed is None:
+            return closed
+        return closed + self.freed.squares(objective.directional(theta, self.freed.Y, idx).T)

@@ -91,6 +91,16 @@ class LiSSA(Solver):
 
     Raises:
         DataError: a setting out of its range.
+
+    >>> import torch
+    >>> from influence import Hessian, LinearObjective
+    >>> X = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+    >>> train = LinearObjective(X, torch.tensor([-1, 1, 1, -1]), "logistic", l2=0.1)
+    >>> hessian = Hessian(train, torch.zeros(2, dtype=torch.float64))
+    >>> b = torch.ones(2, 1, dtype=torch.float64)
+    >>> found = LiSSA(depth=500, repeats=500, raise_on_failure=False).solve(hessian, b).value
+    >>> bool((hessian @ found - b).norm() < 0.1 * b.norm())
+    True
     """
 
     depth: int | str = 5000

@@ -29,6 +29,7 @@ from influence.solvers.factors import CoreFactor, DenseFactor, ExactState, GramF
 
 _SAMPLE = 4  # points whose solve is verified with the operator
 _NEGLIGIBLE = 1e-6  # of the largest value: what an error is measured against where a value is smaller
+_ROWS = 1024  # rows of X made dense at a time
 _AFFORDABLE = 1e12  # operations of a QR factor that is made without asking
 
 
@@ -76,6 +77,12 @@ def self_quadratics(
     """``∇ℓ_iᵀ H⁻¹ ∇ℓ_i`` of the training points ``idx (m,)`` by any solver, with error bounds.
 
     Args:
+        objective: what was minimised, with its training data.
+        theta: ``(p,)`` fitted parameters.
+        operator: the curvature, damping included.
+        solver: what solves with it.
+        idx: training points ``(m,)``; all by default.
+        block: training points at a time.
         state: what the solver has prepared for ``operator``; made here by default.
 
     Raises:
@@ -105,8 +112,8 @@ def _exact(
         quick = by_factor(state, objective, theta, idx, block, tolerance)
         if quick.status is Status.CONVERGED:
             return quick
-    except NotPositiveDefiniteError as error:
-        singular = error
+    except NotPositiveDefiniteError as failure:
+        singular = failure
     again = by_least_squares(operator, objective, theta, idx, block, tolerance)
     if again is None and quick is None:
         assert singular is not None
@@ -165,19 +172,41 @@ def _factor_error(
     if isinstance(state, GramForm):
         shift, squares = state.gram.shift, _squares(objective, theta, idx)
         error = growth * squares * (1 + math.sqrt(amplified)) ** 2 / shift + 4 * outputs * value
+        if state.freed is not None:  # an intercept's part is divided by its own small matrix
+            error = error * (1 + 2 / max(state.freed.least, eps))
         if softmax:
             spread = float(objective.X.row_squares().sum()) / (n * shift)  # type: ignore[attr-defined]
             error = error + 4 * softmax * (spread * value + (value * squares / shift).sqrt())
-            error = error + 4 * softmax * (value / shift).sqrt() * _row_norms(objective, idx)
+            error = error + 4 * softmax * (value / shift).sqrt() * _row_norms(objective, theta, idx)
         return error
     error = value * amplified * (growth + 4 * outputs)
     if isinstance(state, CoreFactor) and state.split.q < state.split.p and state.split.shift > 0:
         error = error + growth**2 * _squares(objective, theta, idx) / state.split.shift
+        if softmax:  # r_i is orthogonal to the vector of ones but for its rounding
+            error = error + (4 * softmax * _row_norms(objective, theta, idx)) ** 2 / state.split.shift
     if softmax:
         error = error + value * amplified * softmax * _softmax_share(state, objective, theta)
-        r = objective.output_gradients(theta, idx).norm(dim=1)  # type: ignore[attr-defined]
-        error = error + value * math.sqrt(amplified) * 4 * softmax / r.clamp(min=softmax)
+        off = 4 * softmax * _scaled_rows(state, objective, theta, idx, value)  # ‖D δb‖ of δr = 4 eps
+        error = error + 2 * (value * amplified).sqrt() * off + amplified * off**2
     return error
+
+
+def _scaled_rows(
+    state: ExactState, objective: TrainingObjective, theta: Tensor, idx: Tensor, value: Tensor
+) -> Tensor:
+    """``‖D (1 ⊗ x_i)‖`` with ``D = diag(M)^−½``: how much an error of r_i counts beside M ``(m,)``."""
+    diagonal = (state.factor**2).sum(1)
+    if isinstance(objective, LinearObjective):
+        X = objective.X
+        mask = X.column_mask() if isinstance(state, CoreFactor) else torch.ones(X.d, dtype=torch.bool)
+        columns = int(mask.sum())
+        if columns and len(diagonal) % columns == 0:
+            spread = (1 / diagonal).reshape(-1, columns).sum(0)
+            parts = [X.dense(rows)[:, mask] ** 2 @ spread for rows in idx.split(_ROWS)]
+            return torch.cat(parts).sqrt() if parts else value
+    r: Tensor = objective.output_gradients(theta, idx).norm(dim=1)  # type: ignore[attr-defined]
+    lowest, highest = float(diagonal.min()), float(diagonal.max())
+    return value.sqrt() / r.clamp(min=torch.finfo(r.dtype).eps) * math.sqrt(highest / max(lowest, 1e-300))
 
 
 def _scaled_inverse_norm(factor: Tensor) -> float:
@@ -185,7 +214,8 @@ def _scaled_inverse_norm(factor: Tensor) -> float:
     root = factor.norm(dim=1)[:, None]
 
     def solve(V: Tensor) -> Tensor:
-        return root * torch.cholesky_solve(root * V.to(factor), factor)
+        result: Tensor = root * torch.cholesky_solve(root * V.to(factor), factor)
+        return result
 
     return max(1.0, inverse_norm(solve, len(factor)))
 
@@ -207,8 +237,12 @@ def _squares(objective: TrainingObjective, theta: Tensor, idx: Tensor) -> Tensor
     return objective.self_quadratics(theta, lambda B: (B * B).sum(0), idx)
 
 
-def _row_norms(objective: TrainingObjective, idx: Tensor) -> Tensor | float:
-    return objective.X.row_squares()[idx].sqrt() if isinstance(objective, LinearObjective) else 1.0
+def _row_norms(objective: TrainingObjective, theta: Tensor, idx: Tensor) -> Tensor:
+    """‖x_i‖ of a linear objective: ``(m,)``."""
+    if isinstance(objective, LinearObjective):
+        return objective.X.row_squares()[idx].sqrt()
+    r: Tensor = objective.output_gradients(theta, idx).norm(dim=1)  # type: ignore[attr-defined]
+    return _squares(objective, theta, idx).sqrt() / r.clamp(min=torch.finfo(r.dtype).eps)
 
 
 def _softmax_share(state: ExactState, objective: TrainingObjective, theta: Tensor) -> float:
@@ -232,7 +266,12 @@ def _softmax_share(state: ExactState, objective: TrainingObjective, theta: Tenso
 
 
 def by_least_squares(
-    operator: Operator, objective: TrainingObjective, theta: Tensor, idx: Tensor, block: int, tolerance: float
+    operator: Operator,
+    objective: TrainingObjective,
+    theta: Tensor,  # noqa: ARG001  as its sibling
+    idx: Tensor,
+    block: int,
+    tolerance: float,
 ) -> Quadratics | None:
     """Self-influences of a linear objective by QR in float64, or None: no such form, or too large."""
     base, damping = base_of(operator)
@@ -303,7 +342,8 @@ def _by_solver(
     ``rᵀH⁻¹r ≤ ‖r‖²/μ`` with a proven lower bound μ of the spectrum; without one ``‖r‖‖x‖`` stands for it."""
     state = solver.prepare(operator) if state is None else state
     values, errors = [torch.empty(0, dtype=objective.dtype, device=theta.device)], []
-    status, stats, lowest = Status.CONVERGED, {}, operator.lower_bound()
+    status, lowest = Status.CONVERGED, operator.lower_bound()
+    stats: dict[str, Any] = {}
     eps = torch.finfo(objective.dtype).eps
     for rows in idx.split(block):
         B = objective.example_gradients(theta, rows).T.contiguous()

@@ -24,7 +24,7 @@ from experiments.records.csv import csv_of
 from experiments.records.journal import Journal
 from experiments.records.record import Record
 from experiments.records.table import markdown, paper_and_ours
-from influence.objectives.streaming import StreamedScores
+from influence.score_files import StreamedScores
 from tests.helpers import ROOT, cli, one_sentence
 
 

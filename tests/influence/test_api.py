@@ -164,3 +164,31 @@ def test_an_objective_comes_alone_and_a_model_does_not() -> None:
         Influence("model", "cross_entropy", (x, y))  # type: ignore[arg-type]
     with pytest.raises(DataError, match="k must be"):
         Influence(objective).influence_on((x[:1], y[:1]), k=0)
+
+
+class Siamese(nn.Module):
+    """Two inputs and an output that is a mapping, as in libraries of language models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.head(torch.tanh(self.body(left) - self.body(right)))}
+
+
+def test_data_come_as_loaders_and_models_take_several_inputs() -> None:
+    x, y = data()
+    whole = Influence(net(), "cross_entropy", (x, y), 0.05)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=16)
+    read = Influence(net(), "cross_entropy", loader, 0.05)
+    torch.testing.assert_close(read.objective.gradient(read.theta), whole.objective.gradient(whole.theta))
+    shuffled = torch.utils.data.DataLoader(loader.dataset, batch_size=16, shuffle=True)
+    with pytest.raises(DataError, match="shuffle"):
+        Influence(net(), "cross_entropy", shuffled, 0.05)
+    torch.manual_seed(0)
+    model, pair = Siamese().double(), (x, x.flip(0))
+    found = Influence(model, "cross_entropy", (pair, y), 0.05).fitted()
+    answer = found.influence_on(((x[:2], x[:2].flip(1)), y[:2]), k=2)
+    assert answer.solution.status.value == "converged"
+    assert len(answer.helpful) == 2

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from experiments.benchmark.harness import Adapter, Problem, Work, serve
-from influence.curvature.operators import Damped, Hessian, Operator
+from influence.curvature.operators import Damped, GaussNewton, Hessian, Operator
 from influence.objectives.linear import LinearObjective
 from influence.retraining.leave_one_out import leave_one_out
 from influence.scores import self_influence, test_gradients, up_loss
-from influence.solvers import CG, Exact, LiSSA
+from influence.solvers import CG, Exact, GaussNewtonFactor, LiSSA
 
 DENSE = 1000  # parameters of a network up to which its reference is a dense solve: 2,616 take half an hour
 
@@ -28,13 +28,19 @@ def objectives(problem: Problem) -> tuple[Any, Any]:
     else:
         from influence.objectives.sequential import network_objective
 
-        train = network_objective(problem.model, "cross_entropy", problem.X, problem.y, problem.l2)
+        size = int(problem.options.get("batch_size", 1024))
+        train = network_objective(
+            problem.model, "cross_entropy", problem.X, problem.y, problem.l2, batch_size=size
+        )
+        if problem.facts.get("trainable") == "last":
+            problem.theta = train.initial()
     return train, train.on(problem.test_X, problem.test_y)
 
 
 def operator(problem: Problem, train: Any) -> Operator:
-    """H + δI at the problem's parameters; a fresh one, so that nothing prepared is reused."""
-    hessian = Hessian(train, problem.theta)
+    """H + δI, or G + δI, at the problem's parameters; a fresh one, so that nothing prepared is reused."""
+    kind = GaussNewton if problem.facts.get("curvature") == "gauss_newton" else Hessian
+    hessian = kind(train, problem.theta)
     return Damped(hessian, problem.damping) if problem.damping else hessian
 
 
@@ -153,19 +159,15 @@ def self_scores(problem: Problem) -> Work:
 
 
 def network(problem: Problem) -> Work:
-    """CG for a network with the Gauss–Newton factor as preconditioner, then all n scores."""
+    """CG for a network, with the preconditioner that is asked for, then all n scores."""
     train, test = objectives(problem)
     options = problem.options
 
     def work() -> tuple[Tensor, dict[str, Any]]:
-        from influence.curvature.networks import gauss_newton_preconditioner
-
         gradients = test_gradients(test, problem.theta, list(range(test.n)))
-        preconditioner: Any = "none"
+        preconditioner: Any = options.get("preconditioner", "none")
         if options.get("share"):
-            preconditioner = gauss_newton_preconditioner(
-                train, problem.theta, problem.damping, options["share"]
-            )
+            preconditioner = GaussNewtonFactor(options["share"])
         solver = CG(tolerance=options["tolerance"], preconditioner=preconditioner)
         solution = solver.solve(operator(problem, train), gradients)
         facts = {"iterations": solution.iterations, "residual": float(solution.residual.max())}
@@ -179,11 +181,11 @@ def network_reference(problem: Problem) -> Work:
 
     Neither is taken on trust: the residual of what they give is computed with plain autograd.
     """
-    from influence.curvature.networks import gauss_newton_preconditioner
     from influence.objectives.module import Objective
 
     train, test = objectives(problem)
     plain = Objective(problem.model, "cross_entropy", problem.X, problem.y, problem.l2)
+    middle = problem.facts.get("curvature") == "gauss_newton"
 
     def work() -> tuple[Tensor, dict[str, Any]]:
         damped, theta = operator(problem, train), problem.theta
@@ -191,10 +193,12 @@ def network_reference(problem: Problem) -> Work:
         if train.p <= DENSE:
             method, s_tests = "dense", torch.cholesky_solve(gradients, torch.linalg.cholesky(damped.dense()))
         else:
-            factor = gauss_newton_preconditioner(train, theta, problem.damping, 0.95)
-            solver = CG(tolerance=1e-12, preconditioner=factor)
-            method, s_tests = "cg to 1e-12", solver.solve(damped, gradients).value
-        back = plain.hessian_product(theta, s_tests) + problem.damping * s_tests
+            helper: Any = "nystrom(rank=20)" if middle else GaussNewtonFactor(0.95)
+            goal = 1e-9 if middle else 1e-12
+            solver = CG(tolerance=goal, preconditioner=helper)
+            method, s_tests = f"cg to {goal:g}", solver.solve(damped, gradients).value
+        product = plain.gauss_newton_product if middle else plain.hessian_product
+        back = product(theta, s_tests) + problem.damping * s_tests
         residual = float((back - gradients).norm() / gradients.norm())
         return scores(problem, train, s_tests), {"method": method, "residual_by_autograd": residual}
 

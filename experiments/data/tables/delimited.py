@@ -86,7 +86,7 @@ def detected_separator(text: str, plain: bool = False) -> str:
     sample = text[: 400 * _SAMPLE * 10]
     best, chosen = (0.0, 0), ","
     for sign in CANDIDATES:
-        quoting = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+        quoting: Any = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
         rows = []
         for row in csv.reader(io.StringIO(sample, newline=""), delimiter=sign, quoting=quoting):
             if any(cell.strip() for cell in row):
@@ -144,7 +144,7 @@ def _table(
 
 def _rows(text: str, separator: str, quoting: bool, skipped: int) -> Any:
     """(line, cells) of every row that is not empty."""
-    mode = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
+    mode: Any = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=mode, strict=quoting)
     line = 1
     try:
@@ -270,7 +270,7 @@ class _Columns:
 
 
 def _decimal(frame: Any, separator: str, settings: Options, notes: list[str]) -> str | None:
-    """The decimal sign of the file, None where nothing tells."""
+    """The decimal sign of the file, None if nothing tells."""
     if settings.decimal != "auto":
         return {"point": ".", "comma": ","}[settings.decimal]
     commas = points = 0

@@ -53,7 +53,8 @@ def read_columns(table: Table, labels: Labels, settings: Options, special: dict[
     def where(row: int) -> str:
         return f"{table.place} {lines[row]}"
 
-    columns, seen = [], {}
+    columns: list[Any] = []
+    seen: dict[Any, Any] = {}
     for name in frame.columns:
         if name == labels.name:
             continue

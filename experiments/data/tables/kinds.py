@@ -59,7 +59,7 @@ class Column:
 
 
 def missing_cells(series: Any, settings: Options) -> np.ndarray:
-    """``(n,)`` True where a cell counts as missing."""
+    """``(n,)`` True if a cell counts as missing."""
     found = series.isna().to_numpy(dtype=bool, na_value=True)
     if series.dtype.kind in "biufcmM":
         return found
@@ -95,9 +95,10 @@ def kind_of(series: Any, settings: Options, decimal: str | None, where: Callable
 
 
 def _objects(series: Any, missing: np.ndarray) -> np.ndarray:
-    """``(n,)`` texts, None where missing."""
+    """``(n,)`` texts, None if missing."""
     values = series.astype("str").to_numpy(dtype=object, na_value=None)
-    return np.where(missing, None, values)
+    found: np.ndarray = np.where(missing, None, values)  # type: ignore[assignment]
+    return found
 
 
 def _number_column(
@@ -109,7 +110,7 @@ def _number_column(
     where: Callable[[int], str],
     forced: bool,
 ) -> Column | None:
-    """The column as numbers, None where too few cells are numbers."""
+    """The column as numbers, None if too few cells are numbers."""
     numbers, how = numbers_of(series, missing, decimal)
     finite = np.isfinite(numbers)
     stray = ~finite & ~missing
@@ -156,7 +157,7 @@ def numbers_of(series: Any, missing: np.ndarray, decimal: str | None) -> tuple[n
 
 
 def _number(cell: str, decimal: str | None) -> tuple[float, str]:
-    """A cell as a number and how it is written; NaN where it is none."""
+    """A cell as a number and how it is written; NaN if it is none."""
     text = cell.strip()
     if re.fullmatch(r"[-+]?0[xX][0-9a-fA-F]+", text):
         return float(int(text, 16)), "hexadecimal"
@@ -201,7 +202,7 @@ def _date_column(
     where: Callable[[int], str],
     forced: bool,
 ) -> Column | None:
-    """The column as dates, None where too few cells are dates."""
+    """The column as dates, None if too few cells are dates."""
 
     texts = series.astype("str").str.strip().mask(missing)
     present = texts[~missing]
@@ -274,7 +275,7 @@ def _words_column(name: str, values: np.ndarray, missing: np.ndarray) -> Column:
 
 
 def looks_like_id(column: Column, rows: int) -> str:
-    """Why a column only tells the rows apart; empty where it may hold more."""
+    """Why a column only tells the rows apart; empty if it may hold more."""
     if column.missing or rows < 20:
         return ""
     if column.kind == "number":

@@ -77,7 +77,7 @@ def _shown(columns: list[str]) -> str:
 
 
 def read_labels(table: Table, name: str, settings: Options) -> Labels:
-    """Classes or numbers; UserError where there is nothing to learn."""
+    """Classes or numbers; UserError if there is nothing to learn."""
     series, notes = table.frame[name], []
     given = series.astype("str").to_numpy(dtype=object, na_value="")
     texts = np.array([cell.strip() for cell in given], dtype=object)

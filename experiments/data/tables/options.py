@@ -58,7 +58,7 @@ class Options:
     min_df: int = option(2, "rows that a word must occur in to get a feature")
 
 
-def checked(item: Field[Any], value: Any) -> Any:
+def checked(item: Field[Any], value: Any) -> Any:  # noqa: C901  one branch per kind of option
     """``value`` in the type of the field."""
     kind, name = str(item.type), item.name
     if name == "header" and isinstance(value, bool):

@@ -6,6 +6,7 @@ import codecs
 import gzip
 import hashlib
 import io
+import unicodedata
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,10 +203,16 @@ def _legacy(content: bytes) -> tuple[str, str]:
         from charset_normalizer import from_bytes
 
         best = from_bytes(sample).best()
-        if best is not None and best.encoding not in ("ascii", "utf_8"):
+        if best is not None and best.encoding not in ("ascii", "utf_8") and not _latin(str(best)):
             return best.encoding.replace("_", "-"), "guessed from its letters"
     try:
         content.decode("cp1252")
     except UnicodeDecodeError:
         return "latin-1", "because it is neither UTF-8 nor cp1252"
     return "cp1252", "because it is not UTF-8 and most letters are western"
+
+
+def _latin(text: str) -> bool:
+    """Whether most letters outside ASCII are Latin: statistics cannot tell such encodings in a few words."""
+    letters = [unicodedata.name(sign, "") for sign in text if ord(sign) > 127 and sign.isalpha()]
+    return sum(name.startswith("LATIN") for name in letters) > 0.5 * len(letters)

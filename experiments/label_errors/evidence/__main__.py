@@ -45,9 +45,9 @@ def main(given: Given) -> None:
         print(
             f"{source.name}: {found['rows']} rows, {found['features']} features, {found['classes']} classes"
         )
-    found = [json.loads(path.read_text()) for path in sorted(parts.glob("*.json"))]
-    if found:
-        show.write(found, folder)
+    measured = [json.loads(path.read_text()) for path in sorted(parts.glob("*.json"))]
+    if measured:
+        show.write(measured, folder)
 
 
 def machine() -> dict[str, Any]:

@@ -27,10 +27,10 @@ def wanted() -> tuple[list[str], list[tuple[str, str, str]]]:
             else ""
         )
         if target == "KEEL":
-            keel = [item.value for item in ast.walk(node) if isinstance(item, ast.Constant)]
+            keel = [str(item.value) for item in ast.walk(node) if isinstance(item, ast.Constant)]
         if target == "R":
             for call in (item for item in ast.walk(node) if isinstance(item, ast.Call)):
-                name, _, item, label = (argument.value for argument in call.args)
+                name, _, item, label = (ast.literal_eval(argument) for argument in call.args)
                 of_r.append((name, item, label))
     return keel, of_r
 

@@ -23,18 +23,6 @@ from experiments.label_errors.settings import Settings, settings
 
 FOLDS = 5  # of the probabilities that cleanlab is given, as it recommends
 FIXED = 0.01  # λ of the older command
-METHODS = {
-    "held_loss": "ours: loss without the row (default)",
-    "held_margin": "ours: margin without the row",
-    "linear": "loss without the row, linear model alone",
-    "loss": "training loss, λ chosen",
-    "loss_fixed": "training loss, λ = 0.01",
-    "self_influence": "self-influence, λ chosen",
-    "self_influence_fixed": "self-influence, λ = 0.01",
-    "cleanlab": "cleanlab, out-of-fold, the same models",
-    "cleanlab_linear": "cleanlab, out-of-fold, linear model",
-    "neighbours": "10 nearest rows",
-}
 
 
 def quiet(text: str) -> None:
@@ -47,6 +35,7 @@ def measured(frame: Any, peer: Path | None, progress: Any) -> dict[str, Any]:
     Args:
         frame: the clean table, its labels in ``label``.
         peer: the python that has cleanlab, None without it.
+        progress: told how much is done.
     """
     chosen = settings(label="label")
     table = of_frame(frame)
@@ -60,11 +49,11 @@ def measured(frame: Any, peer: Path | None, progress: Any) -> dict[str, Any]:
         for rate in RATES:
             for seed in range(SEEDS):
                 wrongly, wrong = planted(y, clean.held, kind, rate, seed)
-                case = {"kind": kind, "rate": rate, "seed": seed, "wrong": wrong}
+                case: dict[str, Any] = {"kind": kind, "rate": rate, "seed": seed, "wrong": wrong}
                 scores, seconds, result = _scores(features, wrongly, classes, chosen)
                 case |= {"scores": scores, "seconds": seconds, "expected": list(result.expected)}
                 name = f"{kind}-{rate}-{seed}"
-                for method, probabilities, spent in _folds(features, wrongly, classes, result, seed):
+                for method, probabilities, spent in _folds(wrongly, classes, result, seed):
                     given[f"{method}/{name}.labels"] = wrongly
                     given[f"{method}/{name}.probabilities"] = probabilities
                     case["seconds"][method] = spent
@@ -101,7 +90,7 @@ def _scores(
     return scores, seconds, result
 
 
-def _folds(features: Features, y: np.ndarray, classes: int, result: Assessment, seed: int) -> Any:
+def _folds(y: np.ndarray, classes: int, result: Assessment, seed: int) -> Any:
     """What cleanlab is given: out-of-fold probabilities of the same models and shares, and of the linear one.
 
     The nearest rows leave each row out anyway, so their opinion is the same here and there.
@@ -117,7 +106,7 @@ def _folds(features: Features, y: np.ndarray, classes: int, result: Assessment, 
         for model in result.models
     }
     spent = time.process_time() - start
-    mixed = sum(o.share * parts.get(o.name, o.held) for o in result.opinions)
+    mixed: Any = sum(o.share * parts.get(o.name, o.held) for o in result.opinions)
     yield "cleanlab", mixed / mixed.sum(1, keepdims=True), spent
     yield "cleanlab_linear", parts["linear"], spent / len(parts)
 
@@ -127,7 +116,8 @@ def _cleanlab(given: dict[str, np.ndarray], cases: list[dict[str, Any]], peer: P
     script = Path(__file__).with_name("peer_cleanlab.py")
     with tempfile.TemporaryDirectory() as place:
         source, target = Path(place) / "in.npz", Path(place) / "out.npz"
-        np.savez(source, **{key.replace("/", "|"): value for key, value in given.items()})
+        arrays: dict[str, Any] = {key.replace("/", "|"): value for key, value in given.items()}
+        np.savez(source, **arrays)
         done = subprocess.run(
             [str(peer), str(script), str(source), str(target)], capture_output=True, text=True, check=False
         )

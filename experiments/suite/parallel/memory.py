@@ -17,12 +17,12 @@ _TRIM, _PAD, _MMAP, _ARENAS = -1, -2, -3, -8
 
 
 def _of_libc(name: str) -> Any:
-    """A function of the C library, None where it has none of that name."""
+    """A function of the C library, None if it has none of that name."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def keep_freed() -> bool:
-    """Asks glibc to keep what is freed, in one arena for all threads; False where there is no glibc.
+    """Asks glibc to keep what is freed, in one arena for all threads; False if there is no glibc.
 
     Changes no number. Call it before threads are started, and ``give_back`` between units of work.
     """

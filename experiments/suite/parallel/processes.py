@@ -26,7 +26,9 @@ _PATIENCE = 10.0  # seconds that a process told to end is given before it is kil
 Work = Callable[[Any], Any]
 
 
-def spread(work: Work, units: Sequence[Any], workers: int) -> Iterator[tuple[Any, Any]]:
+def spread(  # noqa: C901  one loop that hands out, takes in and survives deaths
+    work: Work, units: Sequence[Any], workers: int
+) -> Iterator[tuple[Any, Any]]:
     """``(unit, work(unit))`` in the order in which they are finished.
 
     work: can be pickled; every process calls its own copy, so it may keep what it has computed. workers: 0

@@ -54,7 +54,7 @@ def _told_to_stop(*_: Any) -> None:
 
     raise DistributedError(
         f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} was told to stop: another rank ended; "
-        "start the job again with the same output= and it goes on from its journal"
+        "start the job again with the same output=: it resumes from its journal"
     )
 
 

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from experiments.data.archive import folder_digest
 from experiments.data.errors import ChecksumMismatch
+from experiments.data.fetch import obtain
 from experiments.data.one_dog import SEQUENCE, evenly, load
 from experiments.errors import ConfigError, UserError
 from experiments.models import backbones
@@ -187,6 +189,35 @@ def test_an_altered_file_in_the_mirror_and_none_at_all_are_refused(tmp_path: Pat
     (tmp_path / "weights/inception_v3_2015_to_mixed_7a.pth").write_bytes(b"altered")
     with pytest.raises(ChecksumMismatch, match="9d13d91f"):
         backbones.load("inception_v3_7a", size=299, mirror=str(tmp_path))
+
+
+def test_an_altered_photograph_is_refused_whatever_the_archive(tmp_path: Path) -> None:
+    """The frames decide, not the wrapper: a zip of the whole collection and a tar of sixty hash alike."""
+    import io
+    import tarfile
+    import zipfile
+
+    frames_of = {f"{i:05d}.jpg": bytes([i]) * 9 for i in range(3)}
+    digests = []
+    for name, prefix in (("a.tar", "dog/"), ("b.zip", "DAVIS/JPEGImages/480p/dog/")):
+        if name.endswith("tar"):
+            with tarfile.open(tmp_path / name, "w") as archive:
+                for frame in reversed(frames_of):
+                    info = tarfile.TarInfo(prefix + frame)
+                    info.size = len(frames_of[frame])
+                    archive.addfile(info, io.BytesIO(frames_of[frame]))
+        else:
+            with zipfile.ZipFile(tmp_path / name, "w") as archive:
+                for frame, content in frames_of.items():
+                    archive.writestr(prefix + frame, content)
+                archive.writestr("DAVIS/Annotations/480p/dog/00000.png", b"a mask")
+                archive.writestr("DAVIS/JPEGImages/480p/dog-agility/00000.jpg", b"another dog")
+        digests.append(folder_digest(tmp_path / name, "dog", 1 << 20))
+    assert digests[0] == digests[1]
+    (tmp_path / "dogfish").mkdir()
+    (tmp_path / "a.tar").rename(tmp_path / SEQUENCE.path)
+    with pytest.raises(ChecksumMismatch, match=r"names and contents of dog/\*\.jpg"):
+        obtain(SEQUENCE, mirror=tmp_path)
 
 
 def test_thirty_of_sixty_are_every_second_one() -> None:

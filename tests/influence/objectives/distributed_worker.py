@@ -30,7 +30,8 @@ from influence import (
 )
 from influence.objectives import distributed
 from influence.objectives.sequential import network_objective
-from influence.objectives.streaming import ArraySource, stream, stream_scores
+from influence.objectives.streaming import ArraySource, stream
+from influence.score_files import stream_scores
 
 
 def linear(n: int = 203, d: int = 9, c: int = 4) -> LinearObjective:

@@ -76,6 +76,29 @@ def test_derivatives_equal_autograd(loss, sparse):
             torch.testing.assert_close(solution.value, truth, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("damping", [0.0, 0.2])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_more_inputs_than_examples_go_through_the_gram_form(loss, damping):
+    objective = problem(loss, shape=(9, 30))
+    theta = fit(objective).theta
+    damped = Damped(Hessian(objective, theta), damping)
+    inside = test_gradients(objective, theta, [0, 3, 5])
+    state = Exact().prepare(damped)
+    assert state.form == "gram"
+    dense = damped.dense()
+    truth = torch.linalg.lstsq(dense, inside, driver="gelsd").solution
+    torch.testing.assert_close(Exact().apply(state, inside).value, truth, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(state.quadratic(inside), (inside * truth).sum(0), rtol=1e-7, atol=1e-9)
+    own = self_influence(objective, theta, damped, idx=torch.tensor([0, 3, 5]))
+    torch.testing.assert_close(own, (inside * truth).sum(0), rtol=1e-7, atol=1e-9)
+    s = Exact().apply(state, inside).value
+    quick = removal_change(objective, theta, s, correction="leverage", operator=damped)
+    slow = removal_change(
+        objective, theta, s, correction="leverage", operator=damped, solver=CG(tolerance=1e-13)
+    )
+    torch.testing.assert_close(quick, slow, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["breast_cancer", "wine"])
 def test_equals_scikit_learns_unpenalised_intercept(name):
     X, y = (load_breast_cancer if name == "breast_cancer" else load_wine)(return_X_y=True)

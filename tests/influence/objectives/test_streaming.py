@@ -17,11 +17,12 @@ from influence import (
     Hessian,
     fit,
     predicted_change,
+    score_files,
     self_influence,
     up_loss,
 )
-from influence.objectives import streaming
-from influence.objectives.streaming import ArraySource, ProducedSource, StreamedScores, stream, stream_scores
+from influence.objectives.streaming import ArraySource, ProducedSource, stream
+from influence.score_files import StreamedScores, stream_scores
 from tests.helpers import PATIENCE, ROOT, environment
 from tests.influence.objectives.distributed_worker import contract, linear, network
 
@@ -114,7 +115,7 @@ def test_a_failed_write_leaves_no_half_part(tmp_path: Path, monkeypatch: pytest.
 
     scores_of(tmp_path / "whole", linear())
     with monkeypatch.context() as patched:
-        patched.setattr(streaming.os, "fsync", full)
+        patched.setattr(score_files.os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
             scores_of(tmp_path / "scores", linear())
     assert list((tmp_path / "scores").iterdir()) == []
@@ -152,7 +153,8 @@ import numpy as np, torch
 from influence import Hessian, LinearObjective
 from influence.objectives.sequential import network_objective
 from influence.objectives import streaming
-from influence.objectives.streaming import ArraySource, ProducedSource, stream, stream_scores
+from influence.objectives.streaming import ArraySource, ProducedSource, stream
+from influence.score_files import stream_scores
 kind, n, batch, folder = sys.argv[1], int(sys.argv[2]), 1000, sys.argv[3]
 torch.set_num_threads(1)
 g = torch.Generator().manual_seed(0)

@@ -22,7 +22,7 @@ from influence import (
     Status,
     fit,
 )
-from influence.objectives import subsampling
+from influence.solvers import Subsample
 from tests.influence.problems import LOSSES, linear_problem, random_theta, spd
 
 SOLVERS = {
@@ -111,57 +111,53 @@ def test_a_good_preconditioner_saves_iterations():
     assert CG(preconditioner=factor.inverse).solve(operator, b).iterations <= 2
 
 
-@pytest.fixture
-def small_parts(monkeypatch):
-    """The preconditioner ``subsample`` from 150 examples."""
-    monkeypatch.setattr(subsampling, "SIZE", 150)
+SMALL_PARTS = Subsample(size=150)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("k", [1, 5])
 @pytest.mark.parametrize("part", [False, True])
-def test_a_preconditioner_from_a_part_of_the_examples(small_parts, loss, dtype, k, part):
+def test_a_preconditioner_from_a_part_of_the_examples(loss, dtype, k, part):
     objective = linear_problem(loss, n=900, d=20, dtype=dtype)
     theta, idx = 0.3 * random_theta(objective), torch.arange(899, 100, -1) if part else None
     operator = Damped(Hessian(objective, theta, idx), 0.05)
     B = random_theta(objective, seed=3, k=k)
     tolerance = 1e-11 if dtype is torch.float64 else 1e-5
-    rough = CG(tolerance=tolerance, preconditioner="subsample").solve(operator, B)
+    rough = CG(tolerance=tolerance, preconditioner=SMALL_PARTS).solve(operator, B)
     oracle = torch.linalg.solve(operator.dense(), B)
     close = {"rtol": 1e-8, "atol": 1e-9} if dtype is torch.float64 else {"rtol": 1e-3, "atol": 1e-4}
     torch.testing.assert_close(rough.value, oracle, **close)
     assert rough.status is Status.CONVERGED
 
 
-def test_a_part_of_real_data_saves_most_products_with_all_of_it(monkeypatch):
-    monkeypatch.setattr(subsampling, "SIZE", 440)
+def test_a_part_of_real_data_saves_most_products_with_all_of_it():
     X, y = load_digits(return_X_y=True)
     objective = LinearObjective(X / 16, y, "cross_entropy", 0.001)
     operator = Hessian(objective, fit(objective, tolerance=1e-6).theta)
     b = random_theta(objective, seed=3)
     plain, kronecker, rough = (
         CG(tolerance=1e-6, preconditioner=name).solve(operator, b).iterations
-        for name in ("none", "kronecker", "subsample")
+        for name in ("none", "kronecker", "subsample(size=440)")
     )
     assert rough < 0.75 * kronecker < 0.75 * plain
 
 
-def test_few_examples_are_preconditioned_by_their_kronecker_factors(small_parts):
+def test_few_examples_are_preconditioned_by_their_kronecker_factors():
     objective = linear_problem("logistic", n=599, d=20)
     operator = Hessian(objective, random_theta(objective))
     b = random_theta(objective, seed=3)
-    solutions = [CG(preconditioner=name).solve(operator, b).value for name in ("kronecker", "subsample")]
+    solutions = [CG(preconditioner=name).solve(operator, b).value for name in ("kronecker", SMALL_PARTS)]
     assert torch.equal(*solutions)
 
 
-def test_a_part_of_negative_curvature_does_not_spoil_the_answer(small_parts):
+def test_a_part_of_negative_curvature_does_not_spoil_the_answer():
     objective = linear_problem("logistic", n=900, d=20)
     weights = torch.full((900,), 1.3, dtype=torch.float64)
     weights[torch.arange(150) * 900 // 150] = -0.5  # exactly the part
     operator = Hessian(objective.with_weights(weights), random_theta(objective))
     b = random_theta(objective, seed=3)
-    found = CG(tolerance=1e-10, preconditioner="subsample").solve(operator, b)
+    found = CG(tolerance=1e-10, preconditioner=SMALL_PARTS).solve(operator, b)
     torch.testing.assert_close(found.value, torch.linalg.solve(operator.dense(), b), rtol=1e-7, atol=1e-9)
 
 

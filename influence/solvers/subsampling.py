@@ -11,13 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-SIZE = 4096  # examples of the part; fewer than LEAST times as many in all are not worth the trouble
-LEAST = 4
 _TOLERANCE, _ITERATIONS = 0.1, 60  # of the inner solve
 
 
@@ -27,7 +24,6 @@ class RoughInverse:
 
     product: Callable[[Tensor], Tensor]
     factors: Callable[[Tensor], Tensor]
-    varies = True  # for CG: not the same linear map at every call
 
     def __call__(self, R: Tensor) -> Tensor:
         X, residual, Z = torch.zeros_like(R), R, self.factors(R)
@@ -46,22 +42,3 @@ class RoughInverse:
             following = (residual * Z).sum(0)
             P, rz = Z + (following / rz) * P, following
         return X
-
-
-def subsampled(
-    objective: Any, theta: Tensor, idx: Tensor | None, damping: float
-) -> RoughInverse | Callable[[Tensor], Tensor]:
-    """An approximation of ``(H + damping·I)⁻¹`` at θ from at most ``SIZE`` of the examples ``idx``.
-
-    objective: a :class:`~.linear.LinearObjective`. With few examples, its Kronecker factors alone.
-    """
-    n = objective.n if idx is None else len(idx)
-    if n < LEAST * SIZE:
-        return objective.kronecker_at(theta, idx, damping)
-    chosen = torch.arange(SIZE, device=objective.device) * n // SIZE
-    part = objective.subset(chosen if idx is None else idx[chosen])
-    hessian = part.hessian_at(theta)
-    return RoughInverse(
-        lambda V: hessian(V).add_(V, alpha=damping) if damping else hessian(V),
-        part.kronecker_at(theta, None, damping),
-    )

@@ -1,0 +1,102 @@
+"""Independent derivatives of small modules in float64: plain autograd gradients and central differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from influence.objectives.inputs import take
+from influence.objectives.module import Objective
+
+H = 1e-5
+
+
+class Differences:
+    """Derivatives of an objective, from its module at θ and torch alone.
+
+    Args:
+        objective: in float64, without L2.
+        loss: ``(outputs, targets) -> (m,)``.
+    """
+
+    def __init__(self, objective: Objective, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.o, self.loss = objective, loss
+
+    def _losses(self, theta: Tensor, x, y: Tensor):
+        module = self.o.module(theta)
+        args, kwargs = self.o.network._arguments(x)
+        with torch.enable_grad():
+            outputs = module(*args, **kwargs)
+            outputs = outputs[:, None] if outputs.ndim == 1 else outputs
+            return module, outputs, self.loss(outputs, y)
+
+    def example_gradients(self, theta: Tensor) -> Tensor:
+        """``(n, p)``, one example at a time."""
+        return torch.stack([self._gradient(theta, slice(i, i + 1)) for i in range(self.o.n)])
+
+    def _gradient(self, theta: Tensor, rows: slice) -> Tensor:
+        module, _, losses = self._losses(theta, take(self.o.inputs, rows), self.o.targets[rows])
+        return self._collected(module, losses.sum())
+
+    def _collected(self, module: torch.nn.Module, total: Tensor) -> Tensor:
+        total.backward()
+        named = {n: torch.zeros_like(w) if w.grad is None else w.grad for n, w in module.named_parameters()}
+        return self.o.network.flatten(named)
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """∇R ``(p,)``."""
+        return self._gradient(theta, slice(None)) / self.o.n
+
+    def value(self, theta: Tensor) -> Tensor:
+        """R(θ)."""
+        return self._losses(theta, self.o.inputs, self.o.targets)[2].detach().mean()
+
+    def outputs(self, theta: Tensor) -> Tensor:
+        """``(n, c)``."""
+        return self._losses(theta, self.o.inputs, self.o.targets)[1].detach()
+
+    def along(self, function: Callable[[Tensor], Tensor], theta: Tensor, v: Tensor) -> Tensor:
+        """The derivative of ``function`` along v: central differences with their h² term removed."""
+        h = H * max(1.0, float(theta.norm())) / float(v.norm())
+
+        def central(s: float) -> Tensor:
+            return (function(theta + s * v) - function(theta - s * v)) / (2 * s)
+
+        return (4 * central(h) - central(2 * h)) / 3
+
+    def hessian(self, theta: Tensor, v: Tensor) -> Tensor:
+        """∇²R v."""
+        return self.along(self.gradient, theta, v)
+
+    def gauss_newton(self, theta: Tensor, v: Tensor) -> Tensor:
+        """``(1/n) Σ J_iᵀ B_i J_i v`` with the J v from differences of the outputs."""
+        tangent = self.along(self.outputs, theta, v)
+        outputs = self.outputs(theta)
+        bent = torch.stack([self._bent(outputs[i], i, tangent[i]) for i in range(self.o.n)])
+        module, out, _ = self._losses(theta, self.o.inputs, self.o.targets)
+        return self._collected(module, (out * bent).sum()) / self.o.n
+
+    def _bent(self, row: Tensor, i: int, u: Tensor) -> Tensor:
+        y = self.o.targets[i : i + 1]
+        hessian = torch.autograd.functional.hessian(lambda r: self.loss(r[None], y).sum(), row)
+        return hessian @ u
+
+    def directional(self, theta: Tensor, v: Tensor) -> Tensor:
+        """∇ℓ_i·v from differences of the losses: ``(n,)``."""
+        return self.along(lambda t: self._losses(t, self.o.inputs, self.o.targets)[2].detach(), theta, v)
+
+    def mixed(self, theta: Tensor, v: Tensor) -> Tensor:
+        """∇_x (v·∇_θ ℓ_i)."""
+
+        def input_gradient(t: Tensor) -> Tensor:
+            x = self.o.inputs.clone().requires_grad_(True)
+            return torch.autograd.grad(self._losses(t, x, self.o.targets)[2].sum(), x)[0]
+
+        return self.along(input_gradient, theta, v)
+
+
+def gap(ours: Tensor, oracle: Tensor, floor: float = 1e-9) -> float:
+    """Relative error in the norm; against ``floor`` where the oracle vanishes."""
+    return float((ours - oracle).norm()) / max(float(oracle.norm()), floor)

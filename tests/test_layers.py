@@ -1,0 +1,65 @@
+"""The house stays simple: no circle between rooms, and few pairs of rooms that know each other.
+
+``make lint`` checks the layers themselves (pyproject.toml, import-linter); here the pairs are counted.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import grimp
+import pytest
+
+from experiments.suite.commands import COMMANDS
+
+GROUND = {"errors", "ranges", "schema"}
+PAIRS = 120  # 212 before the suite had rooms
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    return grimp.build_graph("experiments", "influence")
+
+
+def room(module: str) -> str:
+    """A package of the suite; its commands, its ground and the library are a room each."""
+    package, *inside = module.split(".")
+    if package == "influence" or not inside:
+        return package
+    if inside[0] in GROUND:
+        return "ground"
+    return "commands" if inside[0] in {*COMMANDS, "__main__"} else inside[0]
+
+
+def pairs(graph: grimp.ImportGraph) -> set[tuple[str, str]]:
+    """Rooms of which the first imports the second."""
+    found = {
+        (room(module), room(other))
+        for module in graph.modules
+        for other in graph.find_modules_directly_imported_by(module)
+    }
+    return {(one, other) for one, other in found if one != other}
+
+
+def test_few_rooms_know_each_other(graph: grimp.ImportGraph) -> None:
+    found = pairs(graph)
+    assert len(found) <= PAIRS, sorted(found)
+    assert ("commands", "verification") in found  # the count sees what there is
+
+
+def test_no_two_rooms_import_each_other_over_any_way(graph: grimp.ImportGraph) -> None:
+    below: dict[str, set[str]] = defaultdict(set)
+    for one, other in pairs(graph):
+        below[one].add(other)
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        left = [start]
+        while left:
+            for other in below[left.pop()] - seen:
+                seen.add(other)
+                left.append(other)
+        return seen
+
+    circles = sorted(name for name in list(below) if name in reached(name))
+    assert not circles
