@@ -103,6 +103,7 @@ CHANGED: dict[str, Any] = {
     "backbone.size": 24,
     "experiment.factors": [1.0, 0.2],
     "experiment.activations": ["selu"],
+    "experiment.iterations": 1,
     "experiment.depths": [2],
     "experiment.decays": [0.02],
     "solver.scale": 50.0,
