@@ -30,6 +30,16 @@ _LOSSES: dict[str, type[Loss]] = {
 }  # fmt: skip
 
 
+_OTHER_NAMES = {
+    "mse": "squared_error, which is half of it",
+    "l2": "squared_error",
+    "bce": "binary_cross_entropy",
+    "ce": "cross_entropy",
+    "nll": "cross_entropy, on outputs before log_softmax",
+    "multilabel": "binary_cross_entropy",
+}
+
+
 def get_loss(name: LossLike, **settings: Any) -> Loss:
     """The loss called ``name``; ``settings`` are its fields (``temperature`` of smooth_hinge).
 
@@ -51,8 +61,9 @@ def get_loss(name: LossLike, **settings: Any) -> Loss:
             return CallableLoss(name, **settings)
         raise DataError(f"a loss is a name, a Loss, a loss module or a function, got {type(name).__name__}")
     if name not in _LOSSES:
+        hint = f" (for {name} use {_OTHER_NAMES[name]})" if name in _OTHER_NAMES else ""
         raise DataError(
-            f"unknown loss {name!r}; known losses are {', '.join(sorted(_LOSSES))}; a function "
+            f"unknown loss {name!r}{hint}; known losses are {', '.join(sorted(_LOSSES))}; a function "
             "loss(outputs, targets), a torch loss module and a subclass of influence.Loss work too"
         )
     try:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from influence.arrays import as_tensor
 from influence.errors import DataError
 
 
@@ -95,7 +96,7 @@ class Loss(ABC):
         Raises:
             DataError: targets that are no numbers, or NaN.
         """
-        tensor = as_tensor(targets, device)
+        tensor = as_tensor(targets, "the targets", device)
         if tensor.is_complex():
             raise DataError(f"{self.name} needs real targets, got {tensor.dtype}")
         return finite(tensor.to(dtype), "the targets")
@@ -119,21 +120,6 @@ class Loss(ABC):
 
     def check_range(self, targets: Tensor, n_outputs: int) -> None:  # noqa: B027 - a loss may take any target
         """Raises DataError for targets that this loss cannot take."""
-
-
-def as_tensor(targets: Any, device: torch.device | str | None = None) -> Tensor:
-    """Numbers of any common kind as a tensor.
-
-    Raises:
-        DataError: texts, objects or ragged lists.
-    """
-    try:
-        return torch.as_tensor(targets, device=device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        kind = type(targets).__name__
-        raise DataError(
-            f"targets of type {kind} are no array of numbers ({error}); pass integers or floats"
-        ) from None
 
 
 def finite(targets: Tensor, what: str) -> Tensor:

@@ -17,6 +17,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from influence.arrays import as_tensor
 from influence.errors import DataError
 
 # Below these densities a CSR product beats the dense one (measured on MNIST-sized data, two cores).
@@ -246,7 +247,7 @@ def as_matrix(
         if x.nnz >= SPARSE_BELOW[dtype] * x.shape[0] * x.shape[1]:
             return DenseMatrix(torch.from_numpy(x.toarray()).to(device or "cpu"))
     else:
-        tensor = torch.as_tensor(x)
+        tensor = as_tensor(x, "the entries of X", copy=False)
         tensor = tensor.to(dtype=dtype, device=device or tensor.device)
         _check_finite(tensor, "X")
         density = float((tensor != 0).double().mean()) if tensor.numel() else 1.0

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
+from influence.arrays import as_tensor
 from influence.errors import DataError
 
 Inputs = Any  # Tensor | tuple[Inputs, ...] | list[Inputs] | dict[str, Inputs]
@@ -141,32 +141,6 @@ def _tensors(inputs: Any, what: str, device: torch.device | None) -> Inputs:
     if several:
         return tuple(_tensors(part, what, device) for part in inputs)
     return as_tensor(inputs, what, device)
-
-
-def as_tensor(values: Any, what: str, device: torch.device | None = None) -> Tensor:
-    """A tensor from an array, a table, a list or a number.
-
-    Raises:
-        DataError: text or other objects, or a ragged list.
-    """
-    if isinstance(values, Tensor):
-        return values
-    if sparse.issparse(values):
-        values = values.toarray()
-    elif type(values).__module__.partition(".")[0] in ("pandas", "polars"):
-        values = values.to_numpy()
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise DataError(f"{what} are ragged ({error}); pad them to one length") from None
-    if array.dtype.kind not in "fiub":
-        raise DataError(
-            f"{what} hold {array.dtype}, not numbers; encode text as integers first "
-            "(sklearn.preprocessing.LabelEncoder, or pandas.factorize)"
-        )
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
-        array = array.astype(np.int64)
-    return torch.tensor(np.ascontiguousarray(array), device=device)
 
 
 def _read(source: DataLoader[Any] | Dataset[Any]) -> tuple[Inputs, Tensor]:

@@ -196,6 +196,8 @@ def _scaled_rows(
 ) -> Tensor:
     """``‖D (1 ⊗ x_i)‖`` with ``D = diag(M)^−½``: how much an error of r_i counts beside M ``(m,)``."""
     diagonal = (state.factor**2).sum(1)
+    if not len(diagonal):  # every column of X is zero: nothing is factored, and nothing is lost
+        return torch.zeros_like(value)
     if isinstance(objective, LinearObjective):
         X = objective.X
         mask = X.column_mask() if isinstance(state, CoreFactor) else torch.ones(X.d, dtype=torch.bool)
