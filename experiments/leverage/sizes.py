@@ -65,7 +65,13 @@ class Prepared(Solver):
     state: ExactState
 
     def prepare(self, operator: Operator) -> ExactState:
-        """The factor made before."""
+        """The factor made before.
+
+        Raises:
+            ValueError: an operator of another size.
+        """
+        if operator.shape != self.state.operator.shape:
+            raise ValueError(f"the factor is of {self.state.operator.shape}, not of {operator.shape}")
         return self.state
 
     def _solve(self, state: ExactState, B: Tensor) -> Solution:

@@ -131,8 +131,18 @@ def train_on_subsets(
     """``masks`` models, each trained on a random ``share`` of the examples; linear ones run side by side.
 
     Args:
-        preconditioner, journal, progress: as for
-            :func:`~influence.retraining.groups.leave_groups_out`.
+        objective: of all training examples.
+        theta: ``(p,)`` the fit on all of them, where every model starts.
+        test: the objective of the test points, ``objective.on(...)``.
+        test_idx: test points; all by default.
+        masks: how many models, at least 3.
+        share: of the examples that each model is trained on.
+        seed: of the subsets.
+        tolerance: gradient norm of every model.
+        removal: the convention (:mod:`influence.removal`).
+        preconditioner: as for :func:`~influence.retraining.groups.leave_groups_out`.
+        journal: finished blocks are stored there and taken from there.
+        progress: called with the number of models done.
 
     Raises:
         DataError: a share outside (0, 1), fewer than 3 masks, or subsets without an example.
