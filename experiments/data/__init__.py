@@ -19,6 +19,7 @@ _LOADERS = {
     "digits": ("embedded", "load_digits"),
     "digit_pairs": ("embedded", "load_digit_pairs"),
     "breast_cancer": ("embedded", "load_breast_cancer"),
+    "iris": ("embedded", "load_iris"),
     "dogfish": ("dogfish", "load"),
     "one_dog": ("one_dog", "load"),
     "readmission": ("readmission", "load"),

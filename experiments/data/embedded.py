@@ -111,6 +111,31 @@ def load_digit_pairs(
     )
 
 
+def load_iris(*, mirror: Any = None, cache: Any = None, test_fraction: float = 0.2, seed: int = 0) -> Dataset:
+    """150 iris flowers of three kinds, 4 measurements standardised by the training part's mean and deviation.
+
+    Shuffled by `seed`, the last `test_fraction` test. No column of ones: for nets with biases.
+
+    Raises:
+        BadData: `test_fraction` does not lie between 0 and 1.
+    """
+    bunch, source = _bundled("iris")
+    if not 0 < test_fraction < 1:
+        raise BadData(f"iris: test_fraction={test_fraction}; it must lie between 0 and 1.")
+    order = permutation(len(bunch.target), seed)
+    n_train = len(order) - round(len(order) * test_fraction)
+    rows = {"train": order[:n_train], "test": order[n_train:]}
+    mean, deviation = bunch.data[rows["train"]].mean(0), bunch.data[rows["train"]].std(0)
+    splits = {
+        part: Split((bunch.data[index] - mean) / deviation, bunch.target[index].astype(np.int64), index)
+        for part, index in rows.items()
+    }
+    features = tuple(str(name) for name in bunch.feature_names)
+    classes = tuple(str(name) for name in bunch.target_names)
+    manifest = {"iris": source, "arrays": arrays_manifest(**splits)}
+    return Dataset("iris", splits["train"], splits["test"], None, classes, features, manifest)
+
+
 def load_breast_cancer(
     *,
     mirror: Any = None,

@@ -81,6 +81,16 @@ class BreastCancerData(Data):
     intercept: bool = True  # a column of ones, since the linear models have no intercept
 
 
+@register("data", "iris")
+@ranged(test_fraction=Range(0, 1, True, True), seed=SEED)
+@dataclass
+class IrisData(Data):
+    """150 flowers, standardised."""
+
+    test_fraction: float = 0.2  # share of the rows that is the test set
+    seed: int = 0  # of the order of the examples
+
+
 @register("data", "readmission")
 @ranged(seed=SEED)
 @dataclass

@@ -25,10 +25,10 @@ ANY = ("exact", "cg", "lissa")
 
 @dataclass(frozen=True)
 class Use:
-    """models: the names that it fits. losses: those of them that it takes; None: all. solvers: the names that
-    it solves by; empty: it has a solver of its own. preconditioners: those of conjugate gradients; None: any
-    that the library has. backbone: whether it computes features. cuda: whether it
-    can compute on a GPU.
+    """models: the names that it fits; empty: it makes its own. losses: those of them that it takes; None:
+    all. solvers: the names that it solves by; empty: it has a solver of its own. preconditioners: those of
+    conjugate gradients; None: any that the library has. backbone: whether it computes features. cuda: whether
+    it can compute on a GPU.
     """
 
     models: tuple[str, ...]
@@ -53,6 +53,10 @@ USES = {
     "attack_single": Use(("logistic",), backbone=True, cuda=True),
     "attack_group": Use(("logistic",), backbone=True, cuda=True),
     "benchmark": Use(("softmax",)),
+    "leverage": Use(("softmax", "logistic"), ("cross_entropy", "logistic")),
+    "groups": Use(("softmax", "logistic"), ("cross_entropy", "logistic")),
+    "fragility": Use(()),
+    "lds": Use(("softmax", "logistic"), ("cross_entropy", "logistic"), ("lissa",)),
 }
 
 
@@ -104,6 +108,10 @@ def _backbone(name: str, use: Use, backbone: Any) -> None:
 
 
 def _model(name: str, use: Use, model: Any) -> None:
+    if not use.models:
+        if model is not None:
+            raise ConfigError(f"experiment={name} makes its own nets: leave model={model.name} out.")
+        return
     if model is None or model.name not in use.models:
         given = "no model" if model is None else f"model.name={model.name}"
         raise ConfigError(f"experiment={name} cannot use {given}: choose model={' or '.join(use.models)}.")

@@ -13,7 +13,7 @@ from torch import Tensor
 from influence.checks import checked_number
 from influence.errors import DataError
 from influence.evaluation.agreement import Agreement, Estimate, agreement, spearman
-from influence.objectives._base import TrainingObjective
+from influence.objectives._base import Product, TrainingObjective
 from influence.removal import TrainingGradient
 from influence.retraining.groups import leave_groups_out
 from influence.retraining.leave_one_out import Journal, Retrained, leave_one_out
@@ -124,10 +124,25 @@ def train_on_subsets(
     seed: int = 0,
     tolerance: float = 1e-6,
     removal: TrainingGradient | str = TrainingGradient.OBJECTIVE,
+    preconditioner: Product | None = None,
     journal: Journal | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Subsets:
     """``masks`` models, each trained on a random ``share`` of the examples; linear ones run side by side.
+
+    Args:
+        objective: of all training examples.
+        theta: ``(p,)`` the fit on all of them, where every model starts.
+        test: the objective of the test points, ``objective.on(...)``.
+        test_idx: test points; all by default.
+        masks: how many models, at least 3.
+        share: of the examples that each model is trained on.
+        seed: of the subsets.
+        tolerance: gradient norm of every model.
+        removal: the convention (:mod:`influence.removal`).
+        preconditioner: as for :func:`~influence.retraining.groups.leave_groups_out`.
+        journal: finished blocks are stored there and taken from there.
+        progress: called with the number of models done.
 
     Raises:
         DataError: a share outside (0, 1), fewer than 3 masks, or subsets without an example.
@@ -143,8 +158,8 @@ def train_on_subsets(
         kept[torch.randperm(n, generator=generator)[:size], j] = True
     kept = kept.to(objective.device)
     models = leave_groups_out(
-        objective, theta, [~column for column in kept.T], tolerance, removal=removal, journal=journal,
-        progress=progress,
+        objective, theta, [~column for column in kept.T], tolerance, removal=removal,
+        preconditioner=preconditioner, journal=journal, progress=progress,
     )  # fmt: skip
     losses = test.example_losses_many(models.thetas.to(theta.device), test.index(test_idx))
     return Subsets(kept, losses, models)

@@ -1,0 +1,1 @@
+"""The linear datamodelling score of influence and of simple attributions on a softmax regression."""
