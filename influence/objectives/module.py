@@ -20,11 +20,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from influence.arrays import as_tensor
 from influence.errors import DataError, DeviceError
 from influence.losses import LossLike, get_loss
 from influence.objectives._base import Product, TrainingObjective
 from influence.objectives.derivatives import Check, Derivatives
-from influence.objectives.inputs import Inputs, as_data, as_tensor, count, floating_leaf, leaves, take
+from influence.objectives.inputs import Inputs, as_data, count, floating_leaf, leaves, take
 from influence.objectives.network import Network, Output, plain_module, same_device
 from influence.objectives.output_shapes import for_outputs
 from influence.objectives.passes import Batch, Passes, Way
