@@ -131,7 +131,7 @@ def test_text_columns_and_a_test_part(tmp_path: Path) -> None:
         ("a,label\n1,x\n2,y\n3,x\n4,y", ["data.id=a"], "no column is left to learn from"),
         ("a,label\n1,x\n2,y\n3,x\n4,y", ["data.separator=ab"], "give comma, semicolon, tab"),
         ("a,label\n1,x\n2,y\n3,x\n4,y", ["experiment.plant=true"], "set data.test_fraction=0.2"),
-        ("a,label\n1,x\n2,y\n3,x\n4,y", ["model.l2=0"], "l2 must be finite and > 0"),
+        ("a,label\n1,x\n2,y\n3,x\n4,y", ["model.l2=0"], "model.l2=0.0: give more than 0"),
         (None, [], "set data.path=FILE.csv"),
     ],
 )
