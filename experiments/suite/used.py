@@ -42,9 +42,7 @@ class Use:
 USES = {
     "components": Use(("logistic",), solvers=ANY),
     "loo_linear": Use(("softmax", "logistic", "svm"), ("cross_entropy", "logistic", "smooth_hinge"), ANY),
-    "loo_cnn": Use(
-        tuple(NETWORKS), solvers=("cg", "exact"), preconditioners=("none", "gauss_newton"), cuda=True
-    ),
+    "loo_cnn": Use(tuple(NETWORKS), solvers=ANY, preconditioners=("none", "gauss_newton"), cuda=True),
     "loo_cnn_stationary": Use(tuple(NETWORKS)),
     "smooth_hinge": Use(("svm",), ("hinge",)),
     "rbf_vs_inception": Use(("logistic",), solvers=ANY, backbone=True),

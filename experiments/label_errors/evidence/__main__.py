@@ -13,7 +13,7 @@ from experiments.suite.commands import Command, Given, Option, Words, names
 COMMAND = Command(
     "label_errors.evidence",
     "Plants label errors in clean tables and measures which rank finds them: ours, cleanlab's and others.",
-    words=Words("FOLDER", help="receives one JSON file a table, then record.json, the figure and the page"),
+    words=Words("FOLDER", help="receives one JSON file a table, then evidence.json, the figure and the page"),
     options=(
         Option("tables", None, "folder of the tables that export_tables.py wrote", kind=Path, shown="FOLDER"),
         Option("mirror", None, "folder of original files with enron1/enron1.tar.gz", shown="FOLDER"),

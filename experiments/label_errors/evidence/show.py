@@ -11,14 +11,14 @@ import numpy as np
 from experiments.label_errors.evidence.plant import KINDS, METHODS, RATES
 from experiments.records import atomic
 
-RECORD, FIGURE, PAGE = "record.json", "label_errors", "README.md"
+RECORD, FIGURE, PAGE = "evidence.json", "label_errors", "README.md"
 OURS, PEERS = "held_loss", ("cleanlab", "cleanlab_linear", "neighbours")
 EQUAL = 0.005  # recall within which two methods are level on a table
 SHOWN = ("held_loss", "linear", "loss", "self_influence", "loss_fixed", "self_influence_fixed", *PEERS)
 
 
 def write(found: list[dict[str, Any]], folder: Path) -> None:
-    """record.json, the figure and README.md."""
+    """evidence.json, the figure and README.md."""
     record = summary(found)
     atomic.write_json(folder / RECORD, record)
     draw(record, folder / FIGURE)

@@ -50,9 +50,16 @@ def test_a_table_is_measured_from_end_to_end(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_committed_page_is_that_of_the_committed_record() -> None:
-    record = json.loads((RESULTS / "record.json").read_text())
+    record = json.loads((RESULTS / "evidence.json").read_text())
     assert (RESULTS / "README.md").read_text() == show.page(record)
     assert len(record["tables"]) >= 20
     best = max(record["mean_recall"], key=lambda method: record["mean_recall"][method])
     assert best == "held_loss"  # the default rank is the one that the evidence supports
     assert record["mean_recall"]["self_influence_fixed"] == min(record["mean_recall"].values())
+
+
+def test_the_committed_figure_is_that_of_the_committed_record(tmp_path: Path) -> None:
+    record = json.loads((RESULTS / "evidence.json").read_text())
+    show.draw(record, tmp_path / show.FIGURE)
+    drawn = (tmp_path / f"{show.FIGURE}.svg").read_text()
+    assert drawn == (RESULTS / f"{show.FIGURE}.svg").read_text()

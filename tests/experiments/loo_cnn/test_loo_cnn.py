@@ -97,7 +97,10 @@ def test_blocks_threads_and_the_kernel_change_nothing(tmp_path: Path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("solver.preconditioner=jacobi", "solver.preconditioner=jacobi: for a network"),
+        (
+            "solver.preconditioner=jacobi",
+            "solver.preconditioner=jacobi: experiment=loo_cnn takes none or gauss_newton",
+        ),
         ("experiment.retraining_dtype=int64", "experiment.retraining_dtype=int64"),
         ("experiment.kernel=fast", "experiment.kernel=fast: kernel must be"),
         ("experiment.test_index=99999", "out of range"),

@@ -96,10 +96,11 @@ def test_publishing_drops_the_largest_arrays_first(tmp_path: Path) -> None:
 
 
 def test_tables_show_what_is_missing_and_what_is_not_finite() -> None:
-    text = paper_and_ours(example())
+    text = paper_and_ours(example(tier="paper"))
     assert "0.9983" in text
     assert "nan" in text
-    assert "missing" in paper_and_ours(example(paper={"other": {"value": 1}}))
+    assert "missing" in paper_and_ours(example(tier="paper", paper={"other": {"value": 1}}))
+    assert "0.9983" not in paper_and_ours(example())  # embedded data are not set beside the paper
     assert (
         markdown([example()]).splitlines()[2].startswith("| loo_linear (digits) | pearson | 0.9983 | 0.5 |")
     )

@@ -22,7 +22,8 @@ PINNED = dict(re.findall(r"(?m)^([a-z0-9-]+)==(\S+)", (ROOT / "constraints.txt")
 
 def test_every_committed_figure_is_compared() -> None:
     drawn = {path.parent for path in (ROOT / "results").rglob("*") if path.suffix in (".png", ".svg")}
-    assert drawn == set(FOLDERS)
+    evidence = {ROOT / "results" / "label_errors"}  # no run: tests/experiments/label_errors/test_evidence.py
+    assert drawn - evidence == set(FOLDERS)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
