@@ -208,6 +208,14 @@ def workers_of(pid: int) -> list[int]:
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not reaped has no command line."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False
+
+
 def test_killed_interrupted_a_worker_lost_and_resumed_give_the_same_bytes(
     whole: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -220,9 +228,9 @@ def test_killed_interrupted_a_worker_lost_and_resumed_give_the_same_bytes(
     job.communicate(timeout=PATIENCE)
     done = units(tmp_path)
     deadline = time.monotonic() + PATIENCE
-    while any(Path(f"/proc/{orphan}").exists() for orphan in orphans) and time.monotonic() < deadline:
+    while any(map(alive, orphans)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not any(Path(f"/proc/{orphan}").exists() for orphan in orphans)
+    assert not any(map(alive, orphans))
 
     job = started(tmp_path, 1)
     more(job, tmp_path, 3)
