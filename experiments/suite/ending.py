@@ -34,7 +34,9 @@ def sentence(error: BaseException) -> tuple[str, int] | None:
         return str(error), 1
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
-        remedy = "free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check that path"
+        remedy = (
+            "free space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check that path"
+        )
         return (
             f"{error.strerror or error}{where}: nothing half-written was left; {remedy} or choose output=.",
             1,

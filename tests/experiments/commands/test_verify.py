@@ -128,7 +128,7 @@ ALTERATIONS = [
     (make_it_infinite, NOT_REPRODUCED, "arrays give"),
     (alter_arrays, NOT_REPRODUCED, "is not the one"),
     (lose_arrays, NOT_REPRODUCED, "lacks the arrays"),
-    (lose_provenance, NOT_REPRODUCED, "provenance.json"),
+    (lose_provenance, NOT_REPRODUCED, "holds no finished run"),
     (tear, NOT_REPRODUCED, "is not a record"),
     (lose_the_record, NOT_RUN, "no record in"),
 ]
@@ -184,7 +184,7 @@ def test_the_exit_code_says_whether_anything_was_missed(tmp_path: Path) -> None:
         ("tier=papier", "choose from smoke, paper, gpu"),
         ("from=nowhere", "choose from run, results"),
         ("clams=x", "did you mean claims"),
-        ("tier", "is no setting"),
+        ("tier", "and no setting"),
         ("claims=no-such-claim", "no claim no-such-claim at tier smoke; there are smoke-"),
         ("update=maybe", "true or false"),
     ],

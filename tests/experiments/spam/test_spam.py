@@ -286,14 +286,14 @@ def test_the_record_of_the_embedded_run(whole: dict[str, bytes], tmp_path: Path)
     ("override", "message"),
     [
         ("data=digits", "10 classes .* needs two"),
-        ("model=svm", "use model=logistic"),
+        ("model=svm", "choose model=logistic"),
         ("experiment.repeats=0", "experiment.repeats=0: give at least 1"),
         ("experiment.flips=[0,1]", "at least 1"),
         ("experiment.flips=[]", "at least 1"),
         ("experiment.flips=[2,2]", "each number once"),
         ("experiment.step=0.4", "a share of the training set"),
         ("experiment.step=0.001", "is not one: raise it"),
-        ("experiment.tolerance=0", "positive gradient norm"),
+        ("experiment.tolerance=0", "give more than 0"),
         ("experiment.workers=-2", "experiment.workers=-2"),
     ],
 )

@@ -113,7 +113,7 @@ def test_help_shows_the_values_of_the_tier_asked_for() -> None:
 def test_the_comments_of_a_schema_are_its_help() -> None:
     from experiments.models.schema import CGSolver
 
-    assert comments(CGSolver)["tolerance"] == "relative residual of each column"
+    assert comments(CGSolver)["tolerance"] == "relative residual of each right-hand side"
     assert "damping" in comments(CGSolver)
 
 
@@ -161,7 +161,7 @@ def test_bash_completes_the_last_piece_of_a_word() -> None:
         timeout=600,
         check=True,
     )
-    assert done.stdout.split("\n") == ["verify", "cg", ""], done.stderr
+    assert done.stdout.split("\n") == ["verify", "cg cg_network", ""], done.stderr
 
 
 @pytest.mark.parametrize("name", options("experiment"))

@@ -69,6 +69,18 @@ SPOILED: list[tuple[str, str, set[str]]] = [
         {"smoke-attack-unseen", "smoke-attack-verified", "smoke-attack-ten"},
     ),
     ("attack_group", "experiment.iterations=1", {"smoke-attack-group"}),
+    (
+        "leverage",
+        "model.l2=1e-7",  # too flat for one Newton step
+        {"smoke-leverage-slope", "smoke-leverage-first-order", "smoke-leverage-error"},
+    ),
+    ("groups", "model.l2=1e-7", {"smoke-groups-newton", "smoke-groups-rank", "smoke-groups-size"}),
+    (
+        "lds",
+        "experiment.share=0.02 solver.depth=1",  # fourteen points a model, chains of one step
+        {"smoke-lds-influence", "smoke-lds-dot", "smoke-lds-lissa"},
+    ),
+    ("fragility", "experiment.iterations=1", {"smoke-fragility-converged", "smoke-fragility-stopped"}),
 ]
 # Claims that no setting spoils: the test below each says how.
 BY_HAND = {"smoke-components-same-label", "smoke-components-other-label", "smoke-spam-recovery"}
