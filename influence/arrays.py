@@ -20,14 +20,14 @@ def as_tensor(
     Args:
         values: of numpy, torch, scipy.sparse, pandas or polars, or nested lists.
         what: names them in a message.
-        device: where to put what was no tensor; a tensor is moved there if it is given.
+        device: where to put what was no tensor; a tensor stays where it is.
         copy: False: memory may be shared with an array.
 
     Raises:
         DataError: text or other objects, or a ragged list.
     """
     if isinstance(values, Tensor):
-        return values if device is None else values.to(device)
+        return values
     if sparse.issparse(values):
         values = values.toarray()
     elif type(values).__module__.partition(".")[0] in ("pandas", "polars"):

@@ -96,7 +96,7 @@ class Loss(ABC):
         Raises:
             DataError: targets that are no numbers, or NaN.
         """
-        tensor = as_tensor(targets, "the targets", device)
+        tensor = placed(targets, device)
         if tensor.is_complex():
             raise DataError(f"{self.name} needs real targets, got {tensor.dtype}")
         return finite(tensor.to(dtype), "the targets")
@@ -120,6 +120,16 @@ class Loss(ABC):
 
     def check_range(self, targets: Tensor, n_outputs: int) -> None:  # noqa: B027 - a loss may take any target
         """Raises DataError for targets that this loss cannot take."""
+
+
+def placed(targets: Any, device: torch.device | str | None) -> Tensor:
+    """``targets`` as a tensor on ``device``; where they are if it is None.
+
+    Raises:
+        DataError: text or other objects, or a ragged list.
+    """
+    tensor = as_tensor(targets, "the targets", device)
+    return tensor if device is None else tensor.to(device)
 
 
 def finite(targets: Tensor, what: str) -> Tensor:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, jacrev, vmap
 
-from influence.arrays import as_tensor
 from influence.errors import DataError
-from influence.losses._base import Loss, finite
+from influence.losses._base import Loss, finite, placed
 from influence.losses.classification import CrossEntropy
 from influence.losses.regression import BinaryCrossEntropy
 
@@ -59,7 +58,7 @@ class CallableLoss(Loss):
         return result
 
     def prepare(self, targets: Any, dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
-        tensor = as_tensor(targets, "the targets", device)
+        tensor = placed(targets, device)
         return finite(tensor.to(dtype) if tensor.is_floating_point() else tensor, "the targets")
 
     def check_range(self, targets: Tensor, n_outputs: int) -> None:

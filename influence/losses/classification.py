@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from influence.arrays import as_tensor
 from influence.checks import checked_number
 from influence.errors import DataError
-from influence.losses._base import Loss, finite
+from influence.losses._base import Loss, finite, placed
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ class CrossEntropy(Loss):
         return int(kept.max()) + 1 if len(kept) else 1
 
     def prepare(self, targets: Any, dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
-        tensor = as_tensor(targets, "the targets", device)
+        tensor = placed(targets, device)
         if tensor.ndim == 2 and tensor.shape[1] > 1:
             return finite(tensor.to(dtype), "the soft labels")
         if tensor.ndim == 2:
@@ -256,7 +255,7 @@ class TokenCrossEntropy(Loss):
         return targets.shape[1] * (int(targets.max()) + 1)
 
     def prepare(self, targets: Any, dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
-        tensor = as_tensor(targets, "the targets", device)
+        tensor = placed(targets, device)
         if tensor.is_floating_point():
             raise DataError("token_cross_entropy needs integer targets; pass targets.long()")
         return tensor.long()
