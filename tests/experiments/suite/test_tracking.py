@@ -73,6 +73,8 @@ def test_a_job_of_a_sweep_says_so(tmp_path: Path) -> None:
 
 
 def test_a_wandb_that_cannot_write_never_fails_an_experiment(tmp_path: Path) -> None:
+    assert cli(*SMALL, "tracking=none", f"output={tmp_path}").returncode == 0  # the folder is now ours
+    (tmp_path / "record.json").unlink()
     (tmp_path / "wandb").write_text("a file where its folder should be")
     found = cli(*SMALL, f"output={tmp_path}")
     assert found.returncode == 0, found.stderr
