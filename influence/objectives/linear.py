@@ -89,9 +89,9 @@ class LinearObjective(TrainingObjective):
         self.intercept, self.features = bool(intercept), self.X.d
         if self.intercept:
             self.X = with_ones(self.X)
-        targets = self.loss.prepare(y, self.X.dtype, device)
-        if targets.device != self.X.device:
-            raise DeviceError(f"X is on {self.X.device} but y on {targets.device}; move them to one device")
+        if isinstance(y, Tensor) and device is None and y.device != self.X.device:
+            raise DeviceError(f"X is on {self.X.device} but y on {y.device}; move them to one device")
+        targets = self.loss.prepare(y, self.X.dtype, self.X.device)
         self.n_outputs = (
             1 if self.loss.binary else n_outputs or (self.loss.outputs_of(targets) if len(targets) else 1)
         )
