@@ -6,14 +6,9 @@ import pytest
 import torch
 
 from influence import CG, Damped, Hessian, LinearObjective
-from influence.objectives import subsampling
+from influence.solvers import Subsample
+from influence.solvers.subsampling import RoughInverse
 from tests.influence.problems import linear_problem
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of 400 examples, so that a few thousand are many."""
-    monkeypatch.setattr(subsampling, "SIZE", 400)
 
 
 def ill_conditioned(loss: str, n: int = 3000, d: int = 15) -> LinearObjective:
@@ -31,7 +26,6 @@ def ill_conditioned(loss: str, n: int = 3000, d: int = 15) -> LinearObjective:
     return LinearObjective(X, y, loss, 1e-6)
 
 
-@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("loss", ["cross_entropy", "logistic"])
 @pytest.mark.parametrize("damping", [0.0, 1e-5])
 def test_the_solution_is_the_dense_one_in_fewer_products(loss: str, damping: float) -> None:
@@ -42,19 +36,20 @@ def test_the_solution_is_the_dense_one_in_fewer_products(loss: str, damping: flo
     B = torch.randn(problem.p, 3, generator=g, dtype=torch.float64)
     exact = torch.linalg.solve(operator.dense(), B)
     plain = CG(tolerance=1e-8).solve(operator, B)
-    helped = CG(tolerance=1e-8, preconditioner="subsample").solve(operator, B)
+    helped = CG(tolerance=1e-8, preconditioner=Subsample(size=400)).solve(operator, B)
     error = (helped.value - exact).norm(dim=0) / exact.norm(dim=0)
     assert float(error.max()) < 1e-4
     assert helped.iterations < plain.iterations / 2
     assert helped.status.name == "CONVERGED"
 
 
-@pytest.mark.usefixtures("small")
 def test_the_rough_inverse_solves_its_own_part_to_a_tenth() -> None:
     problem = ill_conditioned("cross_entropy")
     theta = torch.zeros(problem.p, dtype=torch.float64)
-    inverse = subsampling.subsampled(problem, theta, None, 0.05)
-    assert isinstance(inverse, subsampling.RoughInverse)
+    made = Subsample(size=400).make(Damped(Hessian(problem, theta), 0.05))
+    assert made.varies
+    inverse = made.product
+    assert isinstance(inverse, RoughInverse)
     chosen = torch.arange(400) * 3000 // 400
     part = Damped(Hessian(problem.subset(chosen), theta), 0.05)
     R = torch.randn(problem.p, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -65,7 +60,9 @@ def test_the_rough_inverse_solves_its_own_part_to_a_tenth() -> None:
 def test_few_examples_have_their_kronecker_factors_alone() -> None:
     problem = linear_problem("logistic")
     theta = torch.zeros(problem.p, dtype=torch.float64)
-    found = subsampling.subsampled(problem, theta, None, 0.1)
-    assert not isinstance(found, subsampling.RoughInverse)
+    made = Subsample().make(Damped(Hessian(problem, theta), 0.1))
+    assert not made.varies
+    found = made.product
+    assert not isinstance(found, RoughInverse)
     R = torch.ones(problem.p, 1, dtype=torch.float64)
     assert float((R * found(R)).sum()) > 0  # positive definite, as CG needs it
