@@ -15,7 +15,7 @@ from influence import CG, Damped, DataError, Hessian, LinearObjective, LiSSA, Ob
 from influence.solvers._chains import GenericChains, LinearChains, batches
 from tests.influence.problems import LOSSES, linear_data, linear_problem, random_theta
 
-EXAMPLES = int(os.environ.get("INFLUENCE_EXAMPLES", "60"))  # 5,000 ran once; see the commit
+EXAMPLES = int(os.environ.get("INFLUENCE_EXAMPLES", "60"))  # raise it for a long search
 
 
 def quiet(solver: LiSSA, operator, b):

@@ -23,7 +23,7 @@ from influence import (
 from influence.solvers.quadratics import by_least_squares
 from tests.influence.exact_reference import exact_self_influence
 
-EXAMPLES = int(os.environ.get("INFLUENCE_EXAMPLES", "25"))  # 5,000 ran once; see the commit
+EXAMPLES = int(os.environ.get("INFLUENCE_EXAMPLES", "25"))  # raise it for a long search
 SHAPES = {"cross_entropy": [(12, 2), (5, 3), (8, 4)], "logistic": [(12, 3), (4, 7), (6, 12), (9, 9)]}
 
 
