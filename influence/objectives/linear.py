@@ -377,6 +377,17 @@ class LinearObjective(TrainingObjective):
 
         return product
 
+    def undetermined(self) -> Tensor | None:
+        """The sum of softmax's intercepts, which stays what it is: ``(p, 1)``, or None."""
+        if (
+            not self.intercept
+            or self.loss.output_range(self.n_outputs, self.l2_mask).shape[1] == self.n_outputs
+        ):
+            return None
+        direction = torch.zeros(self.n_outputs, self.d, dtype=self.dtype, device=self.device)
+        direction[:, -1] = self.n_outputs**-0.5
+        return direction.reshape(self.p, 1)
+
     def split_at(self, theta: Tensor, idx: Tensor | None = None) -> Split:
         """The Hessian as ``E C Eᵀ + λI`` with a small dense core (:mod:`.structure`)."""
         return linear_split(self, theta, idx)
