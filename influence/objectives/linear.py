@@ -144,9 +144,10 @@ class LinearObjective(TrainingObjective):
         weights = None if self.weights is None else self.weights[chosen]
         return self._with(self.X.rows(chosen), self.targets[chosen], weights)
 
-    def with_weights(self, weights: Tensor) -> LinearObjective:
-        """The same data with mean loss ``(1/n) Σ w_i ℓ_i``; the L2 term is not touched."""
-        return self._with(self.X, self.targets, _checked_weights(weights, self.n, self.X))
+    def with_weights(self, weights: Tensor | None) -> LinearObjective:
+        """The same data with mean loss ``(1/n) Σ w_i ℓ_i``, or without weights; λ stays."""
+        checked = None if weights is None else _checked_weights(weights, self.n, self.X)
+        return self._with(self.X, self.targets, checked)
 
     def _with(self, X: DataMatrix, y: Tensor, weights: Tensor | None) -> LinearObjective:
         """The same model on a matrix that has its column of ones already."""
