@@ -21,6 +21,7 @@ from influence import (
     removal_change,
 )
 from influence.retraining.retained import retained
+from tests.helpers import examples
 
 
 def problem(seed: int) -> LinearObjective:
@@ -47,7 +48,7 @@ def problem(seed: int) -> LinearObjective:
     return objective.with_weights(weights) if draw.random() < 0.3 else objective
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=examples(16), deadline=None, derandomize=True)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["objective", "loss"]))
 def test_leave_one_out_ends_and_its_certificates_are_true(seed, removal):
     objective = problem(seed)
@@ -66,7 +67,7 @@ def test_leave_one_out_ends_and_its_certificates_are_true(seed, removal):
     assert int(found.converged.sum()) >= objective.n - 1
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=examples(10), deadline=None, derandomize=True)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["objective", "loss"]))
 def test_predictions_are_the_derivative_of_leaving_out_ever_less_of_a_point(seed, removal):
     """The ε of the paper: a point that loses a part ε of its weight moves θ by ε times the prediction."""
