@@ -142,8 +142,8 @@ def load(
 ) -> Backbone:
     """The backbone ``name``: inception_v3, inception_v3_7a, mobilenet_v2 or random_conv.
 
-    weights: a state dict saved by torchvision; null: the mirror's file (all but inception_v3), else
-    torchvision's download. count_padding: whether Inception's average poolings count their padding, as
+    weights: a state dict saved by torchvision; null: the mirror's file (all but inception_v3), or without a
+    mirror torchvision's download. count_padding: whether Inception's average poolings count their padding, as
     torchvision's own network does and the network of 2015 does not; null: as the weights need, where these
     are known.
 
@@ -291,10 +291,15 @@ def state_of(name: str, weights: str | None, mirror: str | None) -> tuple[dict[s
         if any(place.is_file() for place in places):
             found = obtain(source, mirror=mirror)
             return read_state(found.path), found.sha256, f"mirror, sha256 {found.sha256}"
+        if folder is not None:  # torchvision's own file holds another network
+            raise UserError(
+                f"{source.path}, the weights of {name} with sha256 {source.sha256[0]}, is not in the mirror "
+                f"{folder}; add this file to the mirror, or pass backbone.weights=FILE."
+            )
     if name == "inception_v3_7a":
         raise UserError(
-            f"the weights of {name} ({MIRRORED[name].path}, sha256 {MIRRORED[name].sha256[0]}) are in no "
-            "mirror: pass data.mirror=FOLDER with that file, or backbone.weights=FILE."
+            f"the weights of {name} ({MIRRORED[name].path}, sha256 {MIRRORED[name].sha256[0]}) cannot be "
+            "downloaded; pass data.mirror=FOLDER with that file, or backbone.weights=FILE."
         )
     from torchvision.models import get_model_weights
 

@@ -11,6 +11,7 @@ What only some objectives can do is a method that returns None here. Nothing is 
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Self, overload
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor
 
 from influence.errors import DataError
-from influence.losses import Loss
+from influence.losses import Asking, Loss, check_asked, get_loss, get_quantity, is_loss
+from influence.objectives.output_shapes import for_outputs
 from influence.objectives.structure import GramFactor, Split
 
 Product = Callable[[Tensor], Tensor]
@@ -132,7 +134,45 @@ class TrainingObjective(ABC):
     def subset(self, idx: Any) -> Self:
         """The objective of the examples ``idx`` alone; its mean is over those, their weights stay."""
 
+    def asking(self, of: Asking, theta: Tensor) -> Self:
+        """The same model and data with another quantity in place of the loss, and without weights and λ.
+
+        Everything that is asked of a test set then answers for that quantity: values, gradients, scores,
+        groups and retraining.
+
+        Args:
+            of: ``"loss"``, ``"margin"``, ``"log_odds"``, ``"logit"``, ``"probability"``, ``"output"``, a
+                :class:`~influence.losses.Quantity` of a named class, another loss, or a function
+                ``(outputs, targets) -> (m,)`` whose rows depend on their own outputs alone. A function sees
+                the outputs in the model's own shape.
+            theta: ``(p,)``, where it must be finite and differentiable.
+
+        Raises:
+            DataError: an unknown quantity, one without meaning for this loss, or a function that returns
+                another shape, NaN, or numbers without a right gradient.
+        """
+        other = copy.copy(self)
+        other.weights, other.l2 = None, 0.0
+        if isinstance(of, str) and of == "loss":
+            return other
+        shape = self.output_shape
+        if is_loss(of):
+            other.loss, targets = for_outputs(get_loss(of), shape, self.targets)
+            if targets is not self.targets:
+                raise DataError(f"the loss {other.loss.name} takes targets of another shape than those here")
+            other.loss.check_range(targets, self.n_outputs)
+            return other
+        asked = get_quantity(of, self.loss, self.n_outputs, shape)
+        check_asked(asked, self.outputs(theta), self.targets)
+        other.loss = asked
+        return other
+
     # -- the same for all ----------------------------------------------------------------------------------
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of the model's outputs for one example; objectives keep them flat, ``(m, c)``."""
+        return (self.n_outputs,)
 
     @overload
     def index(self, idx: None) -> None: ...
@@ -219,6 +259,13 @@ class TrainingObjective(ABC):
         return torch.cat(parts) if parts else torch.empty(0, dtype=self.dtype, device=self.device)
 
     # -- what only some can do: None unless overridden -----------------------------------------------------
+
+    def undetermined(self) -> Tensor | None:
+        """Orthonormal directions ``(p, r)`` along which R never changes, so that no fit moves there, or None.
+
+        They are those of softmax's unpenalised intercepts, whose differences alone are determined.
+        """
+        return None
 
     def split_at(self, theta: Tensor, idx: Tensor | None = None) -> Split | None:
         """The Hessian as ``E C Eᵀ + λI`` with a small dense core C, or None."""

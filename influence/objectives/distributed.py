@@ -259,11 +259,12 @@ class ShardedLinear(PartitionedLinear, ShardedObjective):
         other._weighted = self._weighted
         return other
 
-    def with_weights(self, weights: Tensor) -> ShardedLinear:
-        """The same data with mean loss ``(1/n) Σ w_i ℓ_i``."""
-        if weights.shape != (self.n,):
+    def with_weights(self, weights: Tensor | None) -> ShardedLinear:
+        """The same data with mean loss ``(1/n) Σ w_i ℓ_i``, or with no weights."""
+        if weights is not None and weights.shape != (self.n,):
             raise DataError(f"weights must have shape ({self.n},), got {tuple(weights.shape)}")
-        local = None if self.local is None else self.local.with_weights(weights.to(self.device)[self.places])
+        own = None if weights is None else weights.to(self.device)[self.places]
+        local = None if self.local is None else self.local.with_weights(own)
         other = type(self)(local, self._own, self.n, self.template)
-        other.l2, other._weighted = self.l2, True
+        other.l2, other._weighted = self.l2, weights is not None
         return other

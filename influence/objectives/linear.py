@@ -144,9 +144,10 @@ class LinearObjective(TrainingObjective):
         weights = None if self.weights is None else self.weights[chosen]
         return self._with(self.X.rows(chosen), self.targets[chosen], weights)
 
-    def with_weights(self, weights: Tensor) -> LinearObjective:
-        """The same data with mean loss ``(1/n) Σ w_i ℓ_i``; the L2 term is not touched."""
-        return self._with(self.X, self.targets, _checked_weights(weights, self.n, self.X))
+    def with_weights(self, weights: Tensor | None) -> LinearObjective:
+        """The same data with mean loss ``(1/n) Σ w_i ℓ_i``, or without weights; λ stays."""
+        checked = None if weights is None else _checked_weights(weights, self.n, self.X)
+        return self._with(self.X, self.targets, checked)
 
     def _with(self, X: DataMatrix, y: Tensor, weights: Tensor | None) -> LinearObjective:
         """The same model on a matrix that has its column of ones already."""
@@ -376,6 +377,17 @@ class LinearObjective(TrainingObjective):
             return out.add_(self._shrunk(V), alpha=self.l2) if self.l2 else out
 
         return product
+
+    def undetermined(self) -> Tensor | None:
+        """The sum of softmax's intercepts, which stays what it is: ``(p, 1)``, or None."""
+        if (
+            not self.intercept
+            or self.loss.output_range(self.n_outputs, self.l2_mask).shape[1] == self.n_outputs
+        ):
+            return None
+        direction = torch.zeros(self.n_outputs, self.d, dtype=self.dtype, device=self.device)
+        direction[:, -1] = self.n_outputs**-0.5
+        return direction.reshape(self.p, 1)
 
     def split_at(self, theta: Tensor, idx: Tensor | None = None) -> Split:
         """The Hessian as ``E C Eᵀ + λI`` with a small dense core (:mod:`.structure`)."""

@@ -171,6 +171,11 @@ class Objective(TrainingObjective):
         return self._targets
 
     @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of the model's outputs for one example; they are kept flat, ``(m, c)``."""
+        return self.network.output_shape
+
+    @property
     def model(self) -> nn.Module:
         """The objective's copy of the module, with the parameters of :meth:`initial`."""
         return self.network.model

@@ -113,3 +113,19 @@ def test_the_mirrors_mobilenet_loads() -> None:
     backbone = backbones.load("mobilenet_v2", size=64, mirror=str(mirror()))
     assert backbone.origin.startswith("mirror")
     assert backbone(backbone.images(PIXELS)).shape == (3, 1280)
+
+
+def test_a_mirror_without_the_file_is_refused_before_another_network_is_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    """torchvision's own MobileNetV2 holds other weights than the mirror's; it must not stand in for them."""
+
+    def downloaded(*_: object, **__: object) -> None:
+        pytest.fail("another network's weights were asked for")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", downloaded)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", downloaded)
+    with pytest.raises(UserError) as refused:
+        backbones.load("mobilenet_v2", size=64, mirror=str(tmp_path))
+    for part in ("weights/mobilenet_v2_imagenet.pth", f"the mirror {tmp_path}", "backbone.weights=FILE"):
+        assert part in str(refused.value)

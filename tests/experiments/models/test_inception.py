@@ -182,9 +182,14 @@ def test_missing_and_unexpected_keys_are_explained(state: State, tmp_path: Path)
     assert cut.fingerprint == backbones.load("inception_v3_7a", **options).fingerprint
 
 
-def test_an_altered_file_in_the_mirror_and_none_at_all_are_refused(tmp_path: Path) -> None:
+def test_an_altered_file_in_the_mirror_and_none_at_all_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("INFLUENCE_MIRROR", raising=False)
     (tmp_path / "weights").mkdir()
-    with pytest.raises(UserError, match=r"are in no mirror: pass data\.mirror=FOLDER"):
+    with pytest.raises(UserError, match=r"cannot be downloaded; pass data\.mirror=FOLDER"):
+        backbones.load("inception_v3_7a", size=299)
+    with pytest.raises(UserError, match=r"to_mixed_7a\.pth.* is not in the mirror .*backbone\.weights=FILE"):
         backbones.load("inception_v3_7a", size=299, mirror=str(tmp_path))
     (tmp_path / "weights/inception_v3_2015_to_mixed_7a.pth").write_bytes(b"altered")
     with pytest.raises(ChecksumMismatch, match="9d13d91f"):
