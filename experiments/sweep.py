@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments.errors import UserError
 from experiments.records import atomic
+from experiments.records.table import fitted
 from experiments.suite.commands import Command, Given, Option, Words
 from experiments.suite.ending import JobFailed
 from experiments.suite.folders import SWEEP_MARKER
@@ -53,12 +54,18 @@ COMMAND = Command(
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Prints a line per job, and how many are done."""
-    for row in rows:
-        settings = " ".join(f"{key}={value}" for key, value in row["overrides"].items())
-        value = "" if row["value"] is None else f"{row['value']:.6g}"
-        why = f"  ({row['why']})" * bool(row["why"])
-        print(f"{row['job']:>4}  {row['status']:<8} {value:<12} {settings}{why}")
+    """Prints a row per job, and how many are done."""
+    cells = [
+        (
+            str(row["job"]),
+            row["status"],
+            "" if row["value"] is None else f"{row['value']:.6g}",
+            " ".join(f"{key}={value}" for key, value in row["overrides"].items())
+            + f" ({row['why']})" * bool(row["why"]),
+        )
+        for row in rows
+    ]
+    print(fitted(("job", "status", "value", "settings"), cells))
     print(f"{sum(row['status'] == 'done' for row in rows)} of {len(rows)} jobs done")
 
 
@@ -66,12 +73,14 @@ def show_means(points: list[Point], y: str) -> None:
     """Prints mean, interval and number of each group of seeds; nothing if there is one job a group."""
     if all(len(point.y) < 2 for point in points):
         return
-    print(f"\n{y}: mean over seeds, 95 % interval, n")
+    cells = []
     for point in points:
         settings = " ".join(f"{key}={value}" for key, value in point.settings.items()) or "all jobs"
         half = point.half_width
-        interval = "" if math.isnan(half) else f"[{point.mean - half:.6g}, {point.mean + half:.6g}]"
-        print(f"{point.mean:<12.6g} {interval:<26} {len(point.y):>3}  {settings}")
+        interval = "" if math.isnan(half) else f"{point.mean - half:.6g} to {point.mean + half:.6g}"
+        cells.append((f"{point.mean:.6g}", interval, str(len(point.y)), settings))
+    print(f"\n{y}: mean over seeds, 95 % interval, n")
+    print(fitted(("mean", "95 % interval", "n", "settings"), cells))
 
 
 def main(given: Given) -> None:

@@ -1,9 +1,8 @@
 """``python -m experiments.verify [tier=smoke|paper|gpu] [claims=ID,ID] [from=results|run]``: does it hold?
 
-Runs the experiments behind the claims, or reads the committed records, and compares. Prints ``claim | paper
-| ours | bound | status | command``, writes verification.json, junit.xml, table.txt and report.html, and
-exits 1 if a claim is
-missed: not reproduced, not run, missing or not finite.
+Runs the experiments behind the claims, or reads the committed records, and compares. Prints a table
+of 80 columns (``wide=true``: all columns), writes verification.json, junit.xml, table.txt and report.html.
+Exits 1 if a claim is missed: not reproduced, not run, missing or not finite.
 """
 
 from __future__ import annotations
@@ -56,6 +55,7 @@ COMMAND = Command(
             shown="FOLDER",
         ),
         Option("device", None, "device of every run (or the variable INFLUENCE_DEVICE)", shown="cuda"),
+        Option("wide", "false", "true: print the paper's value and the command in every row too", kind=flag),
         Option(
             "update", "false", "true: also write the tables of README.md and results/README.md", kind=flag
         ),
@@ -96,7 +96,7 @@ def main(given: Given) -> None:
     from experiments.verification import report
 
     report.write(found, output / "report.html")
-    print(tables.text(found.verdicts))
+    print(tables.text(found.verdicts, given["wide"]))
     print(f"report: {output / 'report.html'}")
     if given["update"]:
         for path in tables.update(found.verdicts, WORK):

@@ -18,7 +18,7 @@ class Top:
 
     Attributes:
         indices: ``(k,)``.
-        values: ``(k,)``, nats.
+        values: ``(k,)``, in the unit of what was asked (nats for a loss).
 
     >>> import torch
     >>> Top(torch.tensor([7, 2]), torch.tensor([0.5, 0.1])).indices.tolist()
@@ -42,11 +42,16 @@ class Explanation:
 
     Attributes:
         changes: ``(n, t)`` predicted change of each of the t test losses when a training point is removed, in
-            nats; positive = the point was helpful. None if n·t is too large to keep.
-        helpful: for each test point, the points whose removal raises the loss most.
-        harmful: for each test point, the points whose removal lowers it most.
+            nats; positive = the point was helpful. If another quantity was asked for, the change of that
+            quantity in its own unit. None if n·t is too large to keep.
+        helpful: for each test point, the points whose removal raises the loss most; of a quantity that is no
+            loss, the points that raise it, so that their removal lowers it most.
+        harmful: the points that do the opposite.
         solution: the solve behind it, with status and residual.
         correction: ``"first_order"`` or ``"leverage"``.
+        of: what was asked, in words.
+        values: ``(t,)`` its values at θ.
+        is_loss: whether it is a loss, so that less of it is better.
 
     >>> import torch
     >>> from influence import Influence
@@ -64,11 +69,17 @@ class Explanation:
     harmful: list[Top]
     solution: Solution
     correction: str
+    of: str
+    values: Tensor
+    is_loss: bool
 
     def __str__(self) -> str:
         lines = []
+        words = ("helpful", "harmful") if self.is_loss else ("raised by", "lowered by")
         for j, (good, bad) in enumerate(zip(self.helpful, self.harmful, strict=True)):
-            lines += [f"test point {j}", f"  helpful: {good}", f"  harmful: {bad}"]
+            where = "all test points" if self.of.startswith("mean ") else f"test point {j}"
+            said = f"{where}: {self.of} {float(self.values[j]):.4g}"
+            lines += [said, f"  {words[0]}: {good}", f"  {words[1]}: {bad}"]
         residual = float(self.solution.residual.max())
         lines.append(f"solve: {self.solution.status.value}, residual {residual:.2g}; {self.correction}")
         return "\n".join(lines)
@@ -120,7 +131,8 @@ class GroupEffect:
     """What removing a group of training points together does to test losses.
 
     Attributes:
-        change: ``(t,)`` predicted change by Newton steps without the group; positive = the group was helpful.
+        change: ``(t,)`` predicted change by Newton steps without the group; of a loss, positive = the group
+            was helpful.
         summed: ``(t,)`` the sum of the points' single effects, which misjudges the size of large groups.
         method: which steps were taken, and how many.
 

@@ -13,6 +13,7 @@ attributes ``objective``, ``theta`` and ``plan``, so nothing below is out of rea
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,10 +26,18 @@ from influence.curvature.operators import Damped, GaussNewton, Operator
 from influence.errors import DataError, NotConvergedWarning, NotPositiveDefiniteError
 from influence.evaluation.retraining import Check, check_by_retraining
 from influence.groups import group_change
+from influence.losses import QUANTITIES, Asked, Asking, Quantity, get_quantity
 from influence.objectives._base import TrainingObjective
+from influence.objectives.penalties import Penalty
 from influence.objectives.sequential import network_objective
 from influence.removal import TrainingGradient, removal_kind
-from influence.scores import removal_change, self_influence, test_gradients, warn_unless_stationary
+from influence.scores import (
+    mean_test_gradient,
+    removal_change,
+    self_influence,
+    test_gradients,
+    warn_unless_stationary,
+)
 from influence.solvers import Exact, Solver
 from influence.training import fit
 
@@ -37,6 +46,7 @@ _REMOVAL = {
     TrainingGradient.OBJECTIVE: "the model is fitted again with l2 relative to the mean loss of n - 1 points",
     TrainingGradient.LOSS: "the model is fitted again with l2 relative to the sum of the losses",
 }
+_SOURCES = (torch.utils.data.DataLoader, torch.utils.data.Dataset)
 _KEEP = 2 * 10**7  # scores kept whole; beyond that only the most helpful and harmful points are kept
 
 
@@ -47,7 +57,8 @@ class Influence:
         model: the trained ``torch.nn.Module``, or an objective, which then brings loss, data and λ.
         loss: its name, a :class:`~influence.losses.Loss`, an ``nn`` loss module or a function.
         data: the training data: ``(inputs, targets)``, a Dataset or a DataLoader in a fixed order.
-        l2: λ of ``(λ/2)‖θ‖²`` beside the *mean* loss, as the model was trained (weight decay).
+        l2: λ of ``(λ/2)‖θ‖²`` beside the *mean* loss, as the model was trained (weight decay); or a mapping
+            of parameter names or patterns to λ, such as ``{"body.*": 1e-3, "head.*": 0}``.
         theta: ``(p,)`` parameters at which influence is taken; the model's own by default.
         curvature: ``"hessian"``, ``"gauss_newton"`` or ``"auto"``.
         damping: δ ≥ 0 of ``H + δI``, or ``"auto"``: as much as the operator needs to be positive definite.
@@ -72,7 +83,7 @@ class Influence:
         model: nn.Module | TrainingObjective,
         loss: Any = None,
         data: Any = None,
-        l2: float = 0.0,
+        l2: Penalty = 0.0,
         *,
         theta: Any = None,
         curvature: str = "auto",
@@ -114,31 +125,44 @@ class Influence:
     # -- questions -----------------------------------------------------------------------------------------
 
     def influence_on(
-        self, test: Any, k: int = 5, *, correction: str = "auto", removal: str | None = None
+        self,
+        test: Any,
+        k: int = 5,
+        *,
+        of: Asking = "loss",
+        mean: bool = False,
+        correction: str = "auto",
+        removal: str | None = None,
     ) -> Explanation:
-        """Predicted change of each test loss when each training point is removed.
+        """Predicted change of each test loss, or of another quantity, when each training point is removed.
 
         Args:
             test: ``(inputs, targets)`` or anything that the constructor takes as data; t test points.
             k: how many of the most helpful and harmful training points to name.
+            of: what is asked: ``"loss"``; ``"margin"``, ``"log_odds"``, ``"logit"`` or ``"probability"`` of
+                the target's class; ``Margin(c)``, ``LogOdds(c)``, ``Logit(c)``, ``Probability(c)`` of the
+                class c or ``Output(j)``, for which targets may be None; another loss; or a function
+                ``(outputs, targets) -> (m,)`` that autograd differentiates.
+            mean: ask for the mean over the test points instead of each one.
             correction: ``"first_order"``, ``"leverage"`` (one Newton step without each point) or ``"auto"``:
                 leverage if a factor is there anyway.
             removal: another convention than that of this object.
 
         Raises:
-            DataError: test data of another kind, or k < 1.
+            DataError: test data of another kind, k < 1, or a quantity without meaning here.
             SolverError: the solve failed; the message says what to change.
         """
         checked_number("k", k, least=1, whole=True)
-        objective, tests = self.objective, self.tests(test)
+        objective, tests = self.objective, self.tests(test, of)
         correction = self._correction(correction)
-        gradients = test_gradients(tests, self.theta, torch.arange(tests.n))
+        gradients = self._gradients(tests, mean)
+        values = tests.example_losses(self.theta)
         solution = self.plan.solver.apply(self.state, gradients)
         t = gradients.shape[1]
         keep = objective.n * t <= _KEEP
         step = objective.n if correction == "leverage" and keep else max(1, _NUMBERS // t)
         parts: list[Tensor] = []
-        helpful: list[list[Top]] = [[] for _ in range(t)]
+        helpful: list[list[Top]] = [[] for _ in range(t)]  # those of a loss
         harmful: list[list[Top]] = [[] for _ in range(t)]
         for start in range(0, objective.n, step):
             rows = torch.arange(start, min(start + step, objective.n), device=objective.device)
@@ -147,12 +171,18 @@ class Influence:
             for j in range(t):
                 helpful[j].append(highest(changes[:, j], k, rows))
                 harmful[j].append(highest(-changes[:, j], k, rows))
+        raising = [_signed(merged(tops, k), 1.0) for tops in helpful]
+        lowering = [_signed(merged(tops, k), -1.0) for tops in harmful]
+        is_loss = not isinstance(tests.loss, Asked)
         return Explanation(
             torch.cat(parts) if keep else None,
-            [_signed(merged(tops, k), 1.0) for tops in helpful],
-            [_signed(merged(tops, k), -1.0) for tops in harmful],
+            raising if is_loss else lowering,
+            lowering if is_loss else raising,
             solution,
             correction,
+            _words(tests, of, mean),
+            values.mean()[None] if mean else values,
+            is_loss,
         )
 
     def suspects(self) -> Suspects:
@@ -169,24 +199,28 @@ class Influence:
         corrected = self_influence(objective, theta, operator, solver, correction="leverage")
         return Suspects(scores, losses + corrected / objective.n, losses)
 
-    def of_group(self, group: Any, test: Any) -> GroupEffect:
+    def of_group(self, group: Any, test: Any, *, of: Asking = "loss", mean: bool = False) -> GroupEffect:
         """Predicted change of the test losses when the training points ``group`` are removed together.
 
         Args:
             group: indices, or a mask ``(n,)``.
-            test: the same model and loss on test data.
+            test, of, mean: as for :meth:`influence_on`.
+            test: test points.
+            of: what is asked of them.
+            mean: ask for the mean over them.
 
         Raises:
             DataError: an empty group, or one that holds every point.
         """
-        tests = self.tests(test)
+        tests = self.tests(test, of)
         operator = self.plan.operator
 
         def change(method: str, operator: Operator, steps: int = 1) -> Tensor:
-            return group_change(
+            changes = group_change(
                 self.objective, self.theta, group, tests, method=method, removal=self.removal,
                 operator=operator, steps=steps,
             )  # fmt: skip
+            return changes.mean()[None] if mean else changes
 
         summed = change("sum", operator)
         try:
@@ -201,6 +235,8 @@ class Influence:
         test: Any,
         k: int = 20,
         *,
+        of: Asking = "loss",
+        mean: bool = False,
         index: int = 0,
         seed: int = 0,
         correction: str = "auto",
@@ -214,16 +250,21 @@ class Influence:
         Args:
             test: as for :meth:`influence_on`; ``index`` names the test point.
             k: how many points.
+            of: what is asked, as for :meth:`influence_on`; the retrained models are asked the same.
+            mean: compare the mean over all test points instead of one.
             index: position of the test point.
             seed: draws the random points.
             correction: ``"first_order"`` or ``"leverage"``.
             tolerance: gradient norm of the refits; 1e-8 in float64 and 1e-5 in float32 by default.
 
         Raises:
-            DataError: k below 3, or 2k above n.
+            DataError: k below 3, 2k above n, an index that does not exist, or one beside ``mean``.
         """
-        tests = self.tests(test)
-        gradient = test_gradients(tests, self.theta, [index])
+        tests = self.tests(test, of)
+        if mean and index:
+            raise DataError("index names one test point and mean=True takes all of them; pass one of the two")
+        place = None if mean else int(tests.index([index])[0])
+        gradient = self._gradients(tests, mean, place)
         s_test = self.plan.solver.apply(self.state, gradient).value
         every = torch.arange(self.objective.n, device=self.objective.device)
         predicted = self._changes(s_test, every, self._correction(correction), self.removal)[:, 0]
@@ -233,7 +274,7 @@ class Influence:
             self.objective,
             base,
             tests,
-            index,
+            place,
             predicted,
             k,
             k,
@@ -247,7 +288,7 @@ class Influence:
         objective, plan = self.objective, self.plan
         lines = [
             f"objective: {objective.n:,} training points, {objective.p:,} parameters, loss "
-            f"{objective.loss.name}, l2 {objective.l2:g}",
+            f"{objective.loss.name}, {objective.penalty_words()}",
             f"gradient norm at theta: {self.gradient_norm:.3g}",
             *plan.reasons,
             f"removal: {_REMOVAL[self.removal]}",
@@ -256,15 +297,56 @@ class Influence:
 
     # -- parts ---------------------------------------------------------------------------------------------
 
-    def tests(self, test: Any) -> TrainingObjective:
-        """The test points as an objective of the same model and loss."""
+    def tests(self, test: Any, of: Asking = "loss") -> TrainingObjective:
+        """The test points as an objective of the same model, with what is asked in place of the loss.
+
+        Args:
+            test: as for :meth:`influence_on`.
+            of: what is asked, as for :meth:`influence_on`.
+
+        Raises:
+            DataError: test data of another kind, or a quantity without meaning here.
+        """
         if isinstance(test, TrainingObjective):
             if test.p != self.objective.p:
                 raise DataError(f"the test objective has {test.p} parameters, the model {self.objective.p}")
-            return test
-        if isinstance(test, tuple) and len(test) == 2:
-            return self.objective.on(test[0], test[1])
-        return self.objective.on(test, None)
+            return test.asking(of, self.theta)
+        inputs, targets = test if isinstance(test, tuple) and len(test) == 2 else (test, None)
+        of = self._encoded(QUANTITIES[of]() if isinstance(of, str) and of in QUANTITIES else of)
+        unlabelled = targets is None and isinstance(of, Quantity) and not isinstance(inputs, _SOURCES)
+        if unlabelled:
+            objective = self.objective
+            unlabelled = not get_quantity(of, objective.loss, objective.n_outputs, ()).needs_targets
+        if unlabelled:  # any target that the loss can take: it does not enter
+            one = self.objective.targets[:1]
+            targets = one.repeat(_length(inputs), *[1] * (one.ndim - 1))
+        else:
+            targets = self._labels(targets)
+        return self._points(inputs, targets).asking(of, self.theta)
+
+    def _points(self, inputs: Any, targets: Any) -> TrainingObjective:
+        """The test points with their loss."""
+        return self.objective.on(inputs, targets)
+
+    def _labels(self, targets: Any) -> Any:
+        """Targets as the objective knows them."""
+        return targets
+
+    def _encoded(self, of: Asking) -> Asking:
+        """What is asked, with classes named as the objective names them."""
+        return of
+
+    def _gradients(self, tests: TrainingObjective, mean: bool, index: int | None = None) -> Tensor:
+        """Gradients of what is asked, ``(p, t)``: of each test point, of one, or of their mean.
+
+        No training moves θ along undetermined directions, so they are left out.
+        """
+        if mean:
+            found = mean_test_gradient(tests, self.theta)
+        else:
+            found = test_gradients(tests, self.theta, torch.arange(tests.n) if index is None else [index])
+        still = self.objective.undetermined()
+        return found if still is None else found - still @ (still.T @ found)
 
     def _correction(self, asked: str) -> str:
         return ("leverage" if self.plan.factored else "first_order") if asked == "auto" else asked
@@ -285,6 +367,25 @@ class Influence:
         return warn_unless_stationary(self.objective, self.theta)
 
 
+def _length(inputs: Any) -> int:
+    """How many examples raw inputs hold."""
+    if isinstance(inputs, Mapping):
+        return _length(next(iter(inputs.values()), ()))
+    if isinstance(inputs, tuple):
+        return _length(inputs[0]) if inputs else 0
+    shape = getattr(inputs, "shape", None)
+    return int(shape[0]) if shape else len(inputs)
+
+
+def _words(tests: TrainingObjective, of: Asking, mean: bool) -> str:
+    """What was asked, for a reader."""
+    if isinstance(tests.loss, Asked):
+        words = tests.loss.words
+    else:
+        words = "loss" if isinstance(of, str) and of == "loss" else f"loss {tests.loss.name}"
+    return f"mean {words}" if mean else words
+
+
 def _signed(top: Top, sign: float) -> Top:
     """Only the points on that side: a point that is not harmful is not listed as harmful."""
     pairs = [(i, sign * v) for i, v in zip(top.indices, top.values, strict=True) if v > 0]
@@ -292,7 +393,7 @@ def _signed(top: Top, sign: float) -> Top:
 
 
 def _objective(
-    model: nn.Module | TrainingObjective, loss: Any, data: Any, l2: float, settings: dict[str, Any]
+    model: nn.Module | TrainingObjective, loss: Any, data: Any, l2: Penalty, settings: dict[str, Any]
 ) -> TrainingObjective:
     if isinstance(model, TrainingObjective):
         if loss is not None or data is not None or l2 or settings:

@@ -93,11 +93,8 @@ class LastLayerInfluence(Influence):
 
     body: Body
 
-    def tests(self, test: Any) -> TrainingObjective:
-        """The test points ``(inputs, targets)`` after the fixed layers."""
-        if isinstance(test, TrainingObjective):
-            return super().tests(test)
-        inputs, targets = test if isinstance(test, tuple) and len(test) == 2 else (test, None)
+    def _points(self, inputs: Any, targets: Any) -> TrainingObjective:
+        """The test points after the fixed layers."""
         features, labels = self.body.features(inputs, targets)
         return self.objective.on(features, labels)
 

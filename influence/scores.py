@@ -14,6 +14,7 @@ The convention of removal, ``"objective"`` or ``"loss"``, is stated in :mod:`inf
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -35,6 +36,13 @@ def test_gradients(test_objective: TrainingObjective, theta: Tensor, idx: Tensor
     """``∇L(z_test, θ)`` of the examples ``idx`` of a test objective, without L2: ``(p, k)``."""
     idx = torch.as_tensor(idx, device=test_objective.device).reshape(-1)
     return test_objective.example_gradients(theta, idx).T.contiguous()
+
+
+def mean_test_gradient(test_objective: TrainingObjective, theta: Tensor) -> Tensor:
+    """The mean of :func:`test_gradients` over all examples of a test objective, in one pass: ``(p, 1)``."""
+    bare = copy.copy(test_objective)
+    bare.weights, bare.l2 = None, 0.0
+    return bare.gradient(theta)[:, None]
 
 
 test_gradients.__test__ = False  # type: ignore[attr-defined]  # the field's name for it; not a test

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import math
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.records.record import Record
 
 HEADER = ("experiment", "metric", "paper", "ours", "where the paper's value stands")
+WIDTH = 80  # of what is printed: a terminal's
 
 
 def shown(value: Any) -> str:
@@ -44,26 +48,35 @@ def rows_of(record: Record) -> list[tuple[str, ...]]:
     return rows
 
 
-def aligned(rows: list[tuple[str, ...]]) -> str:
-    """Columns padded to one width."""
-    widths = [max(len(row[column]) for row in [HEADER, *rows]) for column in range(len(HEADER))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-    head = "  ".join(cell.ljust(width) for cell, width in zip(HEADER, widths, strict=True)).rstrip()
-    return "\n".join([head, "  ".join("-" * width for width in widths), *lines])
+def fitted(header: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int | None] = ()) -> str:
+    """Columns of text in at most ``WIDTH`` characters; a cell that is too long goes on below itself.
+
+    widths: the width of each column, or None for one that may take what is left.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    for place, name in enumerate(header):
+        table.add_column(name, overflow="fold", width=widths[place] if widths else None)
+    for row in rows:
+        table.add_row(*(Text(one_line(cell)) for cell in row))  # markup in it is not read
+    page = io.StringIO()
+    Console(file=page, width=WIDTH, color_system=None, emoji=False, legacy_windows=False).print(table)
+    return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
 
 
 def paper_and_ours(record: Record) -> str:
     """The table of one record. Embedded data have no value in the paper: theirs stand alone."""
     if record.tier != "smoke":
-        return aligned(rows_of(record))
-    rows = [(row[1], row[3]) for row in rows_of(record)]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name.ljust(width)}  {value}" for name, value in rows]
-    return "\n".join(
-        [*lines, f"(embedded data, {record.data}: a check of the method, not of the paper's numbers)"]
-    )
+        rows = rows_of(record)
+        label = one_line(f"{record.experiment} ({record.data})")
+        return "\n".join([label, fitted((*HEADER[1:4], "where it stands"), [row[1:] for row in rows])])
+    lines = fitted(("metric", "ours"), [(row[1], row[3]) for row in rows_of(record)])
+    note = f"(embedded data, {record.data}: a check of the method, not of the paper's numbers)"
+    return "\n".join([lines, *textwrap.wrap(one_line(note), WIDTH)])
 
 
 def markdown(records: list[Record]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from xml.etree import ElementTree
 
 from experiments.errors import UserError
 from experiments.records.atomic import jsonable, write_bytes, write_text
-from experiments.records.table import shown
+from experiments.records.table import WIDTH, fitted, shown
 from experiments.verification.claims import (
     MARK,
     METHOD_WORDS,
@@ -25,6 +26,12 @@ from experiments.verification.claims import (
 )
 
 COLUMNS = ("claim", "paper", "ours", "bound", "status", "command")
+NARROW = ("claim", "ours", "bound", "status")
+_FIXED = (
+    "claim",
+    "bound",
+    "status",
+)  # as wide as their longest cell; the column between them takes what is left
 BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
 
 
@@ -43,8 +50,23 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     return f"{len(verdicts)} claims: {parts or 'none'}"
 
 
-def text(verdicts: Sequence[Verdict]) -> str:
-    """The aligned table, and below it why each miss is one."""
+def text(verdicts: Sequence[Verdict], wide: bool = False) -> str:
+    """The table for a terminal, and below it why each miss is one.
+
+    It has 80 columns: id, ours, bound and status, below the command of each run. ``wide``: one row holds all
+    that is known, whatever its width.
+    """
+    remarks = [f"{v.claim.id}: {v.word}: {v.remark}" for v in verdicts if v.remark]
+    if not wide:
+        remarks = [
+            line for remark in remarks for line in textwrap.wrap(remark, WIDTH, subsequent_indent="  ")
+        ]
+    notes = [note for note in (footnote(verdicts),) if note]
+    lines = _wide(verdicts) if wide else _narrow(verdicts)
+    return "\n".join([*lines, *notes, *([""] * bool(remarks)), *remarks, "", summary(verdicts)])
+
+
+def _wide(verdicts: Sequence[Verdict]) -> list[str]:
     rows = [COLUMNS]
     rows += [
         (v.claim.id, shown_paper(v.claim), shown_ours(v), shown_bound(v.claim), v.word, v.claim.run.command)
@@ -56,9 +78,47 @@ def text(verdicts: Sequence[Verdict]) -> str:
         for row in rows
     ]
     lines.insert(1, "-+-".join("-" * width for width in widths))
-    remarks = [f"{v.claim.id}: {v.word}: {v.remark}" for v in verdicts if v.remark]
-    notes = [note for note in (footnote(verdicts),) if note]
-    return "\n".join([*lines, *notes, *([""] * bool(remarks)), *remarks, "", summary(verdicts)])
+    return lines
+
+
+def _narrow(verdicts: Sequence[Verdict]) -> list[str]:
+    """One table a run, all of one layout; only the first shows the names of the columns."""
+    names, bounds, words = zip(*((v.claim.id, shown_bound(v.claim), v.word) for v in verdicts), strict=True)
+    fixed = [
+        max(map(len, (name, *column))) for name, column in zip(_FIXED, (names, bounds, words), strict=True)
+    ]
+    left = WIDTH - sum(fixed) - 6  # rich puts two characters between columns
+    rows = {}
+    for v in verdicts:
+        ours = shown_ours(v)
+        ours = ours.strip("[]") if len(ours) > left else ours  # one item of a long list a line
+        rows[v.claim.id] = (v.claim.id, ours, shown_bound(v.claim), v.word)
+    widths = [fixed[0], left, *fixed[1:]]
+    lines: list[str] = []
+    for command in dict.fromkeys(v.claim.run.command for v in verdicts):
+        chosen = [rows[v.claim.id] for v in verdicts if v.claim.run.command == command]
+        header, rule, *table = fitted(NARROW, chosen, widths).splitlines()
+        lines += [] if lines else [header, rule]
+        lines += ["", *as_command(command), *table]
+    return [*lines, ""]
+
+
+def as_command(command: str) -> list[str]:
+    """A command in lines that a shell takes together."""
+    parts = command.replace(" && ", " &&\n").split("\n")
+    lines = [
+        line
+        for place, part in enumerate(parts)
+        for line in textwrap.wrap(
+            part,
+            WIDTH - 2,
+            initial_indent="  " * bool(place),
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    ]
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
 
 
 def shown_bound(claim: Claim) -> str:

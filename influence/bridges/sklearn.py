@@ -12,7 +12,7 @@ relative to the *sum* of the losses: the convention of removal is ``"loss"``.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from influence.api import Influence
 from influence.errors import DataError
-from influence.losses import Loss, get_loss
+from influence.losses import Asking, Loss, OfClass, get_loss
 from influence.objectives._base import TrainingObjective
 from influence.objectives.linear import LinearObjective
 from influence.scores import warn_unless_stationary
@@ -63,15 +63,22 @@ class SklearnInfluence(Influence):
     steps: tuple[Any, ...] = ()
     fitted_model: Fitted
 
-    def tests(self, test: Any) -> TrainingObjective:
-        """The test points ``(X, y)`` after the pipeline's steps, labels encoded as in training."""
-        if isinstance(test, TrainingObjective):
-            return super().tests(test)
-        if not isinstance(test, tuple) or len(test) != 2:
+    def _points(self, inputs: Any, targets: Any) -> TrainingObjective:
+        """The test points after the pipeline's steps."""
+        return self.objective.on(self.fitted_model.widened(_through(self.steps, inputs)), targets)
+
+    def _labels(self, targets: Any) -> Any:
+        """Labels encoded as in training."""
+        if targets is None:
             raise DataError("pass test points as (X, y)")
-        X, y = test
-        fitted = self.fitted_model
-        return self.objective.on(fitted.widened(_through(self.steps, X)), fitted.encoded(y))
+        return self.fitted_model.encoded(targets)
+
+    def _encoded(self, of: Asking) -> Asking:
+        """Classes by the names that scikit-learn knows."""
+        if not isinstance(of, OfClass) or of.label is None or self.fitted_model.classes is None:
+            return of
+        (code,) = self.fitted_model.encoded([of.label])
+        return replace(of, label=int(code))
 
 
 @dataclass

@@ -56,6 +56,8 @@ class KroneckerFactors:
     def inverse(self, damping: float) -> Product:
         """``V ↦ (approximation + damping·I)⁻¹ V`` on blocks ``(p, k)``.
 
+        Of a layer whose weight and bias have different penalties the mean is taken.
+
         Raises:
             DataError: penalty and damping are 0 where the approximation is singular.
         """

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from influence.checks import checked_number
 from influence.errors import DataError
@@ -110,6 +109,8 @@ def _pearson(x: Any, y: Any) -> Floats:
 
 
 def _spearman(x: Any, y: Any) -> Floats:
+    from scipy.stats import rankdata  # scipy.stats takes a third of torch's own time to import
+
     return _pearson(rankdata(x, axis=1), rankdata(y, axis=1))
 
 

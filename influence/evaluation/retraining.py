@@ -21,14 +21,14 @@ from influence.retraining.leave_one_out import Journal, Retrained, leave_one_out
 
 @dataclass(frozen=True)
 class Check:
-    """What retraining says about predicted changes of one test loss.
+    """What retraining says about predicted changes of one test loss, or of another quantity.
 
     Attributes:
         top: agreement on the k points of largest predicted change.
         random: agreement on points drawn at random from all others. The top alone flatters: its range is
             wide.
         idx: the points, the top ones first ``(k + random,)``.
-        predicted, actual: their changes in nats.
+        predicted, actual: the changes of what was asked, in its own unit (nats for a loss).
         models: the retrained models with their certificates.
     """
 
@@ -47,7 +47,7 @@ def check_by_retraining(
     objective: TrainingObjective,
     theta: Tensor,
     test: TrainingObjective,
-    test_index: int,
+    test_index: int | None,
     scores: Tensor,
     k: int = 20,
     random: int = 20,
@@ -61,8 +61,8 @@ def check_by_retraining(
     Args:
         objective: what was minimised, with its training data.
         theta: ``(p,)`` fitted parameters.
-        test: the same model and loss on test data.
-        test_index: position of the test point in ``test``.
+        test: the same model and loss on test data; ``test.asking(...)`` compares another quantity.
+        test_index: position of the test point in ``test``; None for the mean over all of them.
         scores: ``(n,)`` predicted changes, as :func:`~influence.scores.removal_change` gives them.
         k, random: how many points of each kind, at least 3 each.
         k: how many points.
@@ -86,10 +86,9 @@ def check_by_retraining(
     drawn = torch.randperm(n - k, generator=generator)[:random].to(order.device)
     idx = torch.cat([order[:k], order[k:][drawn]])
     models = leave_one_out(objective, theta, idx, removal=removal, **settings)
-    one = test.index([test_index])
-    actual = test.example_losses_many(models.thetas.to(theta.device), one)[0] - test.example_losses(
-        theta, one
-    )
+    one = None if test_index is None else test.index([test_index])
+    after = test.example_losses_many(models.thetas.to(theta.device), one).mean(dim=0)
+    actual = after - test.example_losses(theta, one).mean()
     predicted, good = scores[idx], models.converged.cpu()
 
     def compared(part: slice) -> Agreement:

@@ -8,17 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
 from influence.errors import DataError
 from influence.losses._base import Loss
+from influence.losses.asked import Asked, check_asked
 from influence.losses.callables import CallableLoss, from_module
 from influence.losses.classification import CrossEntropy, TokenCrossEntropy
 from influence.losses.margin import Hinge, Logistic, MarginLoss, SmoothHinge, SquaredHinge
+from influence.losses.quantities import (
+    QUANTITIES,
+    Logit,
+    LogOdds,
+    Margin,
+    OfClass,
+    Output,
+    Probability,
+    Quantity,
+    get_quantity,
+)
 from influence.losses.regression import BinaryCrossEntropy, ElementwiseLoss, Huber, Poisson, SquaredError
 
+Asking = str | Loss | Quantity | nn.Module | Callable[[Tensor, Tensor], Tensor]
 LossLike = str | Loss | nn.Module | Callable[[Tensor, Tensor], Tensor]
 
 _LOSSES: dict[str, type[Loss]] = {
@@ -38,6 +51,12 @@ _OTHER_NAMES = {
     "nll": "cross_entropy, on outputs before log_softmax",
     "multilabel": "binary_cross_entropy",
 }
+
+
+def is_loss(of: Any) -> TypeGuard[str | Loss | nn.Module]:
+    """Whether ``of`` is a loss: its name, a :class:`Loss`, or a loss module of torch."""
+    torch_loss = isinstance(of, nn.Module) and type(of).__module__ == "torch.nn.modules.loss"
+    return isinstance(of, Loss) or torch_loss or (isinstance(of, str) and of in _LOSSES)
 
 
 def get_loss(name: LossLike, **settings: Any) -> Loss:
@@ -74,20 +93,33 @@ def get_loss(name: LossLike, **settings: Any) -> Loss:
 
 
 __all__ = [
+    "QUANTITIES",
+    "Asked",
+    "Asking",
     "BinaryCrossEntropy",
     "CallableLoss",
     "CrossEntropy",
     "ElementwiseLoss",
     "Hinge",
     "Huber",
+    "LogOdds",
     "Logistic",
+    "Logit",
     "Loss",
     "LossLike",
+    "Margin",
     "MarginLoss",
+    "OfClass",
+    "Output",
     "Poisson",
+    "Probability",
+    "Quantity",
     "SmoothHinge",
     "SquaredError",
     "SquaredHinge",
     "TokenCrossEntropy",
+    "check_asked",
     "get_loss",
+    "get_quantity",
+    "is_loss",
 ]

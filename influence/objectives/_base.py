@@ -1,9 +1,10 @@
 """The contract of every training objective: what operators, solvers, scores and retraining may ask of one.
 
-    R(θ) = (1/n) Σ_i w_i ℓ(f_θ(x_i), y_i) + (λ/2)‖m ⊙ θ‖²
+    R(θ) = (1/n) Σ_i w_i ℓ(f_θ(x_i), y_i) + (λ/2) Σ_j m_j θ_j²
 
-with weights ``w_i`` (1 unless given) and a 0/1 mask ``m`` that says which parameters λ touches (Koh & Liang
-2017, section 2). Shapes: n examples, p parameters, c outputs, k columns. A block of vectors is ``(p, k)``.
+with weights ``w_i`` (1 unless given) and a mask ``m`` of numbers in 0…1 that says how much λ touches each
+parameter, 0 or 1 unless λ differs between groups of parameters (Koh & Liang 2017, section 2). Shapes: n
+examples, p parameters, c outputs, k columns. A block of vectors is ``(p, k)``.
 
 Every call walks the data in batches of ``batch_size``, so memory is bounded by the batch and not by n·p.
 What only some objectives can do is a method that returns None here. Nothing is looked up by name.
@@ -11,6 +12,7 @@ What only some objectives can do is a method that returns None here. Nothing is 
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Self, overload
@@ -19,7 +21,8 @@ import torch
 from torch import Tensor
 
 from influence.errors import DataError
-from influence.losses import Loss
+from influence.losses import Asking, Loss, check_asked, get_loss, get_quantity, is_loss
+from influence.objectives.output_shapes import for_outputs
 from influence.objectives.structure import GramFactor, Split
 
 Product = Callable[[Tensor], Tensor]
@@ -34,7 +37,7 @@ class TrainingObjective(ABC):
         p: number of parameters.
         n_outputs: c, outputs of the model for one example.
         l2: λ ≥ 0 of the penalty.
-        l2_mask: m ``(p,)``, 0 or 1.
+        l2_mask: m ``(p,)``, in 0…1.
         loss: the loss of one example as a function of its outputs.
         weights: ``(n,)`` weights of the examples, or None where each is 1.
         batch_size: examples that a pass holds at a time.
@@ -132,7 +135,45 @@ class TrainingObjective(ABC):
     def subset(self, idx: Any) -> Self:
         """The objective of the examples ``idx`` alone; its mean is over those, their weights stay."""
 
+    def asking(self, of: Asking, theta: Tensor) -> Self:
+        """The same model and data with another quantity in place of the loss, and without weights and λ.
+
+        Everything that is asked of a test set then answers for that quantity: values, gradients, scores,
+        groups and retraining.
+
+        Args:
+            of: ``"loss"``, ``"margin"``, ``"log_odds"``, ``"logit"``, ``"probability"``, ``"output"``, a
+                :class:`~influence.losses.Quantity` of a named class, another loss, or a function
+                ``(outputs, targets) -> (m,)`` whose rows depend on their own outputs alone. A function sees
+                the outputs in the model's own shape.
+            theta: ``(p,)``, where it must be finite and differentiable.
+
+        Raises:
+            DataError: an unknown quantity, one without meaning for this loss, or a function that returns
+                another shape, NaN, or numbers without a right gradient.
+        """
+        other = copy.copy(self)
+        other.weights, other.l2 = None, 0.0
+        if isinstance(of, str) and of == "loss":
+            return other
+        shape = self.output_shape
+        if is_loss(of):
+            other.loss, targets = for_outputs(get_loss(of), shape, self.targets)
+            if targets is not self.targets:
+                raise DataError(f"the loss {other.loss.name} takes targets of another shape than those here")
+            other.loss.check_range(targets, self.n_outputs)
+            return other
+        asked = get_quantity(of, self.loss, self.n_outputs, shape)
+        check_asked(asked, self.outputs(theta), self.targets)
+        other.loss = asked
+        return other
+
     # -- the same for all ----------------------------------------------------------------------------------
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of the model's outputs for one example; objectives keep them flat, ``(m, c)``."""
+        return (self.n_outputs,)
 
     @overload
     def index(self, idx: None) -> None: ...
@@ -187,9 +228,17 @@ class TrainingObjective(ABC):
         return self.weights if idx is None else self.weights[idx]
 
     def penalty(self, theta: Tensor) -> Tensor:
-        """(λ/2)‖m ⊙ θ‖² of ``(p,)`` or of each column of ``(p, k)``."""
+        """(λ/2) Σ m_j θ_j² of ``(p,)`` or of each column of ``(p, k)``."""
         mask = self.l2_mask if theta.ndim == 1 else self.l2_mask[:, None]
         return 0.5 * self.l2 * (mask * theta**2).sum(dim=0)
+
+    def penalty_words(self) -> str:
+        """λ for a reader; the smallest and largest if it differs between parameters."""
+        least = float(self.l2_mask.min())
+        if least in (0.0, 1.0) and bool(((self.l2_mask == 0) | (self.l2_mask == 1)).all()):
+            free = int((self.l2_mask == 0).sum())
+            return f"l2 {self.l2:g}" + (f" on all but {free:,} parameters" if free and self.l2 else "")
+        return f"l2 by parameter group, {self.l2 * least:g} to {self.l2:g}"
 
     def penalty_gradient(self, theta: Tensor) -> Tensor:
         """λ m ⊙ θ of ``(p,)`` or of each column of ``(p, k)``."""
@@ -219,6 +268,13 @@ class TrainingObjective(ABC):
         return torch.cat(parts) if parts else torch.empty(0, dtype=self.dtype, device=self.device)
 
     # -- what only some can do: None unless overridden -----------------------------------------------------
+
+    def undetermined(self) -> Tensor | None:
+        """Orthonormal directions ``(p, r)`` along which R never changes, so that no fit moves there, or None.
+
+        They are those of softmax's unpenalised intercepts, whose differences alone are determined.
+        """
+        return None
 
     def split_at(self, theta: Tensor, idx: Tensor | None = None) -> Split | None:
         """The Hessian as ``E C Eᵀ + λI`` with a small dense core C, or None."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from influence.checks import checked_number
 from influence.errors import DataError, DeviceError
 from influence.losses import LossLike, get_loss
 from influence.objectives._base import Product, TrainingObjective
@@ -98,8 +99,7 @@ class LinearObjective(TrainingObjective):
         self.n, self.d = self.X.n, self.X.d
         if len(targets) != self.n:
             raise DataError(f"X has {self.n} rows but y has {len(targets)} targets; pass one target a row")
-        if not (0 <= l2 < float("inf")):
-            raise DataError(f"l2 must be finite and >= 0, got {l2}")
+        checked_number("l2", l2, least=0.0)
         if check:
             self.loss.check_targets(targets, self.n_outputs)
         self._targets, self.l2, self.batch_size = targets, float(l2), batch_size
@@ -377,6 +377,17 @@ class LinearObjective(TrainingObjective):
             return out.add_(self._shrunk(V), alpha=self.l2) if self.l2 else out
 
         return product
+
+    def undetermined(self) -> Tensor | None:
+        """The sum of softmax's intercepts, which stays what it is: ``(p, 1)``, or None."""
+        if (
+            not self.intercept
+            or self.loss.output_range(self.n_outputs, self.l2_mask).shape[1] == self.n_outputs
+        ):
+            return None
+        direction = torch.zeros(self.n_outputs, self.d, dtype=self.dtype, device=self.device)
+        direction[:, -1] = self.n_outputs**-0.5
+        return direction.reshape(self.p, 1)
 
     def split_at(self, theta: Tensor, idx: Tensor | None = None) -> Split:
         """The Hessian as ``E C Eᵀ + λI`` with a small dense core (:mod:`.structure`)."""

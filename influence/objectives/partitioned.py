@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from influence.errors import DataError
+from influence.losses import Asking
 from influence.objectives._base import Product, TrainingObjective
 from influence.objectives.structure import (
     KRONECKER_ROWS,
@@ -114,6 +116,19 @@ class PartitionedObjective(TrainingObjective):
         other = self.template.on(inputs, targets)
         other.l2 = self.l2
         return other
+
+    def asking(self, of: Asking, theta: Tensor) -> Any:
+        """Refused: its parts keep the loss.
+
+        Raises:
+            DataError: always, unless the loss itself is asked for.
+        """
+        if isinstance(of, str) and of == "loss":
+            return super().asking(of, theta)
+        raise DataError(
+            "test points that are spread over parts answer for their loss alone; hold them in memory: "
+            "objective.on(inputs, targets)"
+        )
 
     def outputs(self, theta: Tensor, idx: Any = None) -> Tensor:
         """f_θ(x_i): ``(m, c)``."""
@@ -263,6 +278,11 @@ class PartitionedLinear(PartitionedObjective):
 
     def _input_shape(self) -> tuple[int, ...]:
         return (self.template.features,)
+
+    def undetermined(self) -> Tensor | None:
+        """As on data in memory."""
+        result: Tensor | None = self.template.undetermined()
+        return result
 
     def output_gradients(self, theta: Tensor, idx: Any = None) -> Tensor:
         """∇_o ℓ_i: ``(m, c)``."""

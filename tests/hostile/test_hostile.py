@@ -159,7 +159,7 @@ def test_hostile_texts_in_a_record_break_no_table() -> None:
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {6}
     assert "<script" not in lines[2]
     assert "\x1b" not in paper_and_ours(record)
-    assert len(paper_and_ours(record).splitlines()) == 3
+    assert "\\x1b" in paper_and_ours(record).replace("\n", "")
 
 
 @pytest.mark.parametrize(

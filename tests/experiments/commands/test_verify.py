@@ -218,7 +218,7 @@ def test_tables_json_and_junit_say_the_same(tmp_path: Path) -> None:
     bad = verifying.claim(id="bad", bound=Bound(at_least=1), sentence="A | pipe & <tag>\x00.")
     absent = verifying.claim(id="absent", run=Spec("elsewhere", "experiment=loo_linear tier=paper", "paper"))
     found = verify([verifying.claim(), bad, absent], "results", tmp_path, tmp_path)
-    table = tables.text(found.verdicts)
+    table = tables.text(found.verdicts, wide=True)
     lines = table.splitlines()
     header = [part.strip() for part in lines[0].split("|")]
     assert header == ["claim", "paper", "ours", "bound", "status", "command"]
@@ -230,6 +230,24 @@ def test_tables_json_and_junit_say_the_same(tmp_path: Path) -> None:
     assert len(suites.findall(".//failure")) == 1
     assert len(suites.findall(".//error")) == 1
     assert "A \\| pipe" in tables.short_markdown(found.verdicts)
+
+
+def test_the_printed_table_fits_a_terminal_and_loses_nothing() -> None:
+    claims = chosen(load(), ["smoke", "paper", "gpu"], None)
+    found = verify(claims, "results", ROOT / "results", ROOT / "outputs" / "unused")
+    table = tables.text(found.verdicts)
+    assert [line for line in table.splitlines() if len(line) > 80] == []
+    whole = " ".join(table.replace("\\\n", " ").split())
+    for verdict in found.verdicts:
+        (row,) = [line for line in table.splitlines() if line.split(" ")[0] == verdict.claim.id]
+        assert row.endswith(f" {verdict.word}")
+        bound = tables.shown_bound(verdict.claim)
+        assert bound in row
+        assert bound.endswith(" †") == verdict.claim.after_its_number
+        assert whole.count(" ".join(verdict.claim.run.command.split())) >= 1
+    commands = [verdict.claim.run.command for verdict in found.verdicts]
+    assert whole.count("python -m experiments experiment=loo_linear tier=paper") == 1
+    assert len(set(commands)) < len(commands)
 
 
 def test_generated_tables_are_replaced_between_their_markers(tmp_path: Path) -> None:

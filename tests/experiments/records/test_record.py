@@ -99,6 +99,8 @@ def test_tables_show_what_is_missing_and_what_is_not_finite() -> None:
     text = paper_and_ours(example(tier="paper"))
     assert "0.9983" in text
     assert "nan" in text
+    long = {"other": {"value": [0.123456] * 12, "where": "Fig. 6, read off the plot " * 4}}
+    assert max(map(len, paper_and_ours(example(tier="paper", paper=long)).splitlines())) <= 80
     assert "missing" in paper_and_ours(example(tier="paper", paper={"other": {"value": 1}}))
     assert "0.9983" not in paper_and_ours(example())  # embedded data are not set beside the paper
     assert (
