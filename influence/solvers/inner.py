@@ -55,8 +55,9 @@ def inner_cg(
         if not bool(open_.any()):
             return X, step
         alpha = torch.where(open_, rz / curvature, torch.zeros_like(rz))
-        X.addcmul_(alpha.expand_as(P), P)
-        R.addcmul_(alpha.expand_as(P), HP, value=-1)
+        # Not in place: a preconditioner may return R itself, and P would then change with it.
+        X = torch.addcmul(X, alpha.expand_as(P), P)
+        R = torch.addcmul(R, alpha.expand_as(P), HP, value=-1)
         Z = precondition(R)
         following = (R * Z).sum(0)
         P = Z + torch.where(open_, following / rz, torch.zeros_like(rz)) * P
