@@ -1,4 +1,4 @@
-"""Parameters chosen by name, pattern, rule or place: θ is theirs, and the rest of the module stays as it is."""
+"""Parameters chosen by name, pattern, rule or place: θ is theirs, the rest of the module stays as it is."""
 
 from __future__ import annotations
 
