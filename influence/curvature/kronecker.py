@@ -72,6 +72,7 @@ class Diagonal:
     values: Tensor
 
     def apply(self, V: Tensor, out: Tensor, factor: Tensor) -> None:
+        """Write the values ``factor`` times ``V (p, k)`` to ``out``."""
         out[self.index] = factor[:, None] * V[self.index]
 
 

@@ -1,4 +1,4 @@
-"""Deletion diagnostics of statsmodels: DFBETAS, Cook's distance, PRESS; for logistic models Pregibon's step."""
+"""Deletion diagnostics of statsmodels: DFBETAS, Cook's distance, PRESS, and Pregibon's step."""
 
 from __future__ import annotations
 
