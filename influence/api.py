@@ -28,6 +28,7 @@ from influence.evaluation.retraining import Check, check_by_retraining
 from influence.groups import group_change
 from influence.losses import QUANTITIES, Asked, Asking, Quantity, get_quantity
 from influence.objectives._base import TrainingObjective
+from influence.objectives.penalties import Penalty
 from influence.objectives.sequential import network_objective
 from influence.removal import TrainingGradient, removal_kind
 from influence.scores import (
@@ -56,7 +57,8 @@ class Influence:
         model: the trained ``torch.nn.Module``, or an objective, which then brings loss, data and λ.
         loss: its name, a :class:`~influence.losses.Loss`, an ``nn`` loss module or a function.
         data: the training data: ``(inputs, targets)``, a Dataset or a DataLoader in a fixed order.
-        l2: λ of ``(λ/2)‖θ‖²`` beside the *mean* loss, as the model was trained (weight decay).
+        l2: λ of ``(λ/2)‖θ‖²`` beside the *mean* loss, as the model was trained (weight decay); or a mapping
+            of parameter names or patterns to λ, such as ``{"body.*": 1e-3, "head.*": 0}``.
         theta: ``(p,)`` parameters at which influence is taken; the model's own by default.
         curvature: ``"hessian"``, ``"gauss_newton"`` or ``"auto"``.
         damping: δ ≥ 0 of ``H + δI``, or ``"auto"``: as much as the operator needs to be positive definite.
@@ -81,7 +83,7 @@ class Influence:
         model: nn.Module | TrainingObjective,
         loss: Any = None,
         data: Any = None,
-        l2: float = 0.0,
+        l2: Penalty = 0.0,
         *,
         theta: Any = None,
         curvature: str = "auto",
@@ -286,7 +288,7 @@ class Influence:
         objective, plan = self.objective, self.plan
         lines = [
             f"objective: {objective.n:,} training points, {objective.p:,} parameters, loss "
-            f"{objective.loss.name}, l2 {objective.l2:g}",
+            f"{objective.loss.name}, {objective.penalty_words()}",
             f"gradient norm at theta: {self.gradient_norm:.3g}",
             *plan.reasons,
             f"removal: {_REMOVAL[self.removal]}",
@@ -391,7 +393,7 @@ def _signed(top: Top, sign: float) -> Top:
 
 
 def _objective(
-    model: nn.Module | TrainingObjective, loss: Any, data: Any, l2: float, settings: dict[str, Any]
+    model: nn.Module | TrainingObjective, loss: Any, data: Any, l2: Penalty, settings: dict[str, Any]
 ) -> TrainingObjective:
     if isinstance(model, TrainingObjective):
         if loss is not None or data is not None or l2 or settings:

@@ -115,6 +115,7 @@ def stream_scores(
     settings = {
         "n": objective.n, "k": s_tests.shape[1], "rows": rows, "dtype": str(objective.dtype),
         "training_gradient": str(TrainingGradient(training_gradient)), "l2": objective.l2,
+        "l2_mask_sha256": _digest(objective.l2_mask),
         "theta_sha256": _digest(theta), "s_test_sha256": _digest(s_tests),
     }  # fmt: skip
     answer: tuple[set[int], str | None] = (set(), None)

@@ -9,8 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
+
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 600.0  # seconds that a test gives a process: a loaded machine is no failure
+
+
+def examples(few: int) -> int:
+    """Examples of a property: ``few``, or INFLUENCE_EXAMPLES for a long search."""
+    return int(os.environ.get("INFLUENCE_EXAMPLES", few))
 
 
 def mirror() -> Path:
@@ -27,14 +34,29 @@ def environment(**extra: str) -> dict[str, str]:
     return clean | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | extra
 
 
+WARM = warm.Warm()
+
+
 def cli(
-    *arguments: str, module: str = "experiments", cwd: Path = ROOT, timeout: float = PATIENCE, **extra: str
+    *arguments: str,
+    module: str = "experiments",
+    cwd: Path = ROOT,
+    timeout: float = PATIENCE,
+    fresh: bool = False,
+    **extra: str,
 ) -> subprocess.CompletedProcess[str]:
-    """``python -m experiments ...`` in a process of its own."""
+    """``python -m experiments ...`` in a process of its own.
+
+    fresh: of a new interpreter; else, and if ``extra`` changes nothing that one reads at its start, a fork of
+    one that has imported everything.
+    """
+    changed = environment(**{"PYTHONPATH": str(ROOT)} | extra)
+    if not fresh and hasattr(os, "fork") and not set(extra) & set(warm.AT_START):
+        return WARM.run(module, list(arguments), cwd, changed, timeout)
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=cwd,
-        env=environment(**{"PYTHONPATH": str(ROOT)} | extra),
+        env=changed,
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.errors import ConfigError
 from experiments.records import provenance
 from experiments.records.atomic import sha256
 from experiments.records.record import Record
@@ -85,6 +86,21 @@ def track(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
         return {"name": "wandb", "error": f"{type(error).__name__}: {error}"}
 
 
+def patience() -> float:
+    """Seconds that W&B may take to start: its own variable WANDB_INIT_TIMEOUT, else 60.
+
+    Raises:
+        ConfigError: the variable is no positive number.
+    """
+    text = os.environ.get("WANDB_INIT_TIMEOUT", "60")
+    try:
+        if (seconds := float(text)) > 0:
+            return seconds
+    except ValueError:
+        pass
+    raise ConfigError(f"WANDB_INIT_TIMEOUT={text}: give a positive number of seconds.")
+
+
 def _mirror(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
     folder = folder.resolve()
     own = folder / "wandb"
@@ -114,7 +130,7 @@ def _mirror(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
         tags=[tag[:64] for tag in dict.fromkeys(tags) if tag],
         config=config,
         reinit="finish_previous",  # else the second job of a sweep gets the first one's id and config
-        settings=wandb.Settings(init_timeout=60, console="off", disable_git=True),
+        settings=wandb.Settings(init_timeout=patience(), console="off", disable_git=True),
     ) as run:
         run.summary.update(dict(flat(record.metrics)))
         if record.table:

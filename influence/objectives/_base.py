@@ -1,9 +1,10 @@
 """The contract of every training objective: what operators, solvers, scores and retraining may ask of one.
 
-    R(θ) = (1/n) Σ_i w_i ℓ(f_θ(x_i), y_i) + (λ/2)‖m ⊙ θ‖²
+    R(θ) = (1/n) Σ_i w_i ℓ(f_θ(x_i), y_i) + (λ/2) Σ_j m_j θ_j²
 
-with weights ``w_i`` (1 unless given) and a 0/1 mask ``m`` that says which parameters λ touches (Koh & Liang
-2017, section 2). Shapes: n examples, p parameters, c outputs, k columns. A block of vectors is ``(p, k)``.
+with weights ``w_i`` (1 unless given) and a mask ``m`` of numbers in 0…1 that says how much λ touches each
+parameter, 0 or 1 unless λ differs between groups of parameters (Koh & Liang 2017, section 2). Shapes: n
+examples, p parameters, c outputs, k columns. A block of vectors is ``(p, k)``.
 
 Every call walks the data in batches of ``batch_size``, so memory is bounded by the batch and not by n·p.
 What only some objectives can do is a method that returns None here. Nothing is looked up by name.
@@ -36,7 +37,7 @@ class TrainingObjective(ABC):
         p: number of parameters.
         n_outputs: c, outputs of the model for one example.
         l2: λ ≥ 0 of the penalty.
-        l2_mask: m ``(p,)``, 0 or 1.
+        l2_mask: m ``(p,)``, in 0…1.
         loss: the loss of one example as a function of its outputs.
         weights: ``(n,)`` weights of the examples, or None where each is 1.
         batch_size: examples that a pass holds at a time.
@@ -227,9 +228,17 @@ class TrainingObjective(ABC):
         return self.weights if idx is None else self.weights[idx]
 
     def penalty(self, theta: Tensor) -> Tensor:
-        """(λ/2)‖m ⊙ θ‖² of ``(p,)`` or of each column of ``(p, k)``."""
+        """(λ/2) Σ m_j θ_j² of ``(p,)`` or of each column of ``(p, k)``."""
         mask = self.l2_mask if theta.ndim == 1 else self.l2_mask[:, None]
         return 0.5 * self.l2 * (mask * theta**2).sum(dim=0)
+
+    def penalty_words(self) -> str:
+        """λ for a reader; the smallest and largest if it differs between parameters."""
+        least = float(self.l2_mask.min())
+        if least in (0.0, 1.0) and bool(((self.l2_mask == 0) | (self.l2_mask == 1)).all()):
+            free = int((self.l2_mask == 0).sum())
+            return f"l2 {self.l2:g}" + (f" on all but {free:,} parameters" if free and self.l2 else "")
+        return f"l2 by parameter group, {self.l2 * least:g} to {self.l2:g}"
 
     def penalty_gradient(self, theta: Tensor) -> Tensor:
         """λ m ⊙ θ of ``(p,)`` or of each column of ``(p, k)``."""

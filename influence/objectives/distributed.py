@@ -158,11 +158,11 @@ def shard(objective: Any) -> Any:
     if size() == 1:
         return objective
     n = objective.n
-    shapes = (n, objective.p, objective.l2)
+    shapes = (n, objective.p, objective.l2 * float(objective.l2_mask.mean()))
     first = from_first(shapes)
     if first != shapes:
         raise DataError(
-            f"rank {rank()} built an objective of (n, p, l2) = {shapes} but rank 0 one of {first}: give "
+            f"rank {rank()} built an objective of (n, p, mean l2) = {shapes} but rank 0 one of {first}: give "
             "every rank the same config and data"
         )
     rows = rows_of(n)

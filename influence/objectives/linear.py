@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from influence.checks import checked_number
 from influence.errors import DataError, DeviceError
 from influence.losses import LossLike, get_loss
 from influence.objectives._base import Product, TrainingObjective
@@ -98,8 +99,7 @@ class LinearObjective(TrainingObjective):
         self.n, self.d = self.X.n, self.X.d
         if len(targets) != self.n:
             raise DataError(f"X has {self.n} rows but y has {len(targets)} targets; pass one target a row")
-        if not (0 <= l2 < float("inf")):
-            raise DataError(f"l2 must be finite and >= 0, got {l2}")
+        checked_number("l2", l2, least=0.0)
         if check:
             self.loss.check_targets(targets, self.n_outputs)
         self._targets, self.l2, self.batch_size = targets, float(l2), batch_size

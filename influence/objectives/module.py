@@ -1,10 +1,10 @@
 """The training objective of any ``torch.nn.Module``, with every derivative that influence needs.
 
-``R(θ) = (1/n) Σ_i w_i L(z_i, θ) + (λ/2)‖m ⊙ θ‖²`` (Koh & Liang 2017, section 2), where ``L(z, θ) = ℓ(f_θ(x),
-y)``, ``w_i`` are weights (1 unless given) and the 0/1 mask ``m`` says which parameters λ touches. Only the
-network ``f`` is differentiated by torch, in ways that were checked on a few examples (:mod:`.derivatives`).
-The loss ℓ brings its own output gradient ``g`` and output Hessian ``B`` (:mod:`influence.losses`), so hinge
-kinks and flat softmax tails are handled where they are understood.
+``R(θ) = (1/n) Σ_i w_i L(z_i, θ) + (λ/2) Σ_j m_j θ_j²`` (Koh & Liang 2017, section 2), where ``L(z, θ) =
+ℓ(f_θ(x), y)``, ``w_i`` are weights (1 unless given) and ``m`` says how much λ touches each parameter. Only
+the network ``f`` is differentiated by torch, in ways that were checked on a few examples
+(:mod:`.derivatives`). The loss ℓ brings its own output gradient ``g`` and output Hessian ``B``
+(:mod:`influence.losses`), so hinge kinks and flat softmax tails are handled where they are understood.
 
 All calls walk the data in batches of ``batch_size`` and keep no graph between batches, so memory is bounded
 by the batch whatever n is. Shapes: n examples, p parameters, c outputs, k columns; a block is ``(p, k)``.
@@ -13,8 +13,7 @@ by the batch whatever n is. Shapes: n examples, p parameters, c outputs, k colum
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import torch
@@ -29,8 +28,7 @@ from influence.objectives.inputs import Inputs, as_data, count, floating_leaf, l
 from influence.objectives.network import Network, Output, plain_module, same_device
 from influence.objectives.output_shapes import for_outputs
 from influence.objectives.passes import Batch, Passes, Way
-
-ParameterRule = Callable[[str, nn.Parameter], bool]
+from influence.objectives.penalties import ParameterRule, Penalty, penalty_of
 
 
 class Objective(TrainingObjective):
@@ -47,7 +45,8 @@ class Objective(TrainingObjective):
             for a model that takes several; or a Dataset or DataLoader in a fixed order, with
             ``targets=None``.
         targets: ``(n,)`` labels as the loss wants them, or ``(n, ...)``.
-        l2: λ ≥ 0.
+        l2: λ ≥ 0; or a mapping of parameter names or patterns (``{"body.*": 1e-3, "head.*": 0}``) to λ, in
+            which each trainable parameter is named exactly once.
         l2_parameters: ``"all"``, ``"weights"`` (all but biases) or a rule ``(name, parameter) -> bool``.
         weights: ``(n,)`` weights of the examples; 1 each by default.
         batch_size: examples held at a time, counted times columns where columns run together.
@@ -78,7 +77,7 @@ class Objective(TrainingObjective):
         loss: LossLike,
         inputs: Inputs,
         targets: Tensor,
-        l2: float,
+        l2: Penalty,
         *,
         l2_parameters: str | ParameterRule = "all",
         weights: Tensor | None = None,
@@ -94,17 +93,14 @@ class Objective(TrainingObjective):
                 f"dtype must be a floating type, torch.float32 or torch.float64, got {dtype}; use "
                 "torch.float64"
             )
-        if not (l2 >= 0 and math.isfinite(l2)):
-            raise DataError(f"l2 must be finite and >= 0, got {l2}")
         if int(batch_size) < 1:
             raise DataError(f"batch_size must be at least 1, got {batch_size}")
         self.network = Network(model, dtype, output)
         self.loss = self._asked = get_loss(loss)
-        self.l2 = float(l2)
         self.batch_size = int(batch_size)
         self.dtype, self.device, self.p = dtype, self.network.device, self.network.p
         self.derivatives = Derivatives()
-        self.l2_mask = _l2_mask(self.network, l2_parameters)
+        self.l2, self.l2_mask = penalty_of(self.network, l2, l2_parameters)
         self._set_data(inputs, targets)
         self.loss.check_targets(self.targets, self.n_outputs)
         self.weights = None if weights is None else self._checked_weights(weights)
@@ -425,21 +421,3 @@ def _dtype_of(model: nn.Module, inputs: Inputs) -> torch.dtype:
     floating = [t for t in (*leaves(inputs), *model.parameters()) if t.is_floating_point()]
     dtype = floating[0].dtype if floating else torch.get_default_dtype()
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
-def _l2_mask(network: Network, rule: str | ParameterRule) -> Tensor:
-    """0/1 vector ``(p,)``: which parameters λ touches."""
-    named: dict[str, ParameterRule] = {
-        "all": lambda name, w: True,
-        "weights": lambda name, w: name.rpartition(".")[2] != "bias",
-    }
-    if isinstance(rule, str):
-        if rule not in named:
-            raise DataError(f"l2_parameters must be 'all', 'weights' or a callable, got {rule!r}")
-        rule = named[rule]
-    own = dict(network.model.named_parameters())
-    parts = [
-        torch.full((piece.size,), float(rule(piece.name, own[piece.name])), device=network.device)
-        for piece in network.pieces
-    ]
-    return torch.cat(parts).to(network.dtype)

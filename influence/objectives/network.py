@@ -94,6 +94,10 @@ class Network:
         # In evaluation mode these run other code without gradients than with them; they run one here.
         self.one_path = any(isinstance(part, _FAST_PATHS) for part in self.model.modules())
 
+    def names_of(self, piece: Piece) -> list[str]:
+        """Every name of a parameter: several if modules share it."""
+        return self._aliases[piece.name] or [piece.name]
+
     # -- θ and the module's parameters ---------------------------------------------------------------------
 
     def initial(self) -> Tensor:

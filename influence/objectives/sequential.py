@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from influence.errors import DataError
 from influence.losses import LossLike
 from influence.objectives.layers import Affine, translate
-from influence.objectives.module import Objective, ParameterRule
+from influence.objectives.module import Objective
+from influence.objectives.penalties import ParameterRule, Penalty
 
 
 @dataclass
@@ -62,7 +63,7 @@ class SequentialObjective(Objective):
         loss: LossLike,
         inputs: Any,
         targets: Any,
-        l2: float,
+        l2: Penalty,
         *,
         l2_parameters: str | ParameterRule = "all",
         weights: Tensor | None = None,
@@ -335,7 +336,7 @@ def _repeated(targets: Tensor, m: int) -> Tensor:
 
 
 def network_objective(
-    model: nn.Module, loss: LossLike, inputs: Any, targets: Any, l2: float, **settings: Any
+    model: nn.Module, loss: LossLike, inputs: Any, targets: Any, l2: Penalty, **settings: Any
 ) -> Objective:
     """The fastest objective for ``model``: :class:`SequentialObjective` where every layer is known, else
     :class:`~.module.Objective`. Arguments and errors are those of the latter."""

@@ -28,12 +28,17 @@ from influence import (
     self_influence,
     up_loss,
 )
+from tests.helpers import examples
 
 REMEDY = re.compile(
     r"raise|loosen|add damping|use float64|set l2|rescale|pass|check|choose|clean", re.IGNORECASE
 )
 QUIET = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+    max_examples=examples(25),
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+    database=None,
 )
 
 problems = st.fixed_dictionaries(

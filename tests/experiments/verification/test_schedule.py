@@ -19,7 +19,7 @@ from tests.helpers import ROOT, environment
 
 QUICK = [
     Spec("smoke/components", "experiment=components", "smoke", minutes=0.1, gib=0.7),
-    Spec("smoke/readmission", "experiment=readmission", "smoke", minutes=0.2, gib=0.7),
+    Spec("smoke/second", "experiment=components seed=1", "smoke", minutes=0.1, gib=0.7),
 ]
 
 
@@ -79,7 +79,8 @@ from pathlib import Path
 from experiments.verification import live
 from experiments.verification.claims import Spec
 from experiments.verification.schedule import Schedule
-schedule = Schedule([Spec("spam", "experiment=spam", "smoke", minutes=1)], Path(sys.argv[1]), room=(1, 9.0))
+spec = Spec("spam", "experiment=spam experiment.repeats=8", "smoke", minutes=1)
+schedule = Schedule([spec], Path(sys.argv[1]), room=(1, 9.0))
 with live.display(schedule) as show:
     schedule.run(show)
 """

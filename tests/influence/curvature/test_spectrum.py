@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from influence import Damped, Dense, Hessian, auto_damping, damped, eigenvalue_report
 from influence.curvature import spectrum
 from influence.errors import DataError
+from tests.helpers import examples
 from tests.influence.problems import linear_problem
 
 
@@ -48,7 +49,7 @@ def test_the_report_names_the_extremes(
     assert ("no damping needed" in str(report)) == (report.advised_damping == 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     st.lists(EIGENVALUES, min_size=1, max_size=8),
     st.integers(0, 5),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from influence.errors import DataError
 from influence.objectives.data_matrix import DataMatrix, DenseMatrix, SparseMatrix, as_matrix
+from tests.helpers import examples
 from tests.influence.problems import force_sparse
 
 TIGHT = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -48,7 +49,7 @@ def test_products_of_either_storage(dtype: torch.dtype, columns: int) -> None:
         assert [rows.start for rows, _ in pieces] == [0, 25, 50]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(st.integers(1, 12), st.integers(1, 6), st.floats(0, 1), st.data())
 def test_chosen_rows_of_either_storage(n: int, d: int, density: float, data: st.DataObject) -> None:
     x = numbers(n, d, density, seed=n + d)

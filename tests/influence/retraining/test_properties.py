@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 
 import numpy as np
@@ -22,8 +21,9 @@ from influence import (
     removal_change,
 )
 from influence.retraining.retained import retained
+from tests.helpers import examples
 
-EXAMPLES = int(os.environ.get("INFLUENCE_EXAMPLES", "40"))  # raise it for a long search
+EXAMPLES = examples(16)
 
 
 def problem(seed: int) -> LinearObjective:
@@ -69,7 +69,7 @@ def test_leave_one_out_ends_and_its_certificates_are_true(seed, removal):
     assert int(found.converged.sum()) >= objective.n - 1
 
 
-@settings(max_examples=min(EXAMPLES, 25), deadline=None, derandomize=True)
+@settings(max_examples=examples(10), deadline=None, derandomize=True)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["objective", "loss"]))
 def test_predictions_are_the_derivative_of_leaving_out_ever_less_of_a_point(seed, removal):
     """The ε of the paper: a point that loses a part ε of its weight moves θ by ε times the prediction."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 
 import pytest
@@ -13,9 +12,10 @@ from hypothesis import strategies as st
 
 from influence import CG, Damped, DataError, Hessian, LinearObjective, LiSSA, Objective, SolverError, Status
 from influence.solvers._chains import GenericChains, LinearChains, batches
+from tests.helpers import examples
 from tests.influence.problems import LOSSES, linear_data, linear_problem, random_theta
 
-EXAMPLES = int(os.environ.get("INFLUENCE_EXAMPLES", "60"))  # raise it for a long search
+EXAMPLES = examples(20)
 
 
 def quiet(solver: LiSSA, operator, b):

@@ -1,7 +1,5 @@
 """Self-influences against 60 digits, whatever the scale of the features: within their bound, or said so."""
 
-import os
-
 import mpmath as mp
 import pytest
 import torch
@@ -21,9 +19,10 @@ from influence import (
     verified_self_influence,
 )
 from influence.solvers.quadratics import by_least_squares
+from tests.helpers import examples
 from tests.influence.exact_reference import exact_self_influence
 
-EXAMPLES = int(os.environ.get("INFLUENCE_EXAMPLES", "25"))  # raise it for a long search
+EXAMPLES = examples(12)
 SHAPES = {"cross_entropy": [(12, 2), (5, 3), (8, 4)], "logistic": [(12, 3), (4, 7), (6, 12), (9, 9)]}
 
 
