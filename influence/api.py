@@ -64,7 +64,8 @@ class Influence:
         damping: δ ≥ 0 of ``H + δI``, or ``"auto"``: as much as the operator needs to be positive definite.
         removal: ``"objective"`` or ``"loss"``: what happens to λ when a point goes (:mod:`.removal`).
         solver: ``"exact"``, ``"cg"``, a :class:`~influence.solvers.Solver`, or ``"auto"``.
-        **settings: of the objective: ``l2_parameters``, ``batch_size``, ``dtype``, ``weights``.
+        **settings: of the objective: ``parameters`` (which of them are θ: names, patterns, ``"last"`` or a
+            rule), ``l2_parameters``, ``batch_size``, ``dtype``, ``weights``, ``output``.
 
     Raises:
         DataError: data, targets or settings that no objective can be built on.
@@ -289,6 +290,7 @@ class Influence:
         lines = [
             f"objective: {objective.n:,} training points, {objective.p:,} parameters, loss "
             f"{objective.loss.name}, {objective.penalty_words()}",
+            *([fixed] if (fixed := objective.fixed_words()) else []),
             f"gradient norm at theta: {self.gradient_norm:.3g}",
             *plan.reasons,
             f"removal: {_REMOVAL[self.removal]}",

@@ -65,6 +65,7 @@ def brittleness(
     Raises:
         DataError: scores of the wrong shape or a count out of range.
     """
+    theta = objective.vector(theta)
     if scores.shape != (objective.n,):
         raise DataError(f"scores must have shape ({objective.n},), got {tuple(scores.shape)}")
     for count in counts:

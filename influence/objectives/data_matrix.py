@@ -281,3 +281,20 @@ def _check_finite(values: Tensor, what: str) -> None:
             f"{what} holds {int((~finite).sum())} NaN or infinite values, the first at {first}; "
             "clean or impute the data before building an objective"
         )
+
+
+def checked_weights(weights: Any, n: int, like: DataMatrix) -> Tensor:
+    """Weights of the examples ``(n,)``, finite, in the type and on the device of ``like``.
+
+    Raises:
+        DataError: another shape, NaN or infinity.
+    """
+    found = torch.as_tensor(weights).to(dtype=like.dtype, device=like.device)
+    if found.shape != (n,):
+        raise DataError(f"weights must have shape ({n},), got {tuple(found.shape)}")
+    if not bool(torch.isfinite(found).all()):
+        raise DataError(
+            "weights must be finite; the first that is not stands at "
+            f"{int((~torch.isfinite(found)).nonzero()[0])}"
+        )
+    return found

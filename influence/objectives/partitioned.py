@@ -130,6 +130,16 @@ class PartitionedObjective(TrainingObjective):
             "objective.on(inputs, targets)"
         )
 
+    def fixed_words(self) -> str | None:
+        """As the template says."""
+        result: str | None = self.template.fixed_words()
+        return result
+
+    def vector(self, theta: Any) -> Tensor:
+        """θ ``(p,)`` from whatever the template takes."""
+        result: Tensor = self.template.vector(theta)
+        return result
+
     def outputs(self, theta: Tensor, idx: Any = None) -> Tensor:
         """f_θ(x_i): ``(m, c)``."""
         return self._rows(lambda part, rows, _: part.outputs(theta, rows), (self.n_outputs,), idx)
@@ -184,7 +194,7 @@ class PartitionedObjective(TrainingObjective):
 
     def value(self, theta: Tensor) -> Tensor:
         """R(θ), 0-d."""
-        return self.values(theta[:, None])[0]
+        return self.values(self.vector(theta)[:, None])[0]
 
     def values(self, thetas: Tensor) -> Tensor:
         """R(θ_j): ``(p, k) -> (k,)``."""
@@ -193,6 +203,7 @@ class PartitionedObjective(TrainingObjective):
 
     def gradient(self, theta: Tensor) -> Tensor:
         """∇R(θ): ``(p,)``."""
+        theta = self.vector(theta)
         total = self._sum(lambda part, *_: part.gradient(theta) * part.n, theta)
         return total / self.n + self.l2 * self.l2_mask * theta
 

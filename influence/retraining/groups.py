@@ -72,6 +72,7 @@ def leave_groups_out(
         ConvergenceError: a model did not converge, with ``raise_on_failure``.
         DataError: a group that is empty, nested, out of range, or everything; a setting out of range.
     """
+    theta = objective.vector(theta)
     checked_number("tolerance", tolerance, above=0.0)
     checked_number("block", block, least=1, whole=True)
     checked_number("max_iterations", max_iterations, least=1, whole=True)
