@@ -101,6 +101,7 @@ CHANGED: dict[str, Any] = {
     "backbone.name": "mobilenet_v2",
     "backbone.weights": "nowhere.pth",
     "backbone.size": 24,
+    "experiment.only": ["A"],
     "experiment.factors": [1.0, 0.2],
     "experiment.activations": ["selu"],
     "experiment.iterations": 1,
