@@ -27,8 +27,8 @@ def draw(record: Record, path: Path) -> None:
     loss.set_ylabel("mean test loss (nats)", color=style.BLUE)
     loss.set_title(f"loss {m['loss_before']:.3g} → {m['loss_after']:.3g}")
     twin = loss.twinx()
-    twin.plot(a["flipped"], color=style.ORANGE)
-    twin.set_ylim(0, m["attacked"])
+    twin.plot(a["flipped"], color=style.ORANGE, linestyle="--")
+    twin.set_ylim(-0.04 * m["attacked"], 1.04 * m["attacked"])  # a line at nought or at all is not the frame
     twin.set_ylabel(f"flipped, of {m['attacked']}", color=style.ORANGE)
     order = np.argsort(a["margin_before"], kind="stable")
     place = np.arange(len(order))
@@ -60,7 +60,7 @@ def reach(record: Record, panel: Axes) -> None:
     panel.axvline(
         record.metrics["largest_movement"], color=style.BLUE, linestyle="--", label="pixels, half a step"
     )
-    panel.set_ylim(-1, record.metrics["attacked"])
+    panel.set_ylim(-0.04 * record.metrics["attacked"], 1.04 * record.metrics["attacked"])
     panel.set_xlim(left=0)
     panel.set_xlabel("movement of the features")
     panel.set_ylabel(f"flipped, of {record.metrics['attacked']}")

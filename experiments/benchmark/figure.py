@@ -44,11 +44,11 @@ def draw(record: Record, path: Path) -> None:
                 linewidth=0.3,
             )
             value = line[field]
-            axis.bar_label(bar, [f" {value:.3g}" if value < 1000 else f" {value:.0f}"], fontsize=7)
+            axis.bar_label(bar, [f" {value:.3g}" if value < 1000 else f" {value:.0f}"], fontsize=8)
         axis.set_xscale("log")
         axis.set_xlabel(label)
         axis.set_ylim(-0.8, len(found) - 0.2)
-        axis.set_yticks(places, [name for name, _ in found], fontsize=7.5)
+        axis.set_yticks(places, [name for name, _ in found], fontsize=8)
         axis.margins(x=0.15)
     axes[0, 1].set_yticklabels([])
     axes[0, 0].set_title("blue: ours, grey: hand-written, orange: others", fontsize=9)
@@ -74,4 +74,4 @@ def growth(record: Record, axis: Any) -> None:
             axis.loglog(sizes, values, marker, color=colour, markersize=4, linewidth=1, label=label)
     axis.set_xlabel("n (blue), p (green)")
     axis.set_title("growth of task A, float64", fontsize=9)
-    axis.legend(fontsize=7.5)
+    axis.legend(fontsize=8)

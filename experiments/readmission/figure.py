@@ -40,7 +40,7 @@ def influence(record: Record, panel: Axes) -> None:
         f"{age.removeprefix('age=')} {'readmitted' if ill else 'not readm.'}"
         for age, ill in zip(a["age"][order], a["readmitted"][order], strict=True)
     ]
-    panel.set_yticks(position, labels, fontsize=7)
+    panel.set_yticks(position, labels, fontsize=8)
     panel.axvline(0, color=style.GREY, linewidth=0.8)
     panel.set_xlabel("Change of the test loss when left out (nats)")
     panel.set_title(f"{len(order)} most influential patients, by age group")
@@ -60,7 +60,7 @@ def coefficients(record: Record, panel: Axes) -> None:
     order = np.argsort(-np.abs(theta), kind="stable")[:20][::-1]
     colours = np.where(names[order] == CHILDREN, style.RED, style.GREY)
     panel.barh(np.arange(len(order)), theta[order], color=colours, height=0.7)
-    panel.set_yticks(np.arange(len(order)), names[order], fontsize=7)
+    panel.set_yticks(np.arange(len(order)), names[order], fontsize=8)
     panel.axvline(0, color=style.GREY, linewidth=0.8)
     panel.set_xlabel("Coefficient")
     rank = record.metrics["modified"]["coefficient_rank"]
@@ -90,8 +90,8 @@ def features(record: Record, panel: Axes) -> None:
             label=f"{patient}, {what}",
         )
     panel.set_xlim(left=0)
-    panel.set_yticks(np.arange(len(order)), names[order], fontsize=7)
+    panel.set_yticks(np.arange(len(order)), names[order], fontsize=8)
     panel.grid(axis="y", linewidth=0.4)
     panel.set_xlabel(r"$|I_{\mathrm{pert,loss}}|$ (nats a unit of the feature)")
     panel.set_title("Features through which the children act")
-    panel.legend(title="child, training index", fontsize=7, title_fontsize=7, loc="center right")
+    panel.legend(title="child, training index", fontsize=8, title_fontsize=8, loc="center right")
