@@ -53,6 +53,7 @@ class Diagonal:
     values: Tensor
 
     def apply(self, V: Tensor, out: Tensor, factor: Tensor) -> None:
+        """Write the values ``factor`` times ``V (p, k)`` to ``out``."""
         out[self.index] = factor[:, None] * V[self.index]
 
 
@@ -87,6 +88,7 @@ class KroneckerLayer:
         return g.reshape(len(g), -1, g.shape[-1])
 
     def add_moments(self, pairs: list[tuple[Tensor, Tensor]], gradients: list[Any]) -> None:
+        """Add a batch's part of A and G, from each call's inputs and the gradients of its outputs."""
         for call, (x, _) in enumerate(pairs):
             a = self.patches(x)
             self.rows += a.shape[0] * a.shape[1]
@@ -104,6 +106,7 @@ class KroneckerLayer:
                 self.G = flat.T @ flat if self.G is None else self.G.addmm_(flat.T, flat)
 
     def decompose(self) -> None:
+        """The eigenvectors and eigenvalues of A and G, which are then let go."""
         assert self.A is not None
         assert self.G is not None
         if self.diagonal:
@@ -149,6 +152,7 @@ class KroneckerLayer:
         self.values.index_add_(1, unique % self.index.shape[1], (sums**2).T.contiguous())
 
     def block(self, n: int, corrected: bool) -> Rotated:
+        """The layer's block of a mean over n examples; ``corrected`` has the eigenvalues of EK-FAC."""
         if corrected:
             assert self.values is not None
             values = self.values / n
@@ -161,6 +165,7 @@ class NormLayer(KroneckerLayer):
     """A normalisation layer: the exact diagonal of its weights and biases, from per-example gradients."""
 
     def add_moments(self, pairs: list[tuple[Tensor, Tensor]], gradients: list[Any]) -> None:
+        """Add a batch's part of the exact diagonal."""
         shape = torch.Size(cast(Tensor, self.module.weight).shape)
         for call, (x, _) in enumerate(pairs):
             plain = _normalised(self.module, x)
@@ -179,6 +184,7 @@ class NormLayer(KroneckerLayer):
         """The first pass knows everything."""
 
     def block(self, n: int, corrected: bool) -> Any:  # noqa: ARG002  as the other layers
+        """The exact diagonal of a mean over n examples."""
         assert self.values is not None
         real = self.index >= 0
         return Diagonal(self.index[real], self.values[real] / n)

@@ -35,6 +35,7 @@ class Brittleness:
 
     @property
     def flips_at(self) -> int | None:
+        """The smallest count at which the prediction changes; None if it never does."""
         return next((c for c, flip in zip(self.counts, self.top_flips.tolist(), strict=True) if flip), None)
 
 

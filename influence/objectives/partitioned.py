@@ -377,6 +377,7 @@ class PartitionedMatrix:
         self.dtype, self.device = objective.dtype, objective.device
 
     def dense(self, idx: Tensor | slice | None = None) -> Tensor:
+        """Rows ``idx`` of all parts as a dense matrix ``(m, d)``; all of them by default."""
         if idx is None or isinstance(idx, slice):
             idx = torch.arange(self.n, device=self.device)[idx if idx is not None else slice(None)]
         return self._objective._rows(lambda part, rows, _: part.X.dense(rows), (self.d,), idx)

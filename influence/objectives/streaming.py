@@ -128,7 +128,7 @@ class StreamedObjective(PartitionedObjective):
     """The calls of :class:`~.module.Objective`; each is one pass over the source in batches.
 
     Nothing is kept between batches. Results of n rows (``example_losses``, ``directional``) hold n·k numbers;
-    where those do not fit use :func:`stream_scores`.
+    where those do not fit use :func:`~influence.score_files.stream_scores`.
     """
 
     resident = False
