@@ -241,6 +241,10 @@ class TrainingObjective(ABC):
         """Which parameters of the model are held fixed, in words; None if there are none."""
         return None
 
+    def reading_words(self) -> str | None:
+        """How the data are read, in words; None if they are in memory."""
+        return None
+
     def penalty_words(self) -> str:
         """λ for a reader; the smallest and largest if it differs between parameters."""
         least = float(self.l2_mask.min())

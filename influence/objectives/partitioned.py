@@ -21,6 +21,7 @@ from torch import Tensor
 from influence.errors import DataError
 from influence.losses import Asking
 from influence.objectives._base import Product, TrainingObjective
+from influence.objectives.inputs import floating_leaf
 from influence.objectives.structure import (
     KRONECKER_ROWS,
     Split,
@@ -171,7 +172,7 @@ class PartitionedObjective(TrainingObjective):
         return self._rows(lambda part, rows, _: part.mixed(theta, S, rows), shape, idx)
 
     def _input_shape(self) -> tuple[int, ...]:
-        return tuple(self.template.inputs.shape[1:])
+        return tuple(floating_leaf(self.template.inputs).shape[1:])
 
     def mixed_direction(self, theta: Tensor, index: int, delta: Tensor) -> Tensor:
         """``[∇_x∇_θ L(z)] δ`` of one example: ``(*input shape) -> (p,)``."""
