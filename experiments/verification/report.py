@@ -20,7 +20,7 @@ from experiments.verification.claims import (
     STATUSES,
     Verdict,
 )
-from experiments.verification.tables import cost, footnote, history, shown_bound, shown_ours, shown_paper
+from experiments.verification.tables import footnote, history, shown_bound, shown_ours, shown_paper
 
 if TYPE_CHECKING:
     from experiments.verification.outcome import Outcome, Verification
@@ -82,12 +82,13 @@ def section_of(
         "places": list(dict.fromkeys(v.claim.figure or f"§{v.claim.section}" for v in verdicts)),
         "tally": f"{good} of {len(verdicts)}",
         "problem": outcome.problem,
+        "spot": "" if outcome.spot is None else str(outcome.spot),
         "verdicts": verdicts,
         "figures": figures,
         "late": late,
         "footnote": footnote(verdicts),
         "command": outcome.spec.command,
-        "cost": cost(verdicts[0].claim),
+        "cost": verdicts[0].claim.run.cost,
         "real": outcome.spec.tier != "smoke",
         "deviations": record.deviations if record else [],
         "extra": rows_of(record) if record and record.tier != "smoke" else [],
