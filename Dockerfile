@@ -4,7 +4,13 @@
 #   docker run --rm --network none -v DATA:/data:ro -v OUT:/results influence tier=paper from=run
 # DATA is a folder with the original files; OUT takes the records, the tables and the report (add --user "$(id -u)"
 # where OUT is yours). `docker run --rm influence tier=paper from=results` reads the committed records instead.
+# To pin the base image, replace the tag by its digest: docker pull python:3.11-slim, then
+# docker inspect --format '{{index .RepoDigests 0}}' python:3.11-slim prints the name to write after FROM.
 FROM python:3.11-slim
+
+# COMMIT and VERSION name the code: --build-arg COMMIT=$(git rev-parse HEAD)
+ARG COMMIT=unknown
+ARG VERSION=unknown
 
 # The package index's torch runs on processors and on NVIDIA GPUs alike, and fits its torchvision; constraints.txt
 # pins the pair. DEVICE=cuda makes every run in the image use the GPU (then: docker run --gpus all).
@@ -34,5 +40,9 @@ USER influence
 ENV PYTHONPATH=/app HOME=/tmp USER=influence MPLCONFIGDIR=/tmp/matplotlib WANDB_MODE=offline \
     INFLUENCE_MIRROR=/data INFLUENCE_OUTPUT=/results INFLUENCE_DEVICE=$DEVICE
 VOLUME /results
+LABEL org.opencontainers.image.title="influence-replication" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.revision=$COMMIT \
+      org.opencontainers.image.version=$VERSION
 ENTRYPOINT ["python", "-m", "experiments.verify"]
 CMD ["tier=smoke"]

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: reproduce paper test test-faults test-slow lint format table peers clean
+.PHONY: reproduce paper test test-faults test-slow lint format docs table peers clean
 
 reproduce: .venv/installed
 	$(BIN)/python -m experiments experiment=loo_linear
@@ -34,6 +34,10 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The API reference from the docstrings; tests/test_reference.py builds it too.
+docs: .venv/installed-dev
+	$(BIN)/python docs/build_reference.py outputs/reference
+
 table: .venv/installed
 	$(BIN)/python -m experiments.table
 
@@ -54,7 +58,7 @@ peers: .peers/installed
 
 .peers/installed: constraints-peers.txt
 	$(PYTHON) -m venv .peers
-	.peers/bin/python -m pip install --quiet -c constraints-peers.txt pyDVL zarr distributed dattri captum kronfluence scikit-learn torch torchvision
+	.peers/bin/python -m pip install --quiet -c constraints-peers.txt pyDVL zarr distributed dattri captum kronfluence curvlinops-for-pytorch scikit-learn torch torchvision
 	touch $@
 
 clean:

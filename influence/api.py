@@ -28,6 +28,7 @@ from influence.evaluation.retraining import Check, check_by_retraining
 from influence.groups import group_change
 from influence.losses import QUANTITIES, Asked, Asking, Quantity, get_quantity
 from influence.objectives._base import TrainingObjective
+from influence.objectives.datasets import streamed_objective
 from influence.objectives.penalties import Penalty
 from influence.objectives.sequential import network_objective
 from influence.removal import TrainingGradient, removal_kind
@@ -64,7 +65,10 @@ class Influence:
         damping: δ ≥ 0 of ``H + δI``, or ``"auto"``: as much as the operator needs to be positive definite.
         removal: ``"objective"`` or ``"loss"``: what happens to λ when a point goes (:mod:`.removal`).
         solver: ``"exact"``, ``"cg"``, a :class:`~influence.solvers.Solver`, or ``"auto"``.
-        **settings: of the objective: ``l2_parameters``, ``batch_size``, ``dtype``, ``weights``.
+        stream: read a Dataset or DataLoader batch by batch in every pass instead of holding it: memory is
+            then bounded by ``batch_size``, whatever n is.
+        **settings: of the objective: ``parameters`` (which of them are θ: names, patterns, ``"last"`` or a
+            rule), ``l2_parameters``, ``batch_size``, ``dtype``, ``weights``, ``output``.
 
     Raises:
         DataError: data, targets or settings that no objective can be built on.
@@ -90,9 +94,10 @@ class Influence:
         damping: float | str = "auto",
         solver: str | Solver = "auto",
         removal: str = "objective",
+        stream: bool = False,
         **settings: Any,
     ) -> None:
-        self.objective = _objective(model, loss, data, l2, settings)
+        self.objective = _objective(model, loss, data, l2, settings, stream)
         self.theta = self.objective.initial() if theta is None else self.objective.vector(theta)
         self.removal = removal_kind(removal)
         self._asked = (curvature, damping, solver)
@@ -289,6 +294,7 @@ class Influence:
         lines = [
             f"objective: {objective.n:,} training points, {objective.p:,} parameters, loss "
             f"{objective.loss.name}, {objective.penalty_words()}",
+            *(words for words in (objective.reading_words(), objective.fixed_words()) if words),
             f"gradient norm at theta: {self.gradient_norm:.3g}",
             *plan.reasons,
             f"removal: {_REMOVAL[self.removal]}",
@@ -393,16 +399,23 @@ def _signed(top: Top, sign: float) -> Top:
 
 
 def _objective(
-    model: nn.Module | TrainingObjective, loss: Any, data: Any, l2: Penalty, settings: dict[str, Any]
+    model: nn.Module | TrainingObjective,
+    loss: Any,
+    data: Any,
+    l2: Penalty,
+    settings: dict[str, Any],
+    stream: bool = False,
 ) -> TrainingObjective:
     if isinstance(model, TrainingObjective):
-        if loss is not None or data is not None or l2 or settings:
+        if loss is not None or data is not None or l2 or settings or stream:
             raise DataError("the objective brings its own loss, data, l2 and settings; pass it alone")
         return model
     if not isinstance(model, nn.Module):
         raise DataError(f"model must be a torch.nn.Module or an objective, got {type(model).__name__}")
     if loss is None or data is None:
         raise DataError("pass a loss and the training data beside the model")
+    if stream:
+        return streamed_objective(model, loss, data, l2, **settings)
     inputs: Any
     targets: Any
     inputs, targets = data if isinstance(data, tuple) and len(data) == 2 else (data, None)

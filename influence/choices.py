@@ -55,6 +55,7 @@ def make_plan(
         DataError: an unknown name, or a damping that is not a number >= 0.
         NotPositiveDefiniteError: the curvature asked for is indefinite and the damping given is too small.
     """
+    theta = objective.vector(theta)
     if curvature not in CURVATURES:
         raise DataError(f"curvature must be one of {', '.join(CURVATURES)}, got {curvature!r}")
     if isinstance(damping, str) and damping != "auto":

@@ -76,6 +76,7 @@ def group_change(
         SolverError: a solve failed.
         ConvergenceError: a refit did not converge.
     """
+    theta = objective.vector(theta)
     if method not in METHODS:
         raise DataError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     several, listed = _groups(objective, groups)
@@ -262,6 +263,7 @@ def most_influential_set(
     Raises:
         DataError: k or rounds out of range.
     """
+    theta = objective.vector(theta)
     checked_number("k", k, least=1, below=objective.n, whole=True)
     rounds = min(k, 10) if rounds is None else rounds
     checked_number("rounds", rounds, least=1, below=k + 1, whole=True)

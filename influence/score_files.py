@@ -22,6 +22,7 @@ from influence.errors import DataError
 from influence.objectives import distributed
 from influence.removal import TrainingGradient
 from influence.scores import up_loss
+from influence.solvers import Solution
 
 
 class StreamedScores:
@@ -84,7 +85,7 @@ class StreamedScores:
 def stream_scores(
     objective: Any,
     theta: Tensor,
-    s_tests: Tensor,
+    s_tests: Tensor | Solution,
     folder: Path | str,
     *,
     rows: int = 65536,
@@ -109,6 +110,7 @@ def stream_scores(
         DataError: the folder holds scores of other parameters, other s_test or another data set.
         OSError: it cannot be written; no half part is left.
     """
+    theta, s_tests = objective.vector(theta), s_tests.value if isinstance(s_tests, Solution) else s_tests
     if s_tests.ndim != 2 or rows < 1:
         raise DataError(f"s_tests must be (p, k) and rows >= 1, got {tuple(s_tests.shape)} and {rows}")
     folder = Path(folder)

@@ -35,14 +35,14 @@ from influence.solvers.quadratics import Quadratics, self_quadratics
 def test_gradients(test_objective: TrainingObjective, theta: Tensor, idx: Tensor | list[int]) -> Tensor:
     """``∇L(z_test, θ)`` of the examples ``idx`` of a test objective, without L2: ``(p, k)``."""
     idx = torch.as_tensor(idx, device=test_objective.device).reshape(-1)
-    return test_objective.example_gradients(theta, idx).T.contiguous()
+    return test_objective.example_gradients(test_objective.vector(theta), idx).T.contiguous()
 
 
 def mean_test_gradient(test_objective: TrainingObjective, theta: Tensor) -> Tensor:
     """The mean of :func:`test_gradients` over all examples of a test objective, in one pass: ``(p, 1)``."""
     bare = copy.copy(test_objective)
     bare.weights, bare.l2 = None, 0.0
-    return bare.gradient(theta)[:, None]
+    return bare.gradient(bare.vector(theta))[:, None]
 
 
 test_gradients.__test__ = False  # type: ignore[attr-defined]  # the field's name for it; not a test
@@ -171,6 +171,7 @@ def removal_change(
         DataError: n < 2, an index out of range, or an unknown convention or correction.
         NotPositiveDefiniteError: the correction's curvature is not positive definite.
     """
+    theta = objective.vector(theta)
     kind = removal_kind(removal)
     check_correction(correction)
     warn_unless_stationary(objective, theta)
@@ -188,6 +189,7 @@ def warn_unless_stationary(objective: TrainingObjective, theta: Tensor, stacklev
 
     A typical example is the root mean square of ``w_i∇ℓ_i / n`` over at most eight of them.
     """
+    theta = objective.vector(theta)
     few = torch.arange(0, objective.n, max(1, -(-objective.n // 8)), device=objective.device)
     gradients = objective.example_gradients(theta, few) * objective.example_weights(few)[:, None]
     typical = float(gradients.norm()) / len(few) ** 0.5 / objective.n
@@ -227,6 +229,7 @@ def pert_params(
 
     Paper, section 2.2. Moving x by δ changes θ by about this over n.
     """
+    theta = objective.vector(theta)
     direction = objective.mixed_direction(theta, index, delta)
     if objective.weights is not None:
         direction = direction * objective.example_weights(objective.index([index]))
@@ -267,6 +270,7 @@ def self_influence(
         SolverError: the solve failed, or rounding may have moved a value by more than the tolerance. With
             ``raise_on_failure=False`` it is a NotConvergedWarning.
     """
+    theta = objective.vector(theta)
     check_correction(correction)
     if correction == "leverage":
         if state is not None:
@@ -293,6 +297,7 @@ def verified_self_influence(
         DataError: a block below 1, an index out of range, or a state that is not of this solver.
         SolverError: a solve failed. The status of ``Exact`` is not raised here.
     """
+    theta = objective.vector(theta)
     if not block >= 1:
         raise DataError(f"block must be at least 1, got {block}")
     chosen = objective.index(idx)

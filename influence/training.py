@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,62 +13,11 @@ from torch import Tensor
 from influence import optimisers
 from influence.checks import checked_number
 from influence.errors import ConvergenceError, DataError, NotConvergedWarning
+from influence.fits import Certificate, Fit
 from influence.objectives._base import TrainingObjective
 
 METHODS = ("newton", "lbfgs", "adam")
 _LIMITS = {"newton": 200, "lbfgs": 4000, "adam": 200}
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """How a fit ended.
-
-    Attributes:
-        method: newton, lbfgs or adam.
-        gradient_norm: ‖∇value(θ)‖₂ at the returned θ, recomputed on all data.
-        value: the objective there, in nats.
-        iterations: outer iterations (Newton, L-BFGS) or steps (Adam).
-        converged: gradient_norm ≤ tolerance.
-        tolerance: what was asked for.
-        seconds: wall time; not part of any record that must repeat byte for byte.
-
-    >>> import torch
-    >>> from influence import LinearObjective, fit
-    >>> X = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
-    >>> train = LinearObjective(X, torch.tensor([-1, 1, 1, -1]), "logistic", l2=0.1)
-    >>> certificate = fit(train).certificate
-    >>> certificate.method, certificate.converged, certificate.gradient_norm <= certificate.tolerance
-    ('newton', True, True)
-    """
-
-    method: str
-    gradient_norm: float
-    value: float
-    iterations: int
-    converged: bool
-    tolerance: float
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the wall time, so that equal runs give equal records."""
-        return {key: value for key, value in asdict(self).items() if key != "seconds"}
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Fitted parameters ``theta (p,)`` and their certificate.
-
-    >>> import torch
-    >>> from influence import LinearObjective, fit
-    >>> X = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
-    >>> train = LinearObjective(X, torch.tensor([-1, 1, 1, -1]), "logistic", l2=0.1)
-    >>> found = fit(train, tolerance=1e-10)
-    >>> tuple(found.theta.shape), float(train.gradient(found.theta).norm()) <= 1e-10
-    ((2,), True)
-    """
-
-    theta: Tensor
-    certificate: Certificate
 
 
 def default_tolerance(dtype: torch.dtype) -> float:
@@ -79,7 +27,7 @@ def default_tolerance(dtype: torch.dtype) -> float:
 
 def fit(
     objective: TrainingObjective,
-    start: Tensor | None = None,
+    start: Any = None,
     method: str = "newton",
     tolerance: float | None = None,
     max_iterations: int | None = None,
@@ -94,7 +42,7 @@ def fit(
 
     Args:
         objective: any training objective.
-        start: θ₀ ``(p,)``; the objective's ``initial()`` by default.
+        start: θ₀ ``(p,)``, or a :class:`Fit`; the objective's ``initial()`` by default.
         method: ``"newton"`` (exact or truncated-CG steps with a line search; reaches 1e-10 in float64),
             ``"lbfgs"`` (strong Wolfe; Newton's method goes on if it stagnates) or ``"adam"`` (minibatches
             drawn by ``generator``).
@@ -120,9 +68,7 @@ def fit(
         checked_number("learning_rate", learning_rate, above=0.0)
     if batch_size is not None:
         checked_number("batch_size", batch_size, least=1, whole=True)
-    theta = objective.initial() if start is None else start
-    if theta.shape != (objective.p,):
-        raise DataError(f"start must have shape ({objective.p},), got {tuple(theta.shape)}")
+    theta = objective.initial() if start is None else objective.vector(start)
     began = time.perf_counter()
     theta = theta.detach().clone()
     if method == "adam":

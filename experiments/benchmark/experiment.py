@@ -17,7 +17,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.benchmark import middle, problems, runner, summary
-from experiments.errors import UserError
+from experiments.errors import ConfigError, UserError
 from experiments.records import atomic
 from experiments.records.journal import Journal
 from experiments.records.machine import cores
@@ -39,6 +39,15 @@ class Bench:
 
     def __init__(self, cfg: DictConfig, context: Context) -> None:
         settings: Any = OmegaConf.to_container(cfg.experiment, resolve=True)
+        only = settings["only"]
+        unknown = sorted({*only} - {*settings["tasks"], "H"})
+        if unknown:
+            known = ", ".join([*settings["tasks"], "H"])
+            raise ConfigError(f"experiment.only names {', '.join(unknown)}: choose from {known}.")
+        if only:
+            settings["tasks"] = {name: task for name, task in settings["tasks"].items() if name in only}
+        if only and "H" not in only:
+            settings["growth_rows"], settings["growth_features"] = [], []
         self.settings, self.folder = settings, context.output / "problems"
         self.peers = Path(settings["peers"])
         self.peers = self.peers if self.peers.is_absolute() else ROOT / self.peers
@@ -123,16 +132,9 @@ def run(cfg: DictConfig, context: Context) -> Record:
     bench = Bench(cfg, context)
     settings, data = bench.settings, context.data()
     wanted = {task["problem"] for task in settings["tasks"].values() if task["measurements"]}
-    with context.timer("problems"):
-        problems.linear(bench.folder, data, cfg.experiment, cfg.model.l2)
-        if "network" in wanted:
-            problems.network(bench.folder, data, cfg.experiment, cfg.seed)
-        for name in middle.PROBLEMS:
-            if name in wanted:
-                middle.problem(name, bench.folder, data, cfg.experiment, cfg.seed)
-    with context.timer("reference of the linear problem"):
-        scores = bench.reference("linear")
-    problems.choose_removed(bench.folder, scores, settings["removed"])
+    if settings["growth_rows"] or settings["growth_features"]:
+        wanted.add("linear")
+    write_problems(bench, cfg, context, wanted)
     n_train, n_test, classes = len(data.train), len(data.test), len(data.classes)
     d = data.train.X.shape[1]
     del data
@@ -187,6 +189,22 @@ def run(cfg: DictConfig, context: Context) -> Record:
             "to the task's bound; light: extrapolated from a part of the work. Right: growth of task A."
         },
     )
+
+
+def write_problems(bench: Bench, cfg: DictConfig, context: Context, wanted: set[str]) -> None:
+    """The problems that a task wants; for the linear ones their reference and the points of task G too."""
+    data, linear = context.data(), wanted & {"linear", "subset", "components"}
+    with context.timer("problems"):
+        if linear:
+            problems.linear(bench.folder, data, cfg.experiment, cfg.model.l2)
+        if "network" in wanted:
+            problems.network(bench.folder, data, cfg.experiment, cfg.seed)
+        for name in sorted(wanted & {*middle.PROBLEMS}):
+            middle.problem(name, bench.folder, data, cfg.experiment, cfg.seed)
+    if linear:
+        with context.timer("reference of the linear problem"):
+            scores = bench.reference("linear")
+        problems.choose_removed(bench.folder, scores, bench.settings["removed"])
 
 
 def growing(settings: dict[str, Any], over: str, size: int) -> dict[str, Any]:

@@ -25,6 +25,10 @@ Work = Callable[[], Any]  # -> answer, or (answer, {"flops": ..., "iterations": 
 Adapter = Callable[["Problem"], Work]
 
 
+class Unsupported(Exception):
+    """The library has no way to do what the problem asks for; the message says what it lacks."""
+
+
 class Problem:
     """A problem's folder and a measurement's settings, as an adapter sees them.
 
@@ -49,6 +53,11 @@ class Problem:
     def _array(self, name: str) -> Tensor:
         array = torch.from_numpy(np.load(self.folder / f"{name}.npy"))
         return array.to(self.dtype) if array.is_floating_point() else array
+
+    @property
+    def gauss_newton(self) -> bool:
+        """Whether the curvature asked for is the Gauss-Newton matrix instead of the Hessian."""
+        return bool(self.facts.get("curvature") == "gauss_newton")
 
     @property
     def n(self) -> int:
@@ -168,6 +177,8 @@ def serve(load: Callable[[], dict[str, Adapter]]) -> None:
         outcome = {"status": "measured", **measure(spec, adapters, status_mib("VmRSS"))}
     except ModuleNotFoundError as error:
         outcome = {"status": "skipped", "reason": f"the package {error.name} is not installed"}
+    except Unsupported as error:
+        outcome = {"status": "skipped", "reason": str(error)}
     except Exception as error:  # another library's failure is a result of the benchmark
         traceback.print_exc()
         lines = str(error).strip().splitlines() or [""]

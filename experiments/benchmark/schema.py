@@ -65,6 +65,7 @@ class Benchmark(Experiment):
     tasks: dict[str, TaskSettings] = field(
         default_factory=dict
     )  # what is measured, by letter: see conf/experiment/benchmark.yaml
+    only: list[str] = field(default_factory=list)  # the letters of the tasks to measure; H is the growth of A
     test_index: int = 0  # position of the one test point in the test split
     test_points: int = 100  # of task C: that one, then the first of the test split
     subset: int = 1000  # training points of task D

@@ -24,7 +24,7 @@ class JobFailed(Exception):
 def sentence(error: BaseException) -> tuple[str, int] | None:
     """The one sentence and the exit code of an error that a user can do something about; None for others."""
     if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):  # a config that does not compose
-        from experiments.suite.cli import explain
+        from experiments.suite.explaining import explain
 
         return explain(error), 2
     if isinstance(error, ConfigError):

@@ -159,5 +159,5 @@ def compute(experiment: Any, cfg: DictConfig, folder: Path, identity: str) -> No
     details["inputs"] = inputs.of_data(details["data"]) | inputs.of_files(cfg)
     from experiments.suite.tracking import track
 
-    details["tracking"] = track(cfg, record, folder)
+    details["tracking"] = track(cfg, record, folder, details)
     atomic.write_json(folder / "provenance.json", details)

@@ -5,9 +5,10 @@ killed and resumed experiment leaves exactly one: what an attempt that was kille
 online run is taken up again. It is offline unless WANDB_MODE says otherwise; ``wandb sync
 FOLDER/wandb/offline-run-*`` uploads it later. All its files lie below the output folder.
 
-One layout for every experiment: group = the experiment, job type "experiment" (or "sweep" for a job of a
-sweep), tags = tier, data, git describe, the claims of conf/claims that this record bears on, and the
-user's own; tables ``points``, ``most_helpful`` and ``most_harmful``; the figures; the record as an artifact.
+One layout for every experiment: group = the experiment (in a sweep, with the sweep's folder), job type
+"experiment" (or "sweep" for a job of a sweep), tags = tier, data, git describe, the claims of conf/claims
+that this record bears on, and the user's own; tables ``points``, ``most_helpful`` and ``most_harmful``; the
+figures; the record as an artifact. ``tracking=csv`` writes metrics.csv instead.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.errors import ConfigError
-from experiments.records import provenance
+from experiments.records import atomic, provenance
 from experiments.records.atomic import sha256
+from experiments.records.csv import line as csv_line
 from experiments.records.record import Record
 from experiments.suite.cli import in_a_sweep
 
 RECORD_FILES = ("record.json", "config.yaml", "arrays.npz")
+CSV = "metrics.csv"  # of tracking=csv
 MAX_ROWS = 10_000  # of the per-point table
 EXTREME = 10  # points in each of the tables of the most helpful and the most harmful
 SCORES = ("predicted", "influence", "score")  # how the per-point table's column of scores begins
@@ -72,12 +75,21 @@ def extremes(record: Record) -> dict[str, list[Iterable[Any]]]:
     }
 
 
-def track(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
-    """Mirrors ``record`` and its files in ``folder``; what happened, for the provenance. Never raises."""
+def track(cfg: DictConfig, record: Record, folder: Path, details: Mapping[str, Any]) -> dict[str, Any]:
+    """Mirrors ``record`` and its files in ``folder``; what happened, for the provenance.
+
+    details: the provenance so far. A failing W&B is said and never raised.
+
+    Raises:
+        OSError: metrics.csv cannot be written (``tracking=csv``).
+    """
     if cfg.tracking.name == "none":
         return {"name": "none"}
+    if cfg.tracking.name == "csv":
+        atomic.write_text(folder / CSV, csv_of(record, details))
+        return {"name": "csv", "file": CSV}
     try:
-        return {"name": "wandb", **_mirror(cfg, record, folder)}
+        return {"name": "wandb", **_mirror(cfg, record, folder, details)}
     except Exception as error:  # a network, a login, a full disk: the record is safe already
         print(
             f"tracking: W&B failed ({type(error).__name__}: {error}); the record is complete.",
@@ -101,7 +113,24 @@ def patience() -> float:
     raise ConfigError(f"WANDB_INIT_TIMEOUT={text}: give a positive number of seconds.")
 
 
-def _mirror(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
+def spent(details: Mapping[str, Any]) -> dict[str, Any]:
+    """Time, memory and where the numbers come from, by dotted name."""
+    kept = ("wall_seconds", "peak_mib", "started_utc", "code", "machine", "versions")
+    return dict(flat({f"run.{name}": details[name] for name in kept if name in details}))
+
+
+def csv_of(record: Record, details: Mapping[str, Any]) -> str:
+    """``tracking=csv``: every metric, and what the run took, as rows of name and value."""
+    rows = {**dict(flat(record.metrics)), **spent(details)}
+    return csv_line(["name", "value"]) + "".join(csv_line(row) for row in rows.items())
+
+
+def group_of(record: Record, folder: Path) -> str:
+    """The experiment; for a job of a sweep also the sweep's folder, so that two sweeps are not one group."""
+    return f"{record.experiment} {folder.parent.name}"[:128] if in_a_sweep() else record.experiment
+
+
+def _mirror(cfg: DictConfig, record: Record, folder: Path, details: Mapping[str, Any]) -> dict[str, Any]:
     folder = folder.resolve()
     own = folder / "wandb"
     own.mkdir(exist_ok=True)
@@ -121,7 +150,7 @@ def _mirror(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
     with wandb.init(
         project=cfg.tracking.project,
         entity=cfg.tracking.entity,
-        group=record.experiment,
+        group=group_of(record, folder),
         job_type="sweep" if in_a_sweep() else "experiment",
         name=name,
         id=sha256(str(folder).encode() + (folder / "run.json").read_bytes())[:16],
@@ -132,7 +161,7 @@ def _mirror(cfg: DictConfig, record: Record, folder: Path) -> dict[str, Any]:
         reinit="finish_previous",  # else the second job of a sweep gets the first one's id and config
         settings=wandb.Settings(init_timeout=patience(), console="off", disable_git=True),
     ) as run:
-        run.summary.update(dict(flat(record.metrics)))
+        run.summary.update({**dict(flat(record.metrics)), **spent(details)})
         if record.table:
             columns = [record.arrays[column][:MAX_ROWS].tolist() for column in record.table]
             rows: list[Iterable[Any]] = [list(row) for row in zip(*columns, strict=True)]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.records.atomic import write_text
 from experiments.records.table import rows_of, shown
+from experiments.verification import recipes
+from experiments.verification.arrays import meaning
 from experiments.verification.claims import (
     METHOD_WORDS,
     NOT_REPRODUCED,
@@ -47,7 +49,7 @@ def render(found: Verification) -> str:
     runs: list[dict[str, Any]] = []
     for name, outcome in found.outcomes.items():
         verdicts = [verdict for verdict in found.verdicts if verdict.claim.run.name == name]
-        section, used = section_of(outcome, verdicts, left, bool(runs))
+        section, used = section_of(outcome, verdicts, left)
         left -= used
         runs.append(section | {"anchor": f"run-{len(runs) + 1}"})
     return environment.get_template("report.html.j2").render(
@@ -56,6 +58,8 @@ def render(found: Verification) -> str:
         tiers=found.details["tiers"],
         code=found.details["code"],
         counts={status: sum(v.status == status for v in found.verdicts) for status in STATUSES},
+        facts=facts_of(found),
+        partly=[verdict for verdict in found.verdicts if verdict.status == PARTLY],
         misses=[verdict for verdict in found.verdicts if verdict.status == NOT_REPRODUCED],
         not_run=[run for run in runs if any(verdict.status == NOT_RUN for verdict in run["verdicts"])],
         runs=runs,
@@ -70,22 +74,56 @@ def render(found: Verification) -> str:
     )
 
 
-def section_of(
-    outcome: Outcome, verdicts: list[Verdict], room: int, late: bool
-) -> tuple[dict[str, Any], int]:
+def facts_of(found: Verification) -> list[tuple[str, str]]:
+    """When, on what, with what and in how long the records were made: (name, text)."""
+    made = [outcome.provenance for outcome in found.outcomes.values() if outcome.provenance]
+    days = sorted(str(each["started_utc"])[:10] for each in made if each.get("started_utc"))
+    machines: dict[str, None] = {}
+    versions: dict[str, set[str]] = {}
+    seconds = 0.0
+    for each in made:
+        machine = each.get("machine") or {}
+        parts = [machine.get("processor"), machine.get("system"), f"{machine.get('cores', '?')} cores"]
+        parts += [machine["device"]] if machine.get("device") not in (None, "cpu") else []
+        machines[", ".join(str(part) for part in parts if part)] = None
+        for name, version in (each.get("versions") or {}).items():
+            versions.setdefault(name, set()).add(str(version))
+        seconds += float(each.get("wall_seconds") or 0)
+    minutes = round(seconds / 60)
+    facts = {
+        "Records": f"{len(made)} of {len(found.outcomes)} runs",
+        "Made": " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "",
+        "Hardware": "; ".join(machines) if made else "",
+        "Versions": ", ".join(f"{name} {' and '.join(sorted(each))}" for name, each in versions.items()),
+        "Total time": f"{minutes // 60} h {minutes % 60:02d} min for all runs, one after the other"
+        if made
+        else "",
+    }
+    return [(name, text) for name, text in facts.items() if text]
+
+
+def section_of(outcome: Outcome, verdicts: list[Verdict], room: int) -> tuple[dict[str, Any], int]:
     """What the template shows of one run, and the bytes that its figures take."""
     record, provenance = outcome.record, outcome.provenance
     good = sum(verdict.accepted for verdict in verdicts)
+    partly = sum(verdict.status == PARTLY for verdict in verdicts)
     figures, used = figures_of(outcome, room)
     section: dict[str, Any] = {
         "name": outcome.spec.name,
         "places": list(dict.fromkeys(v.claim.figure or f"§{v.claim.section}" for v in verdicts)),
-        "tally": f"{good} of {len(verdicts)}",
+        "tally": f"{good - partly} of {len(verdicts)}" + f", {partly} partly" * bool(partly),
         "problem": outcome.problem,
         "spot": "" if outcome.spot is None else str(outcome.spot),
         "verdicts": verdicts,
         "figures": figures,
-        "late": late,
+        "folder": f"{outcome.folder.parent.name}/{outcome.folder.name}",
+        "recipes": recipes.needed(outcome.folder / "config.yaml", provenance.get("data", {})),
+        "arrays": [
+            (name, " × ".join(map(str, value.shape)), meaning(record.experiment, name))
+            for name, value in sorted(record.arrays.items())
+        ]
+        if record
+        else [],
         "footnote": footnote(verdicts),
         "command": outcome.spec.command,
         "cost": verdicts[0].claim.run.cost,

@@ -21,7 +21,7 @@ from influence.errors import DataError, DeviceError
 from influence.objectives._base import Product, TrainingObjective
 from influence.objectives.structure import GramFactor, Split
 
-__all__ = ["Damped", "Dense", "GaussNewton", "Hessian", "Operator"]
+__all__ = ["Damped", "Dense", "ExampleOperator", "GaussNewton", "Hessian", "Operator"]
 
 
 class Operator(ABC):
@@ -127,6 +127,7 @@ class ExampleOperator(Operator):
     """An operator that is a mean over training examples plus λ."""
 
     def __init__(self, objective: TrainingObjective, theta: Tensor, idx: Tensor | None = None) -> None:
+        """At ``theta (p,)``, over the examples ``idx``; by default over all of them."""
         theta = objective.vector(theta)
         self.objective, self.theta, self.idx = objective, theta.detach(), idx
         self.shape = (objective.p, objective.p)

@@ -23,6 +23,7 @@ def gradient_dot(
     objective: TrainingObjective, theta: Tensor, test: TrainingObjective, test_idx: Any = None
 ) -> Tensor:
     """``w_i ∇L(z_i) · ∇L(z_test)`` (Charpiat et al. 2019): influence with the identity for the Hessian."""
+    theta = objective.vector(theta)
     return _weighted(objective, objective.directional(theta, _test_gradients(test, theta, test_idx)))
 
 
@@ -30,6 +31,7 @@ def gradient_cosine(
     objective: TrainingObjective, theta: Tensor, test: TrainingObjective, test_idx: Any = None
 ) -> Tensor:
     """The cosine between both gradients; 0 where one of them is 0."""
+    theta = objective.vector(theta)
     gradients = _test_gradients(test, theta, test_idx)
     along = objective.directional(theta, gradients)
     squares = objective.self_quadratics(theta, lambda B: (B * B).sum(0), None, _BLOCK)
@@ -96,6 +98,7 @@ def trak(
     Raises:
         DataError: a setting out of range.
     """
+    theta = objective.vector(theta)
     checked_number("dimensions", dimensions, least=1, whole=True)
     checked_number("ridge", ridge, least=0.0)
     p, generator = objective.p, torch.Generator().manual_seed(seed)
@@ -130,6 +133,7 @@ def representer_points(
     Raises:
         DataError: outputs that are not linear in θ, or λ = 0.
     """
+    theta = objective.vector(theta)
     if not objective.linear_outputs or objective.l2 <= 0:
         raise DataError("representer points need a linear objective with l2 > 0; use it on the last layer")
     idx = test.index(test_idx)

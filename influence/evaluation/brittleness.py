@@ -35,6 +35,7 @@ class Brittleness:
 
     @property
     def flips_at(self) -> int | None:
+        """The smallest count at which the prediction changes; None if it never does."""
         return next((c for c, flip in zip(self.counts, self.top_flips.tolist(), strict=True) if flip), None)
 
 
@@ -64,6 +65,7 @@ def brittleness(
     Raises:
         DataError: scores of the wrong shape or a count out of range.
     """
+    theta = objective.vector(theta)
     if scores.shape != (objective.n,):
         raise DataError(f"scores must have shape ({objective.n},), got {tuple(scores.shape)}")
     for count in counts:

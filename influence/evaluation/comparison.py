@@ -57,6 +57,7 @@ def compare_methods(
     Raises:
         DataError: too many points, or scores of the wrong shape.
     """
+    theta = objective.vector(theta)
     checked_number("points", points, least=6, below=objective.n + 1, whole=True)
     operator = Hessian(objective, theta) if operator is None else operator
     s = (solver or Exact()).solve(operator, _Gradients(test, theta, [test_index])).value[:, 0]

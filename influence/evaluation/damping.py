@@ -81,6 +81,7 @@ def damping_report(
         DataError: a damped operator, dampings that do not rise, or none at which the curvature is positive
             definite.
     """
+    theta = objective.vector(theta)
     checked_number("points", points, least=1, below=objective.n + 1, whole=True)
     checked_number("krylov", krylov, least=2, whole=True)
     operator = Hessian(objective, theta) if operator is None else operator

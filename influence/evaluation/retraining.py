@@ -74,6 +74,7 @@ def check_by_retraining(
     Raises:
         DataError: scores of the wrong shape, too few or too many points.
     """
+    theta = objective.vector(theta)
     checked_number("k", k, least=3, whole=True)
     checked_number("random", random, least=3, whole=True)
     n = objective.n
@@ -146,6 +147,7 @@ def train_on_subsets(
     Raises:
         DataError: a share outside (0, 1), fewer than 3 masks, or subsets without an example.
     """
+    theta = objective.vector(theta)
     checked_number("masks", masks, least=3, whole=True)
     checked_number("share", share, above=0.0, below=1.0)
     n, size = objective.n, round(objective.n * share)

@@ -174,6 +174,7 @@ def _check_gradient(asked: Asked, outputs: Tensor, targets: Tensor) -> None:
 
 
 def called(function: Any) -> str:
+    """The name of a function or module, for messages."""
     if isinstance(function, nn.Module):
         return type(function).__name__
     return str(getattr(function, "__name__", "") or type(function).__name__)

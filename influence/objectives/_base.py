@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from influence.errors import DataError
+from influence.fits import Fit
 from influence.losses import Asking, Loss, check_asked, get_loss, get_quantity, is_loss
 from influence.objectives.output_shapes import for_outputs
 from influence.objectives.structure import GramFactor, Split
@@ -207,11 +208,15 @@ class TrainingObjective(ABC):
         return torch.where(chosen < 0, chosen + self.n, chosen)
 
     def vector(self, theta: Any) -> Tensor:
-        """θ as one vector ``(p,)``; an objective of a module takes a module or a state dict as well.
+        """θ as one vector ``(p,)``; a :class:`~influence.fits.Fit` stands for its parameters.
+
+        An objective of a module takes a module or a state dict as well.
 
         Raises:
             DataError: another number of parameters.
         """
+        if isinstance(theta, Fit):
+            theta = theta.theta
         if not isinstance(theta, Tensor) or theta.shape != (self.p,):
             got = tuple(theta.shape) if isinstance(theta, Tensor) else type(theta).__name__
             raise DataError(f"theta must have shape ({self.p},), got {got}")
@@ -231,6 +236,14 @@ class TrainingObjective(ABC):
         """(λ/2) Σ m_j θ_j² of ``(p,)`` or of each column of ``(p, k)``."""
         mask = self.l2_mask if theta.ndim == 1 else self.l2_mask[:, None]
         return 0.5 * self.l2 * (mask * theta**2).sum(dim=0)
+
+    def fixed_words(self) -> str | None:
+        """Which parameters of the model are held fixed, in words; None if there are none."""
+        return None
+
+    def reading_words(self) -> str | None:
+        """How the data are read, in words; None if they are in memory."""
+        return None
 
     def penalty_words(self) -> str:
         """λ for a reader; the smallest and largest if it differs between parameters."""

@@ -238,6 +238,7 @@ def as_matrix(
         device = device or x.device
         parts = (x.values(), x.col_indices(), x.crow_indices())
         x = sp.csr_matrix(tuple(t.cpu().numpy() for t in parts), shape=tuple(x.shape))
+    # x is whatever a person passed, so a list or None may come, which have neither attribute.
     if getattr(x, "ndim", 0) != 2:
         raise DataError(f"X must be a matrix (n, d), got shape {tuple(getattr(x, 'shape', ()))}; reshape it")
     numpy_dtype = np.float32 if dtype == torch.float32 else np.float64
@@ -280,3 +281,20 @@ def _check_finite(values: Tensor, what: str) -> None:
             f"{what} holds {int((~finite).sum())} NaN or infinite values, the first at {first}; "
             "clean or impute the data before building an objective"
         )
+
+
+def checked_weights(weights: Any, n: int, like: DataMatrix) -> Tensor:
+    """Weights of the examples ``(n,)``, finite, in the type and on the device of ``like``.
+
+    Raises:
+        DataError: another shape, NaN or infinity.
+    """
+    found = torch.as_tensor(weights).to(dtype=like.dtype, device=like.device)
+    if found.shape != (n,):
+        raise DataError(f"weights must have shape ({n},), got {tuple(found.shape)}")
+    if not bool(torch.isfinite(found).all()):
+        raise DataError(
+            "weights must be finite; the first that is not stands at "
+            f"{int((~torch.isfinite(found)).nonzero()[0])}"
+        )
+    return found

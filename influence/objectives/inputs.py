@@ -145,8 +145,8 @@ def _tensors(inputs: Any, what: str, device: torch.device | None) -> Inputs:
 
 def _read(source: DataLoader[Any] | Dataset[Any]) -> tuple[Inputs, Tensor]:
     loader = source if isinstance(source, DataLoader) else _ordered(source)
-    _check_order(loader)
-    pairs = [_split_batch(batch) for batch in loader]
+    check_order(loader)
+    pairs = [split_batch(batch) for batch in loader]
     if not pairs:
         raise DataError("the DataLoader gives no batch; check its dataset")
     try:
@@ -165,7 +165,12 @@ def _ordered(dataset: Dataset[Any]) -> DataLoader[Any]:
     return DataLoader(dataset, batch_size=_READ_AT_ONCE, shuffle=False)
 
 
-def _check_order(loader: DataLoader[Any]) -> None:
+def check_order(loader: DataLoader[Any]) -> None:
+    """Refuses a DataLoader whose order changes, or that drops examples.
+
+    Raises:
+        DataError: it does.
+    """
     if isinstance(loader.dataset, IterableDataset):
         return
     batches = loader.batch_sampler
@@ -183,7 +188,12 @@ def _check_order(loader: DataLoader[Any]) -> None:
         )
 
 
-def _split_batch(batch: Any) -> tuple[Inputs, Tensor]:
+def split_batch(batch: Any) -> tuple[Inputs, Tensor]:
+    """A batch as inputs and targets.
+
+    Raises:
+        DataError: a mapping without targets, or another form.
+    """
     if isinstance(batch, Mapping):
         found = [name for name in _TARGET_NAMES if name in batch]
         if not found:

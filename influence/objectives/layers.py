@@ -80,9 +80,11 @@ class Layer:
         return None
 
     def forward(self, x: Tensor, w: Any) -> tuple[Tensor, Any]:
+        """The outputs, and what the other passes need of this one."""
         return x, None
 
     def tangent(self, saved: Any, dx: Tensor | None, w: Any, dw: Any) -> tuple[Tensor | None, Any]:
+        """The outputs' derivative along ``dx`` and ``dw``, and what of it the backward tangent needs."""
         return dx, None
 
     def vjp(self, saved: Any, g: Tensor, w: Any) -> Tensor:
@@ -96,6 +98,7 @@ class Layer:
     def backward_tangent(
         self, saved: Any, dsaved: Any, g: Tensor, dg: Tensor, w: Any, dw: Any, need_input: bool = True
     ) -> tuple[Tensor | None, Any]:
+        """The derivative of :meth:`backward` along the tangents ``dsaved``, ``dg`` and ``dw``."""
         return dg, None
 
     def example_gradients(self, saved: Any, g: Tensor) -> Tensor | None:
@@ -120,6 +123,7 @@ class Affine(Layer):
 
     @property
     def weight_size(self) -> int:
+        """Numbers in the weight, the bias left out."""
         return torch.Size(self.shape).numel()
 
     def unpack(self, block: Tensor) -> Weights:

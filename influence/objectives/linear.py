@@ -22,7 +22,7 @@ from influence.checks import checked_number
 from influence.errors import DataError, DeviceError
 from influence.losses import LossLike, get_loss
 from influence.objectives._base import Product, TrainingObjective
-from influence.objectives.data_matrix import DataMatrix, as_matrix, with_ones
+from influence.objectives.data_matrix import DataMatrix, as_matrix, checked_weights, with_ones
 from influence.objectives.structure import (
     GramFactor,
     Split,
@@ -103,7 +103,7 @@ class LinearObjective(TrainingObjective):
         if check:
             self.loss.check_targets(targets, self.n_outputs)
         self._targets, self.l2, self.batch_size = targets, float(l2), batch_size
-        self.weights = None if weights is None else _checked_weights(weights, self.n, self.X)
+        self.weights = None if weights is None else checked_weights(weights, self.n, self.X)
         self.p = self.n_outputs * self.d
         self.dtype, self.device = self.X.dtype, self.X.device
         self.l2_mask = torch.ones(self.p, dtype=self.dtype, device=self.device)
@@ -146,7 +146,7 @@ class LinearObjective(TrainingObjective):
 
     def with_weights(self, weights: Tensor | None) -> LinearObjective:
         """The same data with mean loss ``(1/n) Σ w_i ℓ_i``, or without weights; λ stays."""
-        checked = None if weights is None else _checked_weights(weights, self.n, self.X)
+        checked = None if weights is None else checked_weights(weights, self.n, self.X)
         return self._with(self.X, self.targets, checked)
 
     def _with(self, X: DataMatrix, y: Tensor, weights: Tensor | None) -> LinearObjective:
@@ -157,7 +157,7 @@ class LinearObjective(TrainingObjective):
 
     def coefficients(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """θ as weights ``(c, features)`` and intercepts ``(c,)``, zeros without an intercept."""
-        W = theta.reshape(self.n_outputs, self.d)
+        W = self._matrix(theta)
         if self.intercept:
             return W[:, :-1], W[:, -1]
         return W, torch.zeros(self.n_outputs, dtype=self.dtype, device=self.device)
@@ -182,6 +182,10 @@ class LinearObjective(TrainingObjective):
             missing = "needs" if self.intercept else "has no"
             raise DataError(f"the model {missing} intercepts; build it with intercept={not self.intercept}")
         return (W if b is None else torch.cat([W, b[:, None]], dim=1)).reshape(self.p)
+
+    def _matrix(self, theta: Tensor) -> Tensor:
+        """W ``(c, d)``."""
+        return self.vector(theta).reshape(self.n_outputs, self.d)
 
     def _shrunk(self, block: Tensor) -> Tensor:
         """m ⊙ V: what λ touches, ``(p,)`` or ``(p, k)``."""
@@ -226,12 +230,12 @@ class LinearObjective(TrainingObjective):
     def outputs(self, theta: Tensor, idx: Tensor | None = None) -> Tensor:
         """W x_i: ``(p,) -> (n, c)``."""
         X, _ = self._data(idx)
-        return X.matmul(theta.reshape(self.n_outputs, self.d).T)
+        return X.matmul(self._matrix(theta).T)
 
     def example_losses(self, theta: Tensor, idx: Tensor | None = None) -> Tensor:
         """ℓ_i without the L2 term: ``(n,)``."""
         X, y = self._data(idx)
-        return self.loss.values(X.matmul(theta.reshape(self.n_outputs, self.d).T), y)
+        return self.loss.values(X.matmul(self._matrix(theta).T), y)
 
     def example_losses_many(self, thetas: Tensor, idx: Tensor | None = None) -> Tensor:
         """ℓ_i at k parameter vectors: ``(p, k) -> (n, k)``."""
@@ -246,7 +250,7 @@ class LinearObjective(TrainingObjective):
 
     def value(self, theta: Tensor) -> Tensor:
         """(1/n) Σ w_i ℓ_i + (λ/2)‖θ‖², 0-d."""
-        losses = self.example_losses(theta)
+        theta, losses = self.vector(theta), self.example_losses(theta)
         mean = losses.mean() if self.weights is None else (losses * self.weights).sum() / self.n
         return mean + 0.5 * self.l2 * theta.dot(self._shrunk(theta))
 
@@ -258,7 +262,7 @@ class LinearObjective(TrainingObjective):
 
     def gradient(self, theta: Tensor) -> Tensor:
         """∇ of :meth:`value`: ``(p,)``."""
-        return self.gradients(theta[:, None])[:, 0]
+        return self.gradients(self.vector(theta)[:, None])[:, 0]
 
     def gradients(self, thetas: Tensor) -> Tensor:
         """∇ of :meth:`value` at k parameter vectors at once: ``(p, k) -> (p, k)``."""
@@ -278,13 +282,13 @@ class LinearObjective(TrainingObjective):
     def example_gradients(self, theta: Tensor, idx: Tensor | None = None) -> Tensor:
         """∇ℓ_i = r_i ⊗ x_i without the L2 term: ``(m, p)``; ask for few at a time."""
         X, y = self._data(idx)
-        r = self.loss.output_gradient(X.matmul(theta.reshape(self.n_outputs, self.d).T), y)
+        r = self.loss.output_gradient(X.matmul(self._matrix(theta).T), y)
         return (r[:, :, None] * X.dense()[:, None, :]).reshape(X.n, self.p)
 
     def output_gradients(self, theta: Tensor, idx: Tensor | None = None) -> Tensor:
         """r_i = ∇_o ℓ_i: ``(m, c)``."""
         X, y = self._data(idx)
-        return self.loss.output_gradient(X.matmul(theta.reshape(self.n_outputs, self.d).T), y)
+        return self.loss.output_gradient(X.matmul(self._matrix(theta).T), y)
 
     def paired_gradients(self, thetas: Tensor, idx: Tensor) -> Tensor:
         """``∇ℓ_{i_j}(θ_j)`` for k pairs of parameters and example: ``(p, k), (k,) -> (p, k)``."""
@@ -297,7 +301,7 @@ class LinearObjective(TrainingObjective):
     def directional(self, theta: Tensor, V: Tensor, idx: Tensor | None = None) -> Tensor:
         """∇ℓ_i · v_j for all i and j, no L2, no per-example gradient: ``(p, k) -> (n, k)``."""
         X, y = self._data(idx)
-        r = self.loss.output_gradient(X.matmul(theta.reshape(self.n_outputs, self.d).T), y)
+        r = self.loss.output_gradient(X.matmul(self._matrix(theta).T), y)
         out = torch.empty(X.n, V.shape[1], dtype=self.dtype, device=self.device)
         if wide := self._wide(V.shape[1]):
             for rows, outputs in X.row_products(self._columns(V), wide):
@@ -312,7 +316,7 @@ class LinearObjective(TrainingObjective):
         """∇_x (s_j · ∇_θ ℓ(x_i)) = S_jᵀ r_i + Wᵀ A_i S_j x_i: ``(p, k) -> (m, features, k)``."""
         X, y = self._data(idx)
         c, k = self.n_outputs, S.shape[1]
-        W = theta.reshape(c, self.d)
+        W = self._matrix(theta)
         o = X.matmul(W.T)
         r = self.loss.output_gradient(o, y)
         along = self._tangents(X, S).permute(0, 2, 1)  # (m, c, k)
@@ -324,7 +328,7 @@ class LinearObjective(TrainingObjective):
         """``[∇_x∇_θ ℓ(z)] δ = r ⊗ δ + A W δ ⊗ x`` for one example: ``(features,) -> (p,)``."""
         idx = self.index([index])
         x, y = self.X.dense(idx), self.targets[idx]
-        W = theta.reshape(self.n_outputs, self.d)
+        W = self._matrix(theta)
         if self.intercept:
             delta = torch.cat([delta, delta.new_zeros(1)])
         o = x @ W.T
@@ -350,7 +354,7 @@ class LinearObjective(TrainingObjective):
     def hessian_at(self, theta: Tensor, idx: Tensor | None = None) -> Product:
         """V ↦ ∇²value(θ) V for blocks ``(p, k)``, with the outputs at θ computed once."""
         X, y = self._data(idx)
-        o = X.matmul(theta.reshape(self.n_outputs, self.d).T)
+        o = X.matmul(self._matrix(theta).T)
         weights = None if self.weights is None else (self.weights if idx is None else self.weights[idx])
         curve = self.loss.prepared_hessian_product(o, y)
 
@@ -420,7 +424,7 @@ class LinearObjective(TrainingObjective):
         ``λ_max(A_i)‖x_i‖² + λ`` with λ_max(A_i) bounded by its largest absolute row sum.
         """
         X, y = self._data(idx)
-        A = self.loss.output_hessian(X.matmul(theta.reshape(self.n_outputs, self.d).T), y)
+        A = self.loss.output_hessian(X.matmul(self._matrix(theta).T), y)
         if self.weights is not None:
             A = A * (self.weights if idx is None else self.weights[idx])[:, None, None]
         return float((A.abs().sum(2).max(1).values * X.row_squares()).max()) + self.l2
@@ -436,15 +440,3 @@ class LinearObjective(TrainingObjective):
     def gauss_newton_at(self, theta: Tensor, idx: Tensor | None = None) -> Product:
         """Equal to the Hessian: a linear model's outputs have no curvature of their own."""
         return self.hessian_at(theta, idx)
-
-
-def _checked_weights(weights: Any, n: int, like: DataMatrix) -> Tensor:
-    found = torch.as_tensor(weights).to(dtype=like.dtype, device=like.device)
-    if found.shape != (n,):
-        raise DataError(f"weights must have shape ({n},), got {tuple(found.shape)}")
-    if not bool(torch.isfinite(found).all()):
-        raise DataError(
-            "weights must be finite; the first that is not stands at "
-            f"{int((~torch.isfinite(found)).nonzero()[0])}"
-        )
-    return found

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from influence.arrays import as_tensor
 from influence.errors import DataError, DeviceError
+from influence.fits import Fit
 from influence.losses import LossLike, get_loss
 from influence.objectives._base import Product, TrainingObjective
 from influence.objectives.derivatives import Check, Derivatives
@@ -29,6 +30,7 @@ from influence.objectives.network import Network, Output, plain_module, same_dev
 from influence.objectives.output_shapes import for_outputs
 from influence.objectives.passes import Batch, Passes, Way
 from influence.objectives.penalties import ParameterRule, Penalty, penalty_of
+from influence.objectives.selection import Chosen, with_parameters
 
 
 class Objective(TrainingObjective):
@@ -52,6 +54,8 @@ class Objective(TrainingObjective):
         batch_size: examples held at a time, counted times columns where columns run together.
         output: which of the model's outputs the loss takes: a position, a key or attribute, or a function;
             needed only for models with several (``logits`` is found by itself).
+        parameters: which are θ; the others are held fixed. A name, a pattern (``"head.*"``), a list of them,
+            ``"last"``, or a rule ``(name, parameter) -> bool``; by default all with ``requires_grad=True``.
         dtype: floating type to compute in; default that of ``inputs``, or of the model for integer inputs.
 
     Raises:
@@ -84,9 +88,10 @@ class Objective(TrainingObjective):
         batch_size: int = 1024,
         dtype: torch.dtype | None = None,
         output: Output = None,
+        parameters: Chosen = None,
     ) -> None:
         inputs, targets = as_data(inputs, targets)
-        model = plain_module(model)
+        model = with_parameters(plain_module(model), parameters)
         dtype = dtype or _dtype_of(model, inputs)
         if dtype not in (torch.float32, torch.float64):
             raise DataError(
@@ -166,6 +171,16 @@ class Objective(TrainingObjective):
         """``(n,)`` targets."""
         return self._targets
 
+    def fixed_words(self) -> str | None:
+        """Which parameters are held fixed, in words; None if there are none."""
+        own = list(self.network.model.named_parameters())
+        fixed = [(name, w.numel()) for name, w in own if not w.requires_grad]
+        if not fixed:
+            return None
+        names = ", ".join(name for name, _ in fixed[:6]) + (", …" if len(fixed) > 6 else "")
+        total = sum(w.numel() for _, w in own)
+        return f"held fixed: {sum(size for _, size in fixed):,} of {total:,} parameters ({names})"
+
     @property
     def output_shape(self) -> tuple[int, ...]:
         """The shape of the model's outputs for one example; they are kept flat, ``(m, c)``."""
@@ -242,11 +257,13 @@ class Objective(TrainingObjective):
         return None if self.weights is None else self.example_weights(idx)
 
     def vector(self, theta: Any) -> Tensor:
-        """θ ``(p,)`` from a vector, a module of the same architecture or its state dict.
+        """θ ``(p,)`` from a vector, a fit, a module of the same architecture or its state dict.
 
         Raises:
             DataError: another number of parameters, or another architecture.
         """
+        if isinstance(theta, Fit):
+            theta = theta.theta
         if isinstance(theta, nn.Module):
             theta = dict(plain_module(theta).named_parameters(remove_duplicate=False))
         if isinstance(theta, Mapping):
@@ -254,7 +271,7 @@ class Objective(TrainingObjective):
         return self._vector(theta)
 
     def _vector(self, theta: Any) -> Tensor:
-        if isinstance(theta, nn.Module | Mapping):
+        if isinstance(theta, nn.Module | Mapping | Fit):
             return self.vector(theta)
         if not isinstance(theta, Tensor):
             raise DataError(
@@ -294,6 +311,7 @@ class Objective(TrainingObjective):
 
     def value(self, theta: Tensor) -> Tensor:
         """R(θ), a 0-d tensor."""
+        theta = self._vector(theta)
         losses = self.example_losses(theta)
         return (losses if self.weights is None else self.weights * losses).mean() + self.penalty(theta)
 

@@ -64,7 +64,7 @@ class Network:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, output: Output = None) -> None:
         self.output = output
-        self._given = _copied(model).to(dtype)
+        self._given = copied(model).to(dtype)
         self.model = copy.deepcopy(self._given)
         if not substitute(self.model):
             self._given = self.model
@@ -358,16 +358,21 @@ def plain_module(model: nn.Module) -> nn.Module:
     return model
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of the module whose embeddings can be differentiated.
+
+    Raises:
+        DataError: it cannot be copied, or an embedding changes its own weights.
+    """
     try:
-        copied = copy.deepcopy(model)
+        twin = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
         raise DataError(
             f"the model {type(model).__name__} cannot be copied: "
             f"{str(error).splitlines()[0].partition('.')[0]}; for weight_norm and spectral_norm use those of "
             "torch.nn.utils.parametrizations"
         ) from None
-    for name, part in copied.named_modules():
+    for name, part in twin.named_modules():
         if isinstance(part, nn.Embedding | nn.EmbeddingBag):
             if part.max_norm is not None:
                 raise DataError(
@@ -375,7 +380,7 @@ def _copied(model: nn.Module) -> nn.Module:
                     "pass; renormalise them once and set max_norm=None"
                 )
             part.sparse = False  # the gradient is needed dense
-    return copied
+    return twin
 
 
 def _aliases(model: nn.Module, trainable: list[tuple[str, nn.Parameter]]) -> dict[str, list[str]]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from influence.errors import DataError
 from influence.losses import Asking
 from influence.objectives._base import Product, TrainingObjective
+from influence.objectives.inputs import floating_leaf
 from influence.objectives.structure import (
     KRONECKER_ROWS,
     Split,
@@ -130,6 +131,16 @@ class PartitionedObjective(TrainingObjective):
             "objective.on(inputs, targets)"
         )
 
+    def fixed_words(self) -> str | None:
+        """As the template says."""
+        result: str | None = self.template.fixed_words()
+        return result
+
+    def vector(self, theta: Any) -> Tensor:
+        """θ ``(p,)`` from whatever the template takes."""
+        result: Tensor = self.template.vector(theta)
+        return result
+
     def outputs(self, theta: Tensor, idx: Any = None) -> Tensor:
         """f_θ(x_i): ``(m, c)``."""
         return self._rows(lambda part, rows, _: part.outputs(theta, rows), (self.n_outputs,), idx)
@@ -161,7 +172,7 @@ class PartitionedObjective(TrainingObjective):
         return self._rows(lambda part, rows, _: part.mixed(theta, S, rows), shape, idx)
 
     def _input_shape(self) -> tuple[int, ...]:
-        return tuple(self.template.inputs.shape[1:])
+        return tuple(floating_leaf(self.template.inputs).shape[1:])
 
     def mixed_direction(self, theta: Tensor, index: int, delta: Tensor) -> Tensor:
         """``[∇_x∇_θ L(z)] δ`` of one example: ``(*input shape) -> (p,)``."""
@@ -184,7 +195,7 @@ class PartitionedObjective(TrainingObjective):
 
     def value(self, theta: Tensor) -> Tensor:
         """R(θ), 0-d."""
-        return self.values(theta[:, None])[0]
+        return self.values(self.vector(theta)[:, None])[0]
 
     def values(self, thetas: Tensor) -> Tensor:
         """R(θ_j): ``(p, k) -> (k,)``."""
@@ -193,6 +204,7 @@ class PartitionedObjective(TrainingObjective):
 
     def gradient(self, theta: Tensor) -> Tensor:
         """∇R(θ): ``(p,)``."""
+        theta = self.vector(theta)
         total = self._sum(lambda part, *_: part.gradient(theta) * part.n, theta)
         return total / self.n + self.l2 * self.l2_mask * theta
 
@@ -365,6 +377,7 @@ class PartitionedMatrix:
         self.dtype, self.device = objective.dtype, objective.device
 
     def dense(self, idx: Tensor | slice | None = None) -> Tensor:
+        """Rows ``idx`` of all parts as a dense matrix ``(m, d)``; all of them by default."""
         if idx is None or isinstance(idx, slice):
             idx = torch.arange(self.n, device=self.device)[idx if idx is not None else slice(None)]
         return self._objective._rows(lambda part, rows, _: part.X.dense(rows), (self.d,), idx)

@@ -18,7 +18,9 @@ from influence.errors import DataError
 from influence.losses import LossLike
 from influence.objectives.layers import Affine, translate
 from influence.objectives.module import Objective
+from influence.objectives.network import plain_module
 from influence.objectives.penalties import ParameterRule, Penalty
+from influence.objectives.selection import with_parameters
 
 
 @dataclass
@@ -210,7 +212,7 @@ class SequentialObjective(Objective):
         return out
 
     def gradient(self, theta: Tensor) -> Tensor:
-        return self.gradients(theta[:, None])[:, 0]
+        return self.gradients(self._vector(theta)[:, None])[:, 0]
 
     @torch.no_grad()
     def gradients(self, thetas: Tensor) -> Tensor:
@@ -340,6 +342,7 @@ def network_objective(
 ) -> Objective:
     """The fastest objective for ``model``: :class:`SequentialObjective` where every layer is known, else
     :class:`~.module.Objective`. Arguments and errors are those of the latter."""
+    model = with_parameters(plain_module(model), settings.pop("parameters", None))
     known = translate(model)
     names = [name for name, _ in model.named_parameters()]
     whole = len(names) == len(list(model.named_parameters(remove_duplicate=False)))

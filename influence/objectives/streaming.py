@@ -11,7 +11,7 @@ Memory is bounded by one batch and one part of scores, whatever n is::
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from influence.errors import DataError
 from influence.objectives.data_matrix import DenseMatrix
+from influence.objectives.inputs import map_tensors
 from influence.objectives.partitioned import Part, PartitionedLinear, PartitionedObjective, unpenalised
 
 
@@ -127,7 +128,7 @@ class StreamedObjective(PartitionedObjective):
     """The calls of :class:`~.module.Objective`; each is one pass over the source in batches.
 
     Nothing is kept between batches. Results of n rows (``example_losses``, ``directional``) hold n·k numbers;
-    where those do not fit use :func:`stream_scores`.
+    where those do not fit use :func:`~influence.score_files.stream_scores`.
     """
 
     resident = False
@@ -153,7 +154,14 @@ class StreamedObjective(PartitionedObjective):
             yield self._part(inputs, targets, place), None, place
 
     def _part(self, inputs: Any, targets: Any, place: slice) -> Any:
-        inputs, targets = torch.as_tensor(inputs), torch.as_tensor(targets)
+        targets = torch.as_tensor(targets)
+        if (
+            isinstance(inputs, tuple | list | Mapping) and not self._linear
+        ):  # the objective checks the tensors
+            return self._bare.on(
+                map_tensors(lambda part: part.to(self.device), inputs), targets.to(self.device)
+            )
+        inputs = torch.as_tensor(inputs)
         if len(inputs) != place.stop - place.start:
             raise DataError(
                 f"the source gave {len(inputs)} examples for {place.start}…{place.stop - 1}; it must give all"
@@ -167,6 +175,10 @@ class StreamedObjective(PartitionedObjective):
                 )
         inputs = inputs.to(self.device)
         return self._bare.on(DenseMatrix(inputs) if self._linear else inputs, targets.to(self.device))
+
+    def reading_words(self) -> str | None:
+        """That the data are not held."""
+        return f"training data: read {self.batch_size:,} at a time in every pass, never held"
 
     _linear = False
 

@@ -24,6 +24,7 @@ from influence.objectives.many import ManyLinear
 from influence.removal import TrainingGradient, removal_kind
 from influence.retraining.leave_one_out import Journal, Retrained, full_factor
 from influence.retraining.retained import removed_index, retained
+from influence.solvers.inner import inner_cg
 from influence.training import fit
 
 _INNER, _STEPS, _FORCING = (
@@ -71,6 +72,7 @@ def leave_groups_out(
         ConvergenceError: a model did not converge, with ``raise_on_failure``.
         DataError: a group that is empty, nested, out of range, or everything; a setting out of range.
     """
+    theta = objective.vector(theta)
     checked_number("tolerance", tolerance, above=0.0)
     checked_number("block", block, least=1, whole=True)
     checked_number("max_iterations", max_iterations, least=1, whole=True)
@@ -207,24 +209,4 @@ class _Work:
 
     def _solve(self, product: Product, B: Tensor, goal: Tensor) -> Tensor:
         """CG on all systems at once to relative residuals ``goal (k,)``."""
-        precondition = self.preconditioner or (lambda block: block)
-        X, R = torch.zeros_like(B), B.clone()
-        scale = B.norm(dim=0).clamp(min=torch.finfo(B.dtype).tiny)
-        Z = precondition(R)
-        P, rz = Z, (R * Z).sum(0)
-        for _ in range(_INNER):
-            open_ = R.norm(dim=0) > goal * scale
-            if not bool(open_.any()):
-                break
-            HP = product(P)
-            curvature = (P * HP).sum(0)
-            open_ &= curvature > 0
-            if not bool(open_.any()):
-                break
-            alpha = torch.where(open_, rz / curvature, torch.zeros_like(rz))
-            X, R = X + alpha * P, R - alpha * HP
-            Z = precondition(R)
-            following = (R * Z).sum(0)
-            P = Z + torch.where(open_, following / rz, torch.zeros_like(rz)) * P
-            rz = following
-        return X
+        return inner_cg(product, B, goal, self.preconditioner or (lambda block: block), limit=_INNER)[0]

@@ -112,6 +112,7 @@ def leave_one_out(
         ConvergenceError: a model did not reach the tolerance, with ``raise_on_failure``.
         DataError: an index out of range, a nested list of indices, n < 2, or a setting out of range.
     """
+    theta = objective.vector(theta)
     checked_number("tolerance", tolerance, above=0.0)
     checked_number("block", block, least=1, whole=True)
     checked_number("max_iterations", max_iterations, least=1, whole=True)

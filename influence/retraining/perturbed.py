@@ -28,6 +28,7 @@ from influence.errors import ConvergenceError, DataError
 from influence.losses import MarginLoss
 from influence.objectives.linear import LinearObjective
 from influence.solvers import Exact
+from influence.solvers.inner import inner_cg
 
 INNER = 200  # CG iterations at most inside a Newton step and for s_test
 FORCING = 0.1  # relative residual of an early Newton step; later ones follow the gradient norm
@@ -318,23 +319,6 @@ class Refits:
 
         It stops by the residual of its recurrence; who needs the true one computes it from the solution.
         """
-        X = torch.zeros_like(B) if start is None else start.clone()
-        R = B.clone() if start is None else B - product(X)
-        scale = B.norm(dim=0).clamp(min=torch.finfo(B.dtype).tiny)
-        Z = correction(R)
-        P, rz = Z, (R * Z).sum(0)
-        self.worst.products += B.shape[1]
-        for _ in range(INNER):
-            open_ = R.norm(dim=0) > goal * scale
-            if not bool(open_.any()):
-                break
-            HP = product(P)
-            alpha = torch.where(open_, rz / (P * HP).sum(0), torch.zeros_like(rz))
-            X.addcmul_(alpha.expand_as(P), P)
-            R.addcmul_(alpha.expand_as(P), HP, value=-1)
-            Z = correction(R)
-            following = (R * Z).sum(0)
-            P = Z + torch.where(open_, following / rz, torch.zeros_like(rz)) * P
-            rz = following
-            self.worst.products += B.shape[1]
+        X, steps = inner_cg(product, B, goal, correction, start, limit=INNER)
+        self.worst.products += (1 + steps) * B.shape[1]
         return X

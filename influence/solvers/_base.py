@@ -154,13 +154,15 @@ class Solver(ABC):
     def _solve(self, state: Any, B: Tensor) -> Solution:
         """The solution of a block ``(p, k)``."""
 
-    def apply(self, state: Any, B: Tensor) -> Solution:
-        """Solve for a block ``(p, k)`` or a vector ``(p,)`` with a prepared state.
+    def apply(self, state: Any, B: Tensor | Solution) -> Solution:
+        """Solve for a block ``(p, k)``, a vector ``(p,)`` or the value of another solution.
 
         Raises:
             DataError: NaN or infinity in B.
             SolverError: a failure, when ``raise_on_failure``; the message is the status's advice.
         """
+        if isinstance(B, Solution):
+            B = B.value
         if not bool(torch.isfinite(B).all()):
             raise DataError("the right-hand side holds NaN or infinity; check the test gradients and the fit")
         solution = self._solve(state, B[:, None] if B.ndim == 1 else B)
@@ -183,7 +185,7 @@ class Solver(ABC):
             raise failure(status)(message)
         warnings.warn(message, NotConvergedWarning, stacklevel=3)
 
-    def solve(self, operator: Operator, B: Tensor) -> Solution:
+    def solve(self, operator: Operator, B: Tensor | Solution) -> Solution:
         """``prepare`` and ``apply`` in one call."""
         return self.apply(self.prepare(operator), B)
 

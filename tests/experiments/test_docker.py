@@ -47,6 +47,14 @@ def test_the_order_of_layers_the_user_and_the_command() -> None:
     assert not re.search(r"(?i)(api_key|token|password|secret)", DOCKERFILE)
 
 
+def test_labels_name_the_commit_and_the_version() -> None:
+    (labels,) = instructions("LABEL")
+    found = dict(item.split("=") for item in labels.split())
+    for name, argument in (("revision", "COMMIT"), ("version", "VERSION")):
+        assert found[f"org.opencontainers.image.{name}"] == f"${argument}"
+        assert f"{argument}=unknown" in instructions("ARG")
+
+
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The build context as .dockerignore leaves it."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from experiments.benchmark.harness import Adapter, Problem, Work, serve
+from experiments.benchmark.harness import Adapter, Problem, Unsupported, Work, serve
 
 
 def build(problem: Problem, folder: str, kind: str, **settings: Any) -> Any:
@@ -40,6 +40,8 @@ def influence(problem: Problem, kind: str, itself: bool = False, **settings: Any
 
 
 def arnoldi(problem: Problem, itself: bool = False) -> Work:
+    if problem.gauss_newton:
+        raise Unsupported("its Arnoldi iteration takes the Hessian alone, never a Gauss-Newton matrix")
     dim, rank = int(problem.options["arnoldi_dim"]), int(problem.options["projection_dim"])
     settings = {"arnoldi_dim": dim, "projection_dim": rank, "arnoldi_tol": 1e-8, "hessian_inverse_tol": 1e-8}
     return influence(problem, "ArnoldiInfluenceFunction", itself, **settings)

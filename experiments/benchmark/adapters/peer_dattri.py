@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from experiments.benchmark.harness import Adapter, Problem, Work, serve
+from experiments.benchmark.harness import Adapter, Problem, Unsupported, Work, serve
 
 
 def task(problem: Problem) -> Any:
@@ -67,6 +67,10 @@ def shift(problem: Problem) -> float:
 
 
 def cg(problem: Problem) -> Work:
+    if problem.gauss_newton:
+        raise Unsupported(
+            "its attributors take products with the Hessian alone, never with a Gauss-Newton matrix"
+        )
     iterations = int(problem.options["iterations"])
     return attribute(problem, "IFAttributorCG", max_iter=iterations, regularization=shift(problem))
 

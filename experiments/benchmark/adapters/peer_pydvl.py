@@ -53,20 +53,22 @@ def influence(problem: Problem, model: Any) -> Work:
 def test_norm(problem: Problem) -> float:
     """Norm of the first test point's gradient: pyDVL's tolerances are absolute and squared."""
     loss = torch.nn.functional.cross_entropy(problem.model(problem.test_X[:1]), problem.test_y[:1])
-    parts = torch.autograd.grad(loss, list(problem.model.parameters()))
+    parts = torch.autograd.grad(loss, [w for w in problem.model.parameters() if w.requires_grad])
     return float(torch.cat([part.reshape(-1) for part in parts]).norm())
 
 
 def cg(problem: Problem) -> Work:
-    from pydvl.influence.torch import CgInfluence
+    from pydvl.influence.torch import CgInfluence, SecondOrderMode
 
     tolerance, block = float(problem.options["tolerance"]), bool(problem.options.get("block", False))
+    mode = SecondOrderMode.GAUSS_NEWTON if problem.gauss_newton else SecondOrderMode.HESSIAN
     return influence(
         problem,
         lambda: CgInfluence(
             problem.model, torch.nn.functional.cross_entropy, regularization=regularization(problem),
             rtol=tolerance**0.5 if block else 1e-12, atol=(tolerance * test_norm(problem)) ** 0.5,
             maxiter=int(problem.options.get("iterations", 500)), solve_simultaneously=block,
+            second_order_mode=mode,
         ),
     )  # fmt: skip
 

@@ -108,8 +108,6 @@ def detected_separator(text: str, plain: bool = False) -> str:
 def _table(
     text: str, name: str, separator: str, quoting: bool, skipped: int, settings: Options, notes: list[str]
 ) -> tuple[Any, np.ndarray, str | None]:
-    from experiments.data.tables.reading import distinct_names
-
     rows = _rows(text, separator, quoting, skipped)
     first = next(rows, None)
     if first is None:
@@ -140,6 +138,21 @@ def _table(
             f"{name} has one column only, {names[0][:40]!r}; set separator= to the sign between its cells."
         )
     return frame, lines, _decimal(frame, separator, settings, notes)
+
+
+def distinct_names(names: list[str], notes: list[str]) -> list[str]:
+    """Column names, each once: a second ``x`` becomes ``x (2)``, a nameless third column ``column3``."""
+    found: list[str] = []
+    for place, raw in enumerate(names, start=1):
+        name = raw.strip() or f"column{place}"
+        if name in found:
+            count = 2
+            while f"{name} ({count})" in found or f"{name} ({count})" in names:
+                count += 1
+            notes.append(f"Two columns are called {name!r}; the later one is {name} ({count}) here.")
+            name = f"{name} ({count})"
+        found.append(name)
+    return found
 
 
 def _rows(text: str, separator: str, quoting: bool, skipped: int) -> Any:

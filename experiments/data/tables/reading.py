@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.tables.delimited import parse
+from experiments.data.tables.delimited import distinct_names, parse
 from experiments.data.tables.options import Options
 from experiments.errors import UserError
 
@@ -87,21 +87,6 @@ def of_frame(frame: Any, name: str = "the table") -> Table:
     notes: list[str] = []
     copy.columns = distinct_names(names, notes)
     return Table(copy, np.arange(1, len(copy) + 1), "row", name, notes)
-
-
-def distinct_names(names: list[str], notes: list[str]) -> list[str]:
-    """Column names, each once: a second ``x`` becomes ``x (2)``, a nameless third column ``column3``."""
-    found: list[str] = []
-    for place, raw in enumerate(names, start=1):
-        name = raw.strip() or f"column{place}"
-        if name in found:
-            count = 2
-            while f"{name} ({count})" in found or f"{name} ({count})" in names:
-                count += 1
-            notes.append(f"Two columns are called {name!r}; the later one is {name} ({count}) here.")
-            name = f"{name} ({count})"
-        found.append(name)
-    return found
 
 
 def _unzipped(content: bytes, file: Path) -> bytes:

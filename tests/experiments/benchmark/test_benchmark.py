@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from experiments.benchmark import problems, profile, runner, summary
 from experiments.errors import UserError
 from experiments.records.record import Record
+from tests.experiments.test_configs import composed
 
 MACHINE = {"gflops_float64": 50.0, "gflops_float32": 100.0, "bandwidth_gbytes": 10.0}
 
@@ -160,3 +162,34 @@ def test_the_figure_is_drawn_from_the_record_alone(tmp_path: Path) -> None:
     metrics = {"tasks": {"A": task}, "growth": {"n": grown, "p": grown}}
     paths = draw(Record("benchmark", metrics, arrays), tmp_path)
     assert {path.suffix for path in paths} == {".svg", ".png"}
+
+
+def test_a_library_without_the_curvature_asked_for_is_skipped_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from experiments.benchmark import harness
+    from experiments.benchmark.adapters import peer_captum, peer_dattri
+
+    problem = SimpleNamespace(gauss_newton=True, options={"iterations": 3})
+    for adapter in (peer_dattri.cg, peer_captum.arnoldi):
+        with pytest.raises(harness.Unsupported, match="Hessian alone"):
+            adapter(problem)
+
+    def lacking() -> Any:
+        raise harness.Unsupported("it has no such product")
+
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps({"outcome": str(tmp_path / "outcome.json")}))
+    monkeypatch.setattr("sys.argv", ["adapter", str(spec)])
+    harness.serve(lacking)
+    said = json.loads((tmp_path / "outcome.json").read_text())
+    assert said == {"status": "skipped", "reason": "it has no such product"}
+
+
+def test_only_names_tasks_that_exist(tmp_path: Path) -> None:
+    from experiments.benchmark.experiment import Bench
+    from experiments.errors import ConfigError
+
+    cfg = composed("experiment=benchmark", "experiment.only=[I,Z]")
+    with pytest.raises(ConfigError, match=r"names Z: choose from A, B.*, H"):
+        Bench(cfg, SimpleNamespace(output=tmp_path))

@@ -14,8 +14,8 @@ from sklearn.datasets import load_breast_cancer
 
 from experiments.records.csv import line
 from experiments.records.record import Record
-from experiments.suite.cli import explain
 from experiments.suite.ending import JobFailed
+from experiments.suite.explaining import explain
 from experiments.suite.job import execute
 from tests.experiments.test_configs import composed
 from tests.helpers import cli

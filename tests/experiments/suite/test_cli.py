@@ -12,8 +12,8 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.records import atomic
-from experiments.suite.cli import explain
 from experiments.suite.ending import JobFailed
+from experiments.suite.explaining import explain
 from experiments.suite.job import execute
 from tests.experiments.test_configs import composed
 from tests.helpers import ROOT, cli, environment, one_sentence

@@ -21,9 +21,9 @@ from experiments import ranges, schema
 from experiments.benchmark.schema import Measurement
 from experiments.errors import ConfigError, UserError
 from experiments.records.atomic import jsonable, key_hash, sha256
+from experiments.records.places import CONF
 from experiments.records.record import Record, without_times
 from experiments.suite import used
-from experiments.suite.cli import CONF
 from experiments.suite.context import Context
 from experiments.suite.folders import FREE
 from influence.errors import InfluenceError
@@ -101,6 +101,7 @@ CHANGED: dict[str, Any] = {
     "backbone.name": "mobilenet_v2",
     "backbone.weights": "nowhere.pth",
     "backbone.size": 24,
+    "experiment.only": ["A"],
     "experiment.factors": [1.0, 0.2],
     "experiment.activations": ["selu"],
     "experiment.iterations": 1,

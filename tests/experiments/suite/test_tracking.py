@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -46,6 +47,10 @@ def test_the_offline_run_holds_config_metrics_table_figure_and_artifact(tmp_path
     assert run.config["model"]["l2"] == 0.01
     assert run.summary["pearson"] == pytest.approx(record.metrics["pearson"], abs=0)
     assert run.summary["solvers.cg.iterations"] == record.metrics["solvers"]["cg"]["iterations"]
+    kept = provenance.read(tmp_path)
+    assert run.summary["run.wall_seconds"] == kept["wall_seconds"] > 0
+    assert run.summary["run.peak_mib"] == kept["peak_mib"] > 0
+    assert run.summary["run.versions.torch"] == kept["versions"]["torch"]
     assert run.summary["points/nrows"] == 4
     table = json.loads((runs[0] / "files" / run.summary["points/path"]).read_text())
     assert table["columns"] == record.table
@@ -70,6 +75,7 @@ def test_a_job_of_a_sweep_says_so(tmp_path: Path) -> None:
     assert [run.job_type for run in runs] == ["sweep", "sweep"]
     assert [run.config["seed"] for run in runs] == [0, 1]
     assert runs[0].run_id != runs[1].run_id
+    assert {run.group for run in runs} == {f"loo_linear {tmp_path.name}"}  # another sweep is another group
 
 
 def test_a_wandb_that_cannot_write_never_fails_an_experiment(tmp_path: Path) -> None:
@@ -85,6 +91,17 @@ def test_a_wandb_that_cannot_write_never_fails_an_experiment(tmp_path: Path) -> 
 def test_without_tracking_there_is_no_wandb_folder_anywhere(tmp_path: Path) -> None:
     assert cli(*SMALL, "tracking=none", "output=run", cwd=tmp_path).returncode == 0
     assert not list(tmp_path.rglob("*wandb*"))
+
+
+def test_tracking_as_csv_needs_no_wandb(tmp_path: Path) -> None:
+    assert cli(*SMALL, "tracking=csv", "output=run", cwd=tmp_path).returncode == 0
+    assert not list(tmp_path.rglob("*wandb*"))
+    rows = dict(list(csv.reader((tmp_path / "run" / "metrics.csv").open()))[1:])
+    record, kept = Record.load(tmp_path / "run"), provenance.read(tmp_path / "run")
+    assert float(rows["pearson"]) == record.metrics["pearson"]
+    assert float(rows["solvers.cg.scores_relative_error"]) >= 0
+    assert float(rows["run.wall_seconds"]) == kept["wall_seconds"]
+    assert kept["tracking"] == {"file": "metrics.csv", "name": "csv"}
 
 
 def test_an_unreachable_wandb_never_fails_an_experiment(tmp_path: Path) -> None:

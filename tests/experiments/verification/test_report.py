@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from experiments.records.atomic import write_bytes, write_json
-from experiments.verification import report
-from experiments.verification.claims import Bound, Spec
+from experiments.records.record import Record
+from experiments.verification import recipes, report
+from experiments.verification.arrays import meaning
+from experiments.verification.claims import Bound, Spec, judge
 from experiments.verification.outcome import Verification, verify
 from tests.experiments.verification import verifying
+from tests.helpers import ROOT
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>\' onload="alert(3) {{ 7*7 }} & </style>'
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="4" height="4"></svg>'
@@ -139,6 +142,60 @@ def test_it_says_what_was_found(tmp_path: Path) -> None:
     assert "python -m experiments experiment=loo_linear tier=paper" in words
     assert "1e-11" in words
     assert {a["href"] for a in page.named("a")} >= {"#missed", "#run-2"}
+
+
+def test_the_top_shows_every_claim_and_what_the_records_were_made_with(tmp_path: Path) -> None:
+    found = verification(tmp_path)
+    partly = verifying.claim(
+        id="half", bound=Bound(at_least=2), partly=Bound(at_least=0.5), partly_reason="because"
+    )
+    found.verdicts.append(judge(partly, verifying.record()))
+    outcome = found.outcomes["loo_linear"]
+    outcome.provenance |= {
+        "started_utc": "2026-11-25T11:05:35Z",
+        "wall_seconds": 5400.0,
+        "machine": {"processor": "A processor", "cores": 2, "device": "cpu"},
+        "versions": {"torch": "2.14.1"},
+    }
+    page = Page(report.render(found))
+    marks = {a["href"]: a["aria-label"] for a in page.named("a") if a.get("class", "").startswith("mark ")}
+    assert marks == {f"#{v.claim.id}": f"{v.claim.id}: {v.word}" for v in found.verdicts}
+    words = " ".join(" ".join(page.words).split())
+    assert "half : ours" in words
+    assert "because" in words
+    assert "1 of 3, 1 partly" in words  # a partly one is not counted as reproduced
+    for text in ("2026-11-25", "A processor", "2 cores", "torch 2.14.1", "1 h 30 min"):
+        assert text in words, text
+    links = {a["href"] for a in page.named("a")}
+    assert {"#run-1-figure-1", "#run-1-record", "#run-1-command"} <= links
+    assert not [image for image in page.named("img") if "loading" in image]  # else a print has gaps
+
+
+def test_every_array_of_the_committed_records_has_its_meaning_said() -> None:
+    folders = [path.parent for path in (ROOT / "results").glob("*/record.json")]
+    assert len(folders) > 15
+    unsaid = [
+        f"{record.experiment}.{name}"
+        for record in map(Record.load, folders)
+        for name in record.arrays
+        if not meaning(record.experiment, name)
+    ]
+    assert unsaid == []
+
+
+def test_runs_on_files_without_a_public_source_say_so_and_how_to_go_without(tmp_path: Path) -> None:
+    assert recipes.needed(tmp_path / "config.yaml", {"mnist/x.gz": {}}) == []
+    (tmp_path / "config.yaml").write_text("backbone: {name: mobilenet_v2, weights: null}\n")
+    files = [file for file, _ in recipes.needed(tmp_path / "config.yaml", {"imagenette2-224.tar": {}})]
+    assert files == ["dogfish/imagenette2-224.tar", "weights/mobilenet_v2_imagenet.pth"]
+    (tmp_path / "config.yaml").write_text("backbone: {name: mobilenet_v2, weights: own.pth}\n")
+    assert recipes.needed(tmp_path / "config.yaml", {}) == []
+    found = verification(tmp_path)
+    assert "without a public source" not in report.render(found)
+    (tmp_path / "loo_linear" / "config.yaml").write_text("backbone: {name: inception_v3_7a, weights: null}\n")
+    html = report.render(found)
+    assert html.count("rests on a file without a public source") == 2  # once a claim of that run
+    assert "inception-2015-12-05.tgz" in html
 
 
 def test_only_wide_figures_scroll_on_a_phone(tmp_path: Path) -> None:

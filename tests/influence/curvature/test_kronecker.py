@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from influence import GaussNewton, LinearObjective, Objective
-from influence.curvature.kronecker import Diagonal, Rotated, kronecker_factors
+from influence.curvature.kronecker import kronecker_factors
+from influence.curvature.kronecker_layers import Diagonal, Rotated
 from influence.errors import DataError
 
 
