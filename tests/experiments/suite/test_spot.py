@@ -143,6 +143,6 @@ def test_tables_and_report_say_what_was_checked_and_a_failure_is_a_miss(
         said = "\n".join(tables.spots(found.details))
         assert f"loo_linear: {status}: 20 points retrained" in said
         assert "seed 7" in said
-        assert section_of(outcome, found.verdicts, 0, False)[0]["spot"].startswith(f"spot check {status}")
+        assert section_of(outcome, found.verdicts, 0)[0]["spot"].startswith(f"spot check {status}")
     assert tables.spots({}) == []
     assert COMMAND.parse(["spot=20", "seed=7"])["spot"] == 20
