@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.errors import ConfigError
@@ -19,7 +20,7 @@ from experiments.suite.ending import JobFailed
 from experiments.suite.folders import require_own
 from experiments.verification import tables
 from experiments.verification.claims import TIERS, load
-from experiments.verification.outcome import chosen, verify
+from experiments.verification.outcome import Verification, chosen, verify
 
 COMMAND = Command(
     "verify",
@@ -44,6 +45,15 @@ COMMAND = Command(
             kind=Path,
             shown="FOLDER",
         ),
+        Option(
+            "spot",
+            None,
+            "so many points of each record, drawn by seed=, are retrained and compared with what it says; "
+            "needs from=results and data.mirror",
+            kind=int,
+            shown="20",
+        ),
+        Option("seed", "0", "draws the points of spot=", kind=int),
         Option("results", str(WORK / "results"), "folder of the committed records", kind=Path),
         Option(
             "output",
@@ -63,6 +73,7 @@ COMMAND = Command(
     examples=(
         ("", "every embedded experiment, minutes"),
         ("tier=paper from=results", "the committed records, seconds"),
+        ("tier=paper spot=20 seed=7 data.mirror=FOLDER", "the committed records, and 20 points of each anew"),
         ("tier=paper from=run data.mirror=FOLDER", "everything again on the paper's data, hours"),
     ),
     exit_codes="0 every claim holds, 1 a claim is missed, 2 a setting is wrong, 130 interrupted",
@@ -79,6 +90,8 @@ def main(given: Given) -> None:
     source = given["from"] or ("run" if given["tier"] == ["smoke"] else "results")
     if given["update"] and source != "results":
         raise ConfigError("update=true writes the tables of the committed records: it needs from=results.")
+    if given["spot"] is not None and (source != "results" or given["spot"] < 1):
+        raise ConfigError(f"spot={given['spot']} checks records: it needs from=results, and at least 1.")
     device = given["device"] or os.environ.get("INFLUENCE_DEVICE", "cpu")
     claims = chosen(load(), given["tier"], given["claims"])
     base = Path(os.environ.get("INFLUENCE_OUTPUT") or WORK / "outputs")
@@ -92,17 +105,46 @@ def main(given: Given) -> None:
         for line in of_mirror(given["data.mirror"]):
             print(line, file=sys.stderr, flush=True)
     found = verify(claims, source, given["results"], output, [f"device={device}"] if device != "cpu" else [])
+    if given["spot"] is not None:
+        spot_checked(found, given["spot"], given["seed"])
     tables.write(found.verdicts, found.details, output)
     from experiments.verification import report
 
     report.write(found, output / "report.html")
     print(tables.text(found.verdicts, given["wide"]))
+    print("\n".join(tables.spots(found.details)), end="\n" if given["spot"] is not None else "")
     print(f"report: {output / 'report.html'}")
     if given["update"]:
         for path in tables.update(found.verdicts, WORK):
             print(f"table written: {path}")
     if not found.accepted:
         raise JobFailed(1)
+
+
+def spot_checked(found: Verification, points: int, seed: int) -> None:
+    """Checks a few points of every record; the claims on one that fails are then missed."""
+    from experiments.suite import spot
+    from experiments.verification.claims import NOT_REPRODUCED
+    from experiments.verification.spots import FAILED
+
+    for name, outcome in found.outcomes.items():
+        if outcome.record is None:
+            continue
+        print(f"spot check of {name}", file=sys.stderr, flush=True)
+        outcome.spot = spot.check(outcome.spec, outcome.record, outcome.provenance, points, seed)
+        if outcome.spot.status == FAILED:
+            found.verdicts = [
+                replace(verdict, status=NOT_REPRODUCED, remark=str(outcome.spot))
+                if verdict.claim.run.name == name
+                else verdict
+                for verdict in found.verdicts
+            ]
+    runs = {
+        name: {"status": outcome.spot.status, "what": outcome.spot.what}
+        for name, outcome in found.outcomes.items()
+        if outcome.spot is not None
+    }
+    found.details["spot"] = {"points": points, "seed": seed, "runs": runs}
 
 
 if __name__ == "__main__":

@@ -128,24 +128,30 @@ def answers(
     ):
         for place, group in enumerate(index):
             for steps, name in enumerate(stepped, start=1):
-                found = group_change(train, theta, group, test, [test_index], steps=steps, solver=solver)
-                stepped[name][place] = float(found[0])
+                change = group_change(train, theta, group, test, [test_index], steps=steps, solver=solver)
+                stepped[name][place] = float(change[0])
             advance(place + 1)
-    journal = context.journal("refits", key=[group.index.tolist() for group in groups])
-    with context.timer(f"{len(groups)} refits"), context.progress(len(groups), "refits") as advance:
-        models = leave_groups_out(
-            train, theta, index, settings.retraining_tolerance, preconditioner=state.inverse, block=8,
-            journal=journal, progress=advance, raise_on_failure=True,
-        )  # fmt: skip
     one = torch.tensor([test_index])
-    refit = test.example_losses_many(models.thetas, one)[0] - test.example_losses(theta, one)[0]
+
+    def refits(rows: np.ndarray) -> dict[str, np.ndarray]:
+        chosen = [index[row] for row in rows]
+        journal = context.journal("refits", key=[group.tolist() for group in chosen])
+        with context.timer(f"{len(chosen)} refits"), context.progress(len(chosen), "refits") as advance:
+            models = leave_groups_out(
+                train, theta, chosen, settings.retraining_tolerance, preconditioner=state.inverse, block=8,
+                journal=journal, progress=advance, raise_on_failure=True,
+            )  # fmt: skip
+        change = test.example_losses_many(models.thetas, one)[0] - test.example_losses(theta, one)[0]
+        return {"refit": change.numpy(), "norms": models.gradient_norms.numpy()}
+
+    found = context.retrained(np.arange(len(groups)), refits)
     certificate = {
         "fit": "without one group each",
         "count": len(groups),
         "tolerance": settings.retraining_tolerance,
-        "largest_gradient_norm": float(models.gradient_norms.max()),
+        "largest_gradient_norm": float(found["norms"].max()),
     }
-    return {"sum": added, **stepped, "refit": refit.numpy()}, certificate
+    return {"sum": added, **stepped, "refit": found["refit"]}, certificate
 
 
 def judged(changes: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, dict[str, float]]:

@@ -38,7 +38,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
     l2s = penalties(settings, train.n, cfg.model.l2)
 
     theta, test_index, found, certificates = None, settings.test_index, [], []
-    for l2 in l2s:
+    for row, l2 in enumerate(l2s):
         train.l2 = test.l2 = l2
         with context.timer(f"fit, lambda {l2:g}"):
             fitted = fit(train, theta, tolerance=settings.training_tolerance)
@@ -46,7 +46,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
         if test_index is None:
             test_index = first_mistake(test, theta)
         test_index = build.checked_test_index(test_index, test.n)
-        each, certificate = at_one_penalty(context, settings, train, test, theta, test_index)
+        each, certificate = at_one_penalty(context, settings, train, test, theta, test_index, row)
         found.append(each)
         certificates += [{"fit": f"all points, lambda {l2:g}", **fitted.certificate.to_dict()}, certificate]
 
@@ -102,7 +102,7 @@ def first_mistake(test: Any, theta: torch.Tensor) -> int:
 
 
 def at_one_penalty(
-    context: Context, settings: Any, train: Any, test: Any, theta: torch.Tensor, test_index: int
+    context: Context, settings: Any, train: Any, test: Any, theta: torch.Tensor, test_index: int, row: int
 ) -> tuple[Compared, dict[str, Any]]:
     """Scores by one factor, and what retraining says of them."""
     hessian, one, l2 = Hessian(train, theta), torch.tensor([test_index]), train.l2
@@ -116,27 +116,39 @@ def at_one_penalty(
     points = torch.as_tensor(index)
     with context.timer(f"corrected scores of {len(index)} points, lambda {l2:g}"):
         corrected = corrected_change(train, theta, gradient, points, "loss", hessian, Prepared(state))[:, 0]
-    journal = context.journal(f"retraining-{l2:g}", key={"l2": l2, "removed": index.tolist()})
-    with (
-        context.timer(f"{len(index)} retrainings, lambda {l2:g}"),
-        context.progress(len(index), f"lambda {l2:g}") as advance,
-    ):
-        models = leave_one_out(
-            train, theta, points, state.inverse, settings.retraining_tolerance, settings.block,
-            journal=journal, progress=advance, removal="loss",
-        )  # fmt: skip
     before = float(test.example_losses(theta, one)[0])
-    actual = (test.example_losses_many(models.thetas, one)[0] - before).numpy()
+
+    def work(removed: np.ndarray) -> dict[str, np.ndarray]:
+        journal = context.journal(f"retraining-{l2:g}", key={"l2": l2, "removed": removed.tolist()})
+        with (
+            context.timer(f"{len(removed)} retrainings, lambda {l2:g}"),
+            context.progress(len(removed), f"lambda {l2:g}") as advance,
+        ):
+            models = leave_one_out(
+                train, theta, torch.as_tensor(removed), state.inverse, settings.retraining_tolerance,
+                settings.block, journal=journal, progress=advance, removal="loss",
+            )  # fmt: skip
+        return {
+            "actual": (test.example_losses_many(models.thetas, one)[0] - before).numpy(),
+            "converged": models.converged.numpy(),
+            "norms": models.gradient_norms.numpy(),
+            "steps": models.iterations.numpy(),
+            "alone": np.array([word == "alone" for word in models.status]),
+        }
+
+    models = context.retrained(index, work, row)
     certificate = {
         "fit": f"without one point each, lambda {l2:g}",
         "count": len(index),
         "tolerance": settings.retraining_tolerance,
-        "largest_gradient_norm": float(models.gradient_norms.max()),
-        "iterations": [int(models.iterations.min()), int(models.iterations.max())],
-        "fitted_alone": models.status.count("alone"),
+        "largest_gradient_norm": float(models["norms"].max()),
+        "iterations": [int(models["steps"].min()), int(models["steps"].max())],
+        "fitted_alone": int(models["alone"].sum()),
     }
-    good = models.converged.numpy()
-    found = Compared(l2, before, index, actual, scores[index], corrected.numpy(), good, settings.top)
+    found = Compared(
+        l2, before, index, models["actual"], scores[index], corrected.numpy(), models["converged"],
+        settings.top,
+    )  # fmt: skip
     return found, certificate
 
 

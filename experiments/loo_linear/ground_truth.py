@@ -52,31 +52,39 @@ def retrained(
     """Leaves out each of ``removed`` and fits again to ``settings.retraining_tolerance``; the Newton steps
     taken over all models stand beside it. ``state``: the prepared exact solver of the full model.
     """
-    journal = context.journal("retraining", key={"removed": removed.tolist(), "block": settings.block})
-    with context.progress(len(removed), "retraining") as advance:
-        found = leave_one_out(
-            train,
-            theta,
-            torch.as_tensor(removed),
-            preconditioner=state.inverse,
-            tolerance=settings.retraining_tolerance,
-            block=settings.block,
-            journal=journal,
-            progress=advance,
-            raise_on_failure=True,
-        )
     one = torch.tensor([test_index])
     before = float(test.example_losses(theta, one)[0])
-    actual = (test.example_losses_many(found.thetas, one)[0] - before).numpy()
+
+    def work(points: np.ndarray) -> dict[str, np.ndarray]:
+        journal = context.journal("retraining", key={"removed": points.tolist(), "block": settings.block})
+        with context.progress(len(points), "retraining") as advance:
+            found = leave_one_out(
+                train,
+                theta,
+                torch.as_tensor(points),
+                preconditioner=state.inverse,
+                tolerance=settings.retraining_tolerance,
+                block=settings.block,
+                journal=journal,
+                progress=advance,
+                raise_on_failure=True,
+            )
+        return {
+            "actual": (test.example_losses_many(found.thetas, one)[0] - before).numpy(),
+            "gradient_norm": found.gradient_norms.numpy(),
+            "iterations": found.iterations.numpy(),
+        }
+
+    found = context.retrained(removed, work)
+    norms, iterations = found["gradient_norm"], found["iterations"]
     certificate = {
         "fit": "without one point each",
         "count": len(removed),
         "tolerance": settings.retraining_tolerance,
-        "largest_gradient_norm": float(found.gradient_norms.max()),
-        "iterations": [int(found.iterations.min()), int(found.iterations.max())],
+        "largest_gradient_norm": float(norms.max()),
+        "iterations": [int(iterations.min()), int(iterations.max())],
     }
-    norms, iterations = found.gradient_norms.numpy(), found.iterations.numpy()
-    return GroundTruth(removed, actual, norms, iterations, certificate), float(found.iterations.sum())
+    return GroundTruth(removed, found["actual"], norms, iterations, certificate), float(iterations.sum())
 
 
 def recorded(folder: str | Path, context: Context, problem: dict[str, Any], test_loss: float) -> GroundTruth:

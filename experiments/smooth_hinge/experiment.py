@@ -50,19 +50,25 @@ def run(cfg: DictConfig, context: Context) -> Record:
     removed = largest(predicted[0.0], settings.removed)
 
     before = hinge(Z[test_index] @ w * labels[test_index])
-    actual, gaps = np.empty(len(removed)), np.empty(len(removed))
     journal = context.journal("retraining", key={"removed": removed.tolist()})
-    with context.timer(f"{len(removed)} refits"), context.progress(len(removed), "refits") as advance:
-        for done, point in enumerate(removed):
-            part = journal.get(int(point))
-            if part is None:
-                keep = np.arange(n) != point
-                v, own = fit_hinge(X[keep], y[keep], l2, settings.tolerance, settings.largest_gap)
-                change = hinge(Z[test_index] @ v * labels[test_index]) - before
-                part = {"actual": np.array(change), "gap": np.array(own)}
-                journal.put(int(point), part)
-            actual[done], gaps[done] = part["actual"].item(), part["gap"].item()
-            advance(done + 1)
+
+    def refits(points: np.ndarray) -> dict[str, np.ndarray]:
+        actual, gaps = np.empty(len(points)), np.empty(len(points))
+        with context.timer(f"{len(points)} refits"), context.progress(len(points), "refits") as advance:
+            for done, point in enumerate(points):
+                part = journal.get(int(point))
+                if part is None:
+                    keep = np.arange(n) != point
+                    v, own = fit_hinge(X[keep], y[keep], l2, settings.tolerance, settings.largest_gap)
+                    change = hinge(Z[test_index] @ v * labels[test_index]) - before
+                    part = {"actual": np.array(change), "gap": np.array(own)}
+                    journal.put(int(point), part)
+                actual[done], gaps[done] = part["actual"].item(), part["gap"].item()
+                advance(done + 1)
+        return {"actual": actual, "duality_gap": gaps}
+
+    found = context.retrained(removed, refits)
+    actual, gaps = found["actual"], found["duality_gap"]
 
     margins = np.linspace(-1.0, 3.0, 201)
     curves = {label(t): smooth(margins, t) for t in settings.temperatures}

@@ -108,6 +108,20 @@ class Context:
             timing.peak_mib = self._memory.read()
             self.timings.append(timing)
 
+    def retrained(
+        self,
+        index: np.ndarray,
+        work: Callable[[np.ndarray], dict[str, np.ndarray]],
+        row: int | None = None,
+    ) -> dict[str, np.ndarray]:
+        """``work(index)``: what retraining without each of ``index`` gives, by name, an entry per point.
+
+        Names are those of the record's arrays (``row``: in that row of them). A spot check has ``work`` done
+        on a few points and takes the others from the record (:mod:`experiments.suite.spot`).
+        """
+        del row
+        return work(index)
+
     def add_workers(self, timing: Timing, count: int, peak_mib: float) -> None:
         """Counts ``count`` worker processes, of at most ``peak_mib`` each, into the memory of a part that has
         ended.

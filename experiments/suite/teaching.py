@@ -146,7 +146,7 @@ def costs(name: str) -> list[str]:
     runs = {claim.run.name: claim.run for claim in load() if claim.run.experiment == name}
     rows = [
         (
-            f"{run.minutes:g} min, {run.gib:g} GiB" if run.minutes and run.gib else "not measured",
+            run.cost or "not measured",
             f"python -m experiments {'--multirun ' * bool(run.sweep)}{run.overrides}",
         )
         for run in runs.values()

@@ -7,11 +7,12 @@ one record; ``experiments.verify`` does so for many.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -19,7 +20,7 @@ import numpy as np
 import yaml
 
 from experiments.errors import ConfigError
-from experiments.records.places import CONF
+from experiments.records.places import CONF, WORK
 from experiments.records.record import Record
 from experiments.records.table import shown
 
@@ -119,13 +120,21 @@ class Spec:
     name: str
     overrides: str
     tier: str
-    minutes: float | None = None  # measured, on two cores; at tier gpu on the device in the record
-    gib: float | None = None  # measured peak memory
+    minutes: float | None = None  # of its record, where there is one, else an estimate by hand
+    gib: float | None = None  # peak memory, likewise
     all_cores: bool = False  # it uses all cores by itself, so it runs alone
     section: str | None = None  # of the paper; these three hold for each claim that does not say otherwise
     figure: str = ""
     tolerance: str = "deterministic"
     sweep: str = ""
+    measured: bool = False  # minutes and gib are those of a record
+
+    @property
+    def cost(self) -> str:
+        """Minutes and memory in words; "" if nothing is known."""
+        parts = [] if self.minutes is None else [f"{self.minutes:.3g} min"]
+        parts += [] if self.gib is None else [f"{self.gib:.3g} GiB"]
+        return ", ".join(parts) + " (an estimate)" * (bool(parts) and not self.measured)
 
     @property
     def arguments(self) -> list[str]:
@@ -209,8 +218,18 @@ class Verdict:
         return METHOD_WORDS[self.status] if self.claim.tier == "smoke" else self.status
 
 
-def load(path: Path = PATH) -> list[Claim]:
-    """All claims of a folder of YAML files, by tier, section and run.
+def measured(spec: Spec, results: Path) -> Spec:
+    """``spec`` with the minutes and the memory of its record in ``results``, where there is one."""
+    try:
+        content = json.loads((results / spec.name / "provenance.json").read_text())
+        took, peak = float(content["wall_seconds"]), float(content["peak_mib"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return spec
+    return replace(spec, minutes=took / 60, gib=peak / 1024, measured=True)
+
+
+def load(path: Path = PATH, results: Path = WORK / "results") -> list[Claim]:
+    """All claims of a folder of YAML files, by tier, section and run; costs are those of the records.
 
     Raises:
         ConfigError: a key, a tier, a bound or an id is not as it should be.
@@ -224,6 +243,9 @@ def load(path: Path = PATH) -> list[Claim]:
         spec = _build(Spec, {"name": name, **content["run"]}, f"run {name}")
         if spec.tier not in TIERS:
             raise ConfigError(f"run {name}: tier {spec.tier!r} is unknown; choose {', '.join(TIERS)}.")
+        if "measured" in content["run"]:
+            raise ConfigError(f"run {name}: measured is not set by hand: it says that there is a record.")
+        spec = measured(spec, results)
         found += [_claim(given, spec) for given in content["claims"]]
     ids = [claim.id for claim in found]
     repeated = sorted({name for name in ids if ids.count(name) > 1})

@@ -15,6 +15,7 @@ from experiments.records.record import Record
 from experiments.verification import live
 from experiments.verification.claims import NOT_REPRODUCED, NOT_RUN, Claim, Spec, Verdict, judge
 from experiments.verification.schedule import Job, Schedule
+from experiments.verification.spots import Spot
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Outcome:
     record: Record | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
+    spot: Spot | None = None  # of a few of its points, if one was asked for
     ran: bool = True  # false: there is nothing to read
 
 

@@ -22,7 +22,7 @@ from experiments.verification.claims import (
     STATUSES,
     Verdict,
 )
-from experiments.verification.tables import cost, footnote, history, shown_bound, shown_ours, shown_paper
+from experiments.verification.tables import footnote, history, shown_bound, shown_ours, shown_paper
 
 if TYPE_CHECKING:
     from experiments.verification.outcome import Outcome, Verification
@@ -113,6 +113,7 @@ def section_of(outcome: Outcome, verdicts: list[Verdict], room: int) -> tuple[di
         "places": list(dict.fromkeys(v.claim.figure or f"§{v.claim.section}" for v in verdicts)),
         "tally": f"{good - partly} of {len(verdicts)}" + f", {partly} partly" * bool(partly),
         "problem": outcome.problem,
+        "spot": "" if outcome.spot is None else str(outcome.spot),
         "verdicts": verdicts,
         "figures": figures,
         "folder": f"{outcome.folder.parent.name}/{outcome.folder.name}",
@@ -125,7 +126,7 @@ def section_of(outcome: Outcome, verdicts: list[Verdict], room: int) -> tuple[di
         else [],
         "footnote": footnote(verdicts),
         "command": outcome.spec.command,
-        "cost": cost(verdicts[0].claim),
+        "cost": verdicts[0].claim.run.cost,
         "real": outcome.spec.tier != "smoke",
         "deviations": record.deviations if record else [],
         "extra": rows_of(record) if record and record.tier != "smoke" else [],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -35,13 +35,6 @@ _FIXED = (
 BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
 
 
-def cost(claim: Claim) -> str:
-    """The measured cost of the claim's run."""
-    parts = [] if claim.run.minutes is None else [f"{shown(claim.run.minutes)} min"]
-    parts += [] if claim.run.gib is None else [f"{shown(claim.run.gib)} GiB"]
-    return ", ".join(parts)
-
-
 def summary(verdicts: Sequence[Verdict]) -> str:
     """One line: how many of each status."""
     words = dict.fromkeys([*STATUSES, *METHOD_WORDS.values()])
@@ -64,6 +57,15 @@ def text(verdicts: Sequence[Verdict], wide: bool = False) -> str:
     notes = [note for note in (footnote(verdicts),) if note]
     lines = _wide(verdicts) if wide else _narrow(verdicts)
     return "\n".join([*lines, *notes, *([""] * bool(remarks)), *remarks, "", summary(verdicts)])
+
+
+def spots(details: Mapping[str, Any]) -> list[str]:
+    """A line for each record of which some points were retrained or could not be; none unless asked for."""
+    if "spot" not in details:
+        return []
+    spot = details["spot"]
+    lines = [f"Spot checks of at most {spot['points']} points each, drawn by seed {spot['seed']}:"]
+    return lines + [f"  {name}: {run['status']}: {run['what']}" for name, run in spot["runs"].items()]
 
 
 def _wide(verdicts: Sequence[Verdict]) -> list[str]:
@@ -182,7 +184,7 @@ def long_markdown(verdicts: Sequence[Verdict]) -> str:
     for name in dict.fromkeys(v.claim.run.name for v in verdicts):
         chosen = [v for v in verdicts if v.claim.run.name == name]
         spec = chosen[0].claim.run
-        spent = cost(chosen[0].claim)
+        spent = chosen[0].claim.run.cost
         parts += [f"### {name}", f"`{spec.command}`" + f" ({spent})" * bool(spent)]
         header = ("claim", "paper", "where", "ours", "bound", "why this bound", "false when", "status")
         rows = [
@@ -303,4 +305,4 @@ def write(verdicts: Sequence[Verdict], details: dict[str, Any], folder: Path) ->
     """verification.json, junit.xml and table.txt in ``folder``."""
     write_text(folder / "verification.json", as_json(verdicts, details))
     write_bytes(folder / "junit.xml", junit(verdicts))
-    write_text(folder / "table.txt", text(verdicts) + "\n")
+    write_text(folder / "table.txt", "\n".join([text(verdicts), *spots(details)]) + "\n")

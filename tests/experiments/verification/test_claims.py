@@ -238,3 +238,28 @@ def test_each_committed_claim_holds_and_can_fail(claim: Claim) -> None:
 
 def test_statuses_are_the_four_that_the_tables_know() -> None:
     assert set(STATUSES) == {"reproduced", "partly", "not reproduced", "not run"}
+
+
+def test_the_cost_of_a_run_is_that_of_its_record_and_an_estimate_is_called_one(tmp_path: Path) -> None:
+    folder = tmp_path / "claims"
+    folder.mkdir()
+    text = """
+run: {overrides: experiment=components, tier: smoke, minutes: 9, gib: 4}
+claims:
+- {id: a, sentence: S., section: "1", metric: m, paper: null, where: w, bound: {at_least: 1}, reason: r,
+   fails_when: f}
+"""
+    (folder / "components.yaml").write_text(text)
+    (claim,) = load(folder, tmp_path / "results")
+    assert claim.run.cost == "9 min, 4 GiB (an estimate)"
+    (tmp_path / "results" / "components").mkdir(parents=True)
+    place = tmp_path / "results" / "components" / "provenance.json"
+    place.write_text('{"wall_seconds": 90.0, "peak_mib": 1536.0}')
+    (claim,) = load(folder, tmp_path / "results")
+    assert claim.run.cost == "1.5 min, 1.5 GiB"
+    assert (claim.run.minutes, claim.run.gib) == (1.5, 1.5)
+    place.write_text("{")
+    assert load(folder, tmp_path / "results")[0].run.minutes == 9
+    (folder / "components.yaml").write_text(text.replace("gib: 4", "measured: true"))
+    with pytest.raises(ConfigError, match="not set by hand"):
+        load(folder, tmp_path / "results")

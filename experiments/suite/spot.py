@@ -1,0 +1,190 @@
+"""A reviewer's minute: a committed record against a run that retrains only a few points, drawn by a seed.
+
+The run's own command is composed again and run from the data on: fit, curvature, solves, all scores. Only the
+retrained points cost much, so ``points`` of them, drawn by the reviewer's seed, are retrained, and the others
+are taken from the record. Every number of the two records must then agree. A drawn number that was altered
+differs itself; an altered one that was not drawn moves a coefficient that is computed from all of them.
+A run without retrained points is repeated whole if it is short; of a sweep one job is repeated.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from experiments.errors import UserError
+from experiments.records.places import CONF
+from experiments.records.record import Record
+from experiments.suite import cli
+from experiments.suite.context import Context
+from experiments.suite.sweeps import value_at
+from experiments.verification.claims import Spec
+from experiments.verification.spots import FAILED, IMPOSSIBLE, PASSED, Spot
+
+RETRAINED = ("loo_linear", "smooth_hinge", "leverage", "groups")  # they retrain through Context.retrained
+LONGEST = 150.0  # seconds that the repetition of a whole run, or of a job, may have taken
+WITHIN = 2e-3  # relative; 1 % is five times that, two machines differ by far less
+# What is below is rounding, not a result: of an array against its largest, and of a single number.
+ROUNDING, ROUNDING_ALONE = 1e-9, 1e-8
+# How a solve or fit ended: below a tolerance that the settings state, and another on each machine.
+NOT_COMPARED = (
+    "gradient_norm", "iterations", "residual", "duality_gap", "times", "seconds", "products",
+)  # fmt: skip
+
+
+class SpotContext(Context):
+    """The context of a run that retrains a few of the points of ``record``."""
+
+    def __init__(self, cfg: DictConfig, output: Path, record: Record, points: int, seed: int) -> None:
+        super().__init__(cfg, output, "spot")
+        self.record, self.points = record, points
+        self.draw = np.random.default_rng(seed)
+        self.drawn = 0
+
+    def retrained(
+        self,
+        index: np.ndarray,
+        work: Callable[[np.ndarray], dict[str, np.ndarray]],
+        row: int | None = None,
+    ) -> dict[str, np.ndarray]:
+        """A few points by ``work``, the others as the record has them."""
+        count = min(self.points, len(index))
+        chosen = np.sort(self.draw.permutation(len(index))[:count])
+        self.drawn += count
+        found = {}
+        for name, values in work(np.asarray(index)[chosen]).items():
+            whole = self.record.arrays.get(name)
+            if whole is not None and row is not None:
+                whole = whole[row] if row < len(whole) else None
+            # What the record does not hold (how each fit ended), or holds of another number of points.
+            fits = whole is not None and len(whole) == len(index)
+            whole = np.array(whole) if fits else np.resize(values, (len(index), *values.shape[1:]))
+            whole[chosen] = values
+            found[name] = whole
+        return found
+
+
+def composed(arguments: list[str]) -> DictConfig:
+    """The config of a command, without tracking and on no output of a user's."""
+    cli.prepare()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=[*arguments, "tracking=none"])
+
+
+def check(spec: Spec, record: Record, provenance: Mapping[str, Any], points: int, seed: int) -> Spot:
+    """The spot check of one run's record; never raises for what a record or its data lack."""
+    try:
+        if spec.sweep:
+            return of_a_sweep(spec, record, provenance, seed)
+        return of_a_run(spec, record, provenance, points, seed)
+    except (UserError, OSError) as error:
+        return Spot(IMPOSSIBLE, f"its run cannot be repeated here: {error}")
+
+
+def of_a_run(spec: Spec, record: Record, provenance: Mapping[str, Any], points: int, seed: int) -> Spot:
+    """Retrains ``points`` of a run's points, or repeats it whole."""
+    name, took = spec.experiment, float(provenance.get("wall_seconds", np.inf))
+    if name == "benchmark":
+        return Spot(IMPOSSIBLE, "its numbers are times and depend on the machine")
+    if name not in RETRAINED and took > LONGEST:
+        return Spot(IMPOSSIBLE, f"nothing in it can be repeated apart, and the whole took {took:.0f} s")
+    cfg = composed(spec.arguments)
+    again, drawn = repeated(cfg, record, points, seed)
+    what = f"{drawn} points retrained" if drawn else "repeated whole"
+    return judged(differences(record, again), what)
+
+
+def of_a_sweep(spec: Spec, record: Record, provenance: Mapping[str, Any], seed: int) -> Spot:
+    """Repeats one job of a sweep, drawn by the seed."""
+    rows = [row for row in record.metrics["rows"] if row["status"] == "done"]
+    times = {each["part"]: each["seconds"] for each in provenance.get("timings", [])}
+    short = [row for row in rows if times.get(f"job {row['job']}", np.inf) <= LONGEST]
+    if not short:
+        return Spot(IMPOSSIBLE, f"each of its jobs took more than {LONGEST:.0f} s")
+    row = short[int(np.random.default_rng(seed).integers(len(short)))]
+    fixed = [item for item in spec.arguments if not item.startswith("sweep=")]
+    jobs = [item for item in shlex.split(" ".join(fixed)) if item.split("=")[0] not in row["overrides"]]
+    cfg = composed([*jobs, *(f"{key}={value}" for key, value in row["overrides"].items())])
+    again, _ = repeated(cfg, Record(record.metrics["experiment"], {}), 10**9, seed)
+    found = unlike(f"rows.{row['job']}.value", row["value"], value_at(again, record.metrics["y"]))
+    found += own_values(record)
+    return judged(found, f"job {row['job']} of {len(rows)} repeated")
+
+
+def own_values(record: Record) -> list[str]:
+    """Where a sweep's arrays are not its rows: each point is the mean of its jobs."""
+    rows = [row["value"] for row in record.metrics["rows"] if row["status"] == "done"]
+    y = record.arrays["y"]
+    if len(y) == len(rows):
+        return [line for place, value in enumerate(rows) for line in unlike(f"y.{place}", y[place], value)]
+    return []
+
+
+def repeated(cfg: DictConfig, record: Record, points: int, seed: int) -> tuple[Record, int]:
+    """The run of ``cfg`` in a folder of its own, and how many points were retrained."""
+    experiment = importlib.import_module(f"experiments.{cfg.experiment.name}.experiment")
+    with tempfile.TemporaryDirectory(prefix="spot-") as folder:
+        context = SpotContext(cfg, Path(folder), record, points, seed)
+        found: Record = experiment.run(cfg, context)
+    return found, context.drawn
+
+
+def judged(found: list[str], what: str) -> Spot:
+    """Passed if nothing differs; else the first few differences."""
+    if not found:
+        return Spot(PASSED, what)
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return Spot(FAILED, f"{what}: {'; '.join(found[:3])}{more}")
+
+
+def differences(record: Record, again: Record) -> list[str]:
+    """Each number, text and array of ``record`` that is not that of ``again``."""
+    ours, theirs = dict(flat(record.metrics)), dict(flat(again.metrics))
+    found = [line for name in ours if name in theirs for line in unlike(name, ours[name], theirs[name])]
+    found += [f"{name} is not in the repetition" for name in ours if name not in theirs]
+    for name, values in record.arrays.items():
+        if name not in again.arrays:
+            found.append(f"the array {name} is not in the repetition")
+        else:
+            found += unlike(name, values, np.asarray(again.arrays[name]))
+    return found
+
+
+def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested dicts and lists by dotted path, less what is not compared."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if not any(word in str(key) for word in NOT_COMPARED):
+                yield from flat(value, f"{path}.{key}".strip("."))
+    elif isinstance(node, (list, tuple)):
+        for place, value in enumerate(node):
+            yield from flat(value, f"{path}.{place}")
+    else:
+        yield path, node
+
+
+def unlike(name: str, ours: Any, theirs: Any) -> list[str]:
+    """A sentence if two values differ by more than rounding; none for names that are not compared."""
+    if any(word in name for word in NOT_COMPARED):
+        return []
+    a, b = np.asarray(ours), np.asarray(theirs)
+    if a.shape != b.shape:
+        return [f"{name} has the shape {a.shape}, the repetition {b.shape}"]
+    if a.dtype.kind not in "fiu" or b.dtype.kind not in "fiu":
+        return [] if np.array_equal(a, b) else [f"{name} is {ours!r:.40}, repeated {theirs!r:.40}"]
+    a, b = a.astype(float), b.astype(float)
+    size = ROUNDING * float(np.abs(b[np.isfinite(b)]).max(initial=0.0)) if b.ndim else ROUNDING_ALONE
+    bad = ~np.isclose(a, b, rtol=WITHIN, atol=size, equal_nan=True)
+    if not bad.any():
+        return []
+    place = tuple(int(i) for i in np.argwhere(bad)[0])
+    where = f"[{', '.join(map(str, place))}]" if place else ""
+    return [f"{name}{where} is {a[place]:.6g}, repeated {b[place]:.6g}"]

@@ -1,0 +1,148 @@
+"""The spot check: it passes on the true record and fails on one with one number altered by 1 %."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.records.record import Record
+from experiments.suite import spot
+from experiments.suite.job import execute
+from experiments.verification import tables
+from experiments.verification.claims import Spec
+from experiments.verification.outcome import Outcome
+from experiments.verification.report import section_of
+from experiments.verification.spots import FAILED, IMPOSSIBLE, PASSED
+from experiments.verify import COMMAND, spot_checked
+from tests.experiments.test_configs import composed
+from tests.experiments.verification import verifying
+
+SHORT = {"wall_seconds": 1.0}
+# Experiment and settings; an array of retrained points; a metric that comes from the fit or the scores.
+RUNS = {
+    "loo_linear": (["experiment.removed=12", "experiment.compare={}"], "actual", ("test_loss",)),
+    "smooth_hinge": (["experiment.removed=8"], "actual", ("test_margin",)),
+    "leverage": (["experiment.factors=[1,0.1]"], "actual", ("largest_leverage", 1)),
+    "groups": (["experiment.shares=[0.01,0.1]"], "refit", ("largest_refit",)),
+    "readmission": ([], "actual", ("children_checked", "worst_ratio")),
+    "components": ([], "full", ("harmful", "score")),
+}
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Spec, Record]:
+    """An embedded run of each kind: its command and its record."""
+    name = request.param
+    arguments = [f"experiment={name}", *RUNS[name][0]]
+    folder = tmp_path_factory.mktemp(name) / "run"
+    execute(composed(*arguments, "tracking=none", f"output={folder}"))
+    return Spec(name, " ".join(arguments), "smoke"), Record.load(folder)
+
+
+def altered(record: Record, change: Callable[[Record], None]) -> Record:
+    changed = copy.deepcopy(record)
+    change(changed)
+    return changed
+
+
+def test_the_true_record_passes_and_one_number_altered_by_a_hundredth_fails(made: Any) -> None:
+    spec, record = made
+    found = spot.check(spec, record, SHORT, points=4, seed=3)
+    assert found.status == PASSED, found
+    assert found.what == (
+        "repeated whole"
+        if spec.name not in spot.RETRAINED
+        else f"{8 if spec.name == 'leverage' else 4} points retrained"
+    )
+    array, path = RUNS[spec.name][1:]
+
+    def metric(changed: Record) -> None:
+        *above, last = path
+        node: Any = changed.metrics
+        for key in above:
+            node = node[key]
+        if not isinstance(node, list) and last not in node:
+            last = next(key for key, value in node.items() if isinstance(value, float))
+        node[last] *= 1.01
+
+    def largest(changed: Record) -> None:
+        values = changed.arrays[array]
+        values[np.unravel_index(np.abs(values).argmax(), values.shape)] *= 1.01
+
+    for change in (metric, largest):
+        failed = spot.check(spec, altered(record, change), SHORT, points=4, seed=3)
+        assert failed.status == FAILED, (spec.name, change.__name__)
+        assert "repeated" in failed.what
+
+
+def test_every_drawn_point_is_seen_and_the_seed_draws_it(tmp_path: Path) -> None:
+    arguments = ["experiment=smooth_hinge", "experiment.removed=6"]
+    execute(composed(*arguments, "tracking=none", f"output={tmp_path / 'run'}"))
+    spec, record = Spec("s", " ".join(arguments), "smoke"), Record.load(tmp_path / "run")
+    for place in range(6):
+        changed = altered(record, lambda r, at=place: r.arrays["actual"].__setitem__(at, 0.123))
+        assert spot.check(spec, changed, SHORT, points=6, seed=0).status == FAILED
+    drawn = []
+    for seed in (0, 1):
+        context = spot.SpotContext(composed(*arguments), tmp_path, record, 2, seed)
+        asked: list[int] = []
+        context.retrained(np.arange(6), lambda rows, to=asked: to.extend(rows) or {"actual": rows * 1.0})
+        drawn.append(asked)
+    assert [len(rows) for rows in drawn] == [2, 2]
+    assert drawn[0] != drawn[1]
+
+
+def test_what_cannot_be_checked_is_named(tmp_path: Path) -> None:
+    spec = Spec("loo_cnn", "experiment=loo_cnn tier=paper", "paper")
+    found = spot.check(spec, verifying.record(), {"wall_seconds": 4000.0}, 20, 0)
+    assert (found.status, "4000 s" in found.what) == (IMPOSSIBLE, True)
+    times = spot.check(Spec("b", "experiment=benchmark", "smoke"), verifying.record(), SHORT, 20, 0)
+    assert "times" in times.what
+    nowhere = Spec(
+        "c",
+        f"experiment=components tier=paper data.mirror={tmp_path / 'none'} data.data_dir={tmp_path}",
+        "paper",
+    )
+    assert spot.check(nowhere, verifying.record(), SHORT, 20, 0).status == IMPOSSIBLE
+
+
+def test_one_job_of_a_sweep_is_repeated(tmp_path: Path) -> None:
+    overrides = {"experiment": "components", "seed": "0"}
+    execute(composed("experiment=components", "tracking=none", f"output={tmp_path / 'run'}"))
+    value = Record.load(tmp_path / "run").metrics["test_loss"]
+    spec = Spec("sweep_x", "experiment=components sweep=x", "smoke", sweep="sweep=x")
+    provenance = {"timings": [{"part": "job 0", "seconds": 1.0}]}
+    for stated, status in ((value, PASSED), (value * 1.01, FAILED)):
+        rows = [{"job": 0, "status": "done", "overrides": overrides, "value": stated}]
+        metrics = {"experiment": "components", "rows": rows, "y": "test_loss"}
+        record = Record("sweep_x", metrics, {"y": np.array([stated])})
+        assert spot.check(spec, record, provenance, 20, 0).status == status
+    record.arrays["y"][0] *= 1.01
+    assert "y.0" in spot.check(spec, record, provenance, 20, 0).what
+    assert spot.check(spec, record, {"timings": []}, 20, 0).status == IMPOSSIBLE
+
+
+def test_tables_and_report_say_what_was_checked_and_a_failure_is_a_miss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from experiments.verification.claims import judge
+    from experiments.verification.outcome import Verification
+
+    claim, record = verifying.claim(), verifying.record()
+    for status in (PASSED, FAILED):
+        monkeypatch.setattr(spot, "check", lambda *_, said=status: spot.Spot(said, "20 points retrained"))
+        outcome = Outcome(claim.run, Path(), record)
+        found = Verification([judge(claim, record)], {claim.run.name: outcome}, {})
+        spot_checked(found, 20, 7)
+        assert found.accepted == (status == PASSED)
+        said = "\n".join(tables.spots(found.details))
+        assert f"loo_linear: {status}: 20 points retrained" in said
+        assert "seed 7" in said
+        assert section_of(outcome, found.verdicts, 0)[0]["spot"].startswith(f"spot check {status}")
+    assert tables.spots({}) == []
+    assert COMMAND.parse(["spot=20", "seed=7"])["spot"] == 20
