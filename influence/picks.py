@@ -127,7 +127,8 @@ class Labelled(Pick):
             )
         if isinstance(self.label, str):
             raise DataError(f"the targets are numbers and the label is {self.label!r}; name it by its number")
-        return (tests.targets == self.label).nonzero()[:, 0]
+        named: Tensor = tests.targets == self.label
+        return named.nonzero()[:, 0]
 
 
 Which = None | str | Pick | slice | list[int] | Tensor | Callable[[Tensor, Tensor], Any]
