@@ -29,7 +29,9 @@ def map_tensors(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     if isinstance(inputs, Mapping):
         return {key: map_tensors(function, part) for key, part in inputs.items()}
     if isinstance(inputs, tuple | list):
-        return type(inputs)(map_tensors(function, part) for part in inputs)
+        parts = [map_tensors(function, part) for part in inputs]
+        named = isinstance(inputs, tuple) and hasattr(inputs, "_fields")  # a NamedTuple takes them one by one
+        return type(inputs)(*parts) if named else type(inputs)(parts)
     raise DataError(
         f"inputs must be tensors or tuples, lists or mappings of them, got {type(inputs).__name__}"
     )

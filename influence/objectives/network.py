@@ -19,6 +19,7 @@ from torch.nn.parameter import UninitializedParameter
 from influence.errors import DataError, DeviceError
 from influence.objectives.inputs import Inputs, convert, count, shape_of, take
 from influence.objectives.substitutes import PlainEmbeddingBag, substitute
+from influence.objectives.taps import Known, Taps, untapped
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Output = None | int | str | Callable[[Any], Tensor]
@@ -70,6 +71,7 @@ class Network:
             self._given = self.model
         self._twin: nn.Module | None = None
         self._call: Callable[[Inputs], Arguments] | None = None
+        self.taps = Taps()
         self.dtype = dtype
         trainable = [(name, w) for name, w in self.model.named_parameters() if w.requires_grad]
         if not trainable:
@@ -137,7 +139,7 @@ class Network:
 
     def module(self, theta: Tensor) -> nn.Module:
         """A copy of the module that carries θ as its parameters."""
-        model = copy.deepcopy(self._given)
+        model = untapped(copy.deepcopy(self._given))
         with torch.no_grad():
             own = dict(model.named_parameters())
             for name, value in self.unflatten(theta).items():
@@ -161,12 +163,21 @@ class Network:
         Raises:
             DataError: the module returns no tensor with one row an example.
         """
-        args, kwargs = self._arguments(x)
         values = self.unflatten(theta)
         everywhere = {alias: values[name] for name, aliases in self._aliases.items() for alias in aliases}
-        # With tie_weights=True, torch leaves θ behind in a module that appears twice.
-        outputs = functional_call(self.model, everywhere, args, kwargs, tie_weights=False)
-        return self._rows_of(outputs, x)
+
+        def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            # With tie_weights=True, torch leaves θ behind in a module that appears twice.
+            return functional_call(self.model, everywhere, args, kwargs, tie_weights=False)
+
+        return self.answered(run, x)
+
+    def answered(self, run: Callable[[tuple[Any, ...], dict[str, Any]], Any], x: Inputs) -> Tensor:
+        """Outputs ``(m, c)`` of ``run(args, kwargs)``; frozen calls give what ``x`` knows of them."""
+        if not isinstance(x, Known):
+            return self._rows_of(run(*self._arguments(x)), x)
+        with self.taps.answering(x.outputs, count(x.inputs), self.dtype):
+            return self._rows_of(run(*self._arguments(x.inputs)), x.inputs)
 
     def _arguments(self, x: Inputs) -> Arguments:
         if self._call is None:
@@ -245,9 +256,8 @@ class Bound:
 
     def outputs(self, x: Inputs) -> Tensor:
         """``(m, c)``, with a graph."""
-        args, kwargs = self.network._arguments(x)
         with torch.enable_grad():
-            return self.network._rows_of(self.module(*args, **kwargs), x)
+            return self.network.answered(lambda args, kwargs: self.module(*args, **kwargs), x)
 
     def gradient(self, outputs: Tensor, u: Tensor | None = None, *, create_graph: bool = False) -> Tensor:
         """``Jᵀu`` as one vector ``(p,)``; with ``create_graph`` it can be differentiated again."""
