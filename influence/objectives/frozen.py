@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from influence.errors import DataError
 from influence.losses import Loss
-from influence.objectives.inputs import Inputs, count, leaves, map_tensors, take
+from influence.objectives.inputs import Inputs, count, leaves, map_tensors, take, versions
 from influence.objectives.network import Network
 from influence.objectives.passes import Batch, Method, Passes, Way
 from influence.objectives.taps import Action, Enough, Known, Made, Place, untapped
@@ -85,15 +85,15 @@ class Kept:
 
     def belongs_to(self, inputs: Inputs) -> bool:
         """Whether it was computed from these tensors as they are now."""
-        now = leaves(inputs)
+        now = list(zip(leaves(inputs), versions(inputs), strict=True))
         return len(now) == len(self.of) and all(
-            a is b and a._version == version for a, (b, version) in zip(now, self.of, strict=True)
+            a is b and x == y for (a, x), (b, y) in zip(now, self.of, strict=True)
         )
 
     def outputs_for(self, frozen: Frozen, inputs: Inputs, batch_size: int) -> tuple[Tensor, ...] | None:
         """For these inputs; by one pass over the examples, unless they are known already."""
         if not self.belongs_to(inputs):
-            before = [(tensor, tensor._version) for tensor in leaves(inputs)]
+            before = list(zip(leaves(inputs), versions(inputs), strict=True))
             self.outputs, self.of = frozen.outputs(inputs, batch_size), before
         return self.outputs
 
@@ -101,7 +101,7 @@ class Kept:
         """That of the examples ``which`` of ``inputs``, whose tensors are ``some``."""
         if self.outputs is None or not self.belongs_to(inputs):
             return Kept()
-        now = [(tensor, tensor._version) for tensor in leaves(some)]
+        now = list(zip(leaves(some), versions(some), strict=True))
         return Kept(tuple(tensor[which] for tensor in self.outputs), now)
 
 

@@ -27,10 +27,11 @@ from influence.objectives.checked import check_determinism, checked_weights, dty
 from influence.objectives.derivatives import Check, Derivatives
 from influence.objectives.frozen import Frozen, Kept, find, own_copy
 from influence.objectives.inputs import Inputs, as_data, count, floating_leaf, leaves, take
-from influence.objectives.network import Network, Output, plain_module, same_device
+from influence.objectives.network import Network, Output, same_device
 from influence.objectives.output_shapes import for_outputs
 from influence.objectives.passes import Batch, Passes, Way
 from influence.objectives.penalties import ParameterRule, Penalty, penalty_of
+from influence.objectives.ready import plain_module
 from influence.objectives.selection import Chosen, with_parameters
 from influence.objectives.taps import Known
 
