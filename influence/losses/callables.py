@@ -12,6 +12,7 @@ from torch.func import grad, jacrev, vmap
 
 from influence.errors import DataError
 from influence.losses._base import Loss, finite, placed
+from influence.losses.asked import called
 from influence.losses.classification import CrossEntropy
 from influence.losses.regression import BinaryCrossEntropy
 
@@ -158,9 +159,8 @@ def _double(targets: Tensor) -> Tensor:
 
 
 def _called(function: Callable[..., Any]) -> str:
-    if isinstance(function, nn.Module):
-        return type(function).__name__
-    return str(vars(function).get("__qualname__", "")) or repr(function).split(" at ")[0].strip("<>")
+    inner = getattr(function, "function", function)  # of one that sees outputs in the model's own shape
+    return called(inner)
 
 
 def from_module(module: nn.Module) -> Loss:

@@ -212,13 +212,10 @@ def _read(source: Any) -> tuple[Inputs, Tensor]:
             f"the batches do not fit together ({str(error).splitlines()[0]}); let collate_fn pad them to one "
             "shape"
         ) from None
-    if (
-        not one_by_one
-        and not isinstance(loader.dataset, IterableDataset)
-        and len(targets) != len(loader.dataset)
-    ):
+    whole: Any = None if one_by_one or isinstance(loader.dataset, IterableDataset) else loader.dataset
+    if whole is not None and len(targets) != len(whole):
         raise DataError(
-            f"the DataLoader made {len(targets)} examples of the {len(loader.dataset)} in its dataset, so an index "
+            f"the DataLoader made {len(targets)} examples of the {len(whole)} in its dataset, so an index "
             "would not name the same example; collate_fn must keep each"
         )
     return inputs, targets
