@@ -12,6 +12,7 @@ from torch.func import grad, jacrev, vmap
 
 from influence.errors import DataError
 from influence.losses._base import Loss, finite, placed
+from influence.losses.asked import called
 from influence.losses.classification import CrossEntropy
 from influence.losses.regression import BinaryCrossEntropy
 
@@ -63,7 +64,7 @@ class CallableLoss(Loss):
 
     def check_range(self, targets: Tensor, n_outputs: int) -> None:
         generator = torch.Generator().manual_seed(0)
-        some = targets[:_EXAMPLES]
+        some = targets[_varied(targets)]
         reasons = []
         for _ in range(_DRAWS):  # a kink may spoil one draw
             drawn = torch.randn(len(some), n_outputs, generator=generator, dtype=torch.float64)
@@ -83,6 +84,9 @@ class CallableLoss(Loss):
             return f"fails on outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}: {error}"
         if not bool(torch.isfinite(values).all()):
             return "is NaN or infinite at ordinary outputs"
+        beside = self._beside(outputs, targets, values)
+        if beside is not None:
+            return beside
         direction = torch.ones_like(outputs) / outputs.shape[1] ** 0.5
         if not _agrees(lambda o: self.values(o, targets)[:, None], outputs, direction, gradient):
             return "has a gradient in the outputs that differs from differences of its values"
@@ -90,6 +94,44 @@ class CallableLoss(Loss):
         if not _agrees_with(lambda o: self.output_gradient(o, targets), outputs, direction, along):
             return "has a Hessian in the outputs that differs from differences of its gradient"
         return None
+
+    def _beside(self, outputs: Tensor, targets: Tensor, values: Tensor) -> str | None:
+        """Whether more enters than each example's own outputs and target, in words; None if nothing does."""
+        try:
+            with torch.enable_grad():
+                whole = self.function(outputs.detach(), targets)
+        except Exception:  # written for one example at a time
+            return None
+        if not isinstance(whole, Tensor):
+            return None
+        if whole.requires_grad:
+            return (
+                "depends on parameters of its own or of the model, which training moves but θ does not show; "
+                "put them into the model and their penalty into l2, or freeze them with requires_grad_(False)"
+            )
+        rows = len(whole) == len(values) if whole.ndim else False
+        sums = whole.reshape(len(whole), -1).sum(1) if rows else whole.sum()
+        wanted = (values,) if rows else (values.mean(), values.sum())
+        scale = max(1.0, float(values.abs().max()))
+        if any(float((sums - each).abs().max()) <= _AGREE * scale for each in wanted):
+            return None
+        return (
+            "gives a batch another number than the mean or the sum over its examples, so it has no loss per "
+            "example (contrastive, divided by the class weights of a batch, or outputs "
+            f"{tuple(outputs.shape)} broadcast against targets {tuple(targets.shape)}?); return one loss per "
+            "example, from its own outputs"
+        )
+
+
+def _varied(targets: Tensor) -> list[int]:
+    """A few examples, of different targets if there are any."""
+    found: dict[Any, int] = {}
+    for i, target in enumerate(targets[:1000].reshape(min(len(targets), 1000), -1)):
+        found.setdefault(tuple(target[:8].tolist()), i)
+        if len(found) == _EXAMPLES:
+            break
+    more = [i for i in range(min(len(targets), _EXAMPLES)) if i not in found.values()]
+    return sorted([*found.values(), *more][:_EXAMPLES])
 
 
 def _agrees(
@@ -117,9 +159,8 @@ def _double(targets: Tensor) -> Tensor:
 
 
 def _called(function: Callable[..., Any]) -> str:
-    if isinstance(function, nn.Module):
-        return type(function).__name__
-    return str(vars(function).get("__qualname__", "")) or repr(function).split(" at ")[0].strip("<>")
+    inner = getattr(function, "function", function)  # of one that sees outputs in the model's own shape
+    return called(inner)
 
 
 def from_module(module: nn.Module) -> Loss:
