@@ -26,12 +26,12 @@ def checked_weights(weights: Any, n: int) -> Tensor:
     Raises:
         DataError: another shape, NaN or infinite weights.
     """
-    weights = as_tensor(weights, "the weights")
-    if weights.shape != (n,) or not bool(torch.isfinite(weights).all()):
+    found = as_tensor(weights, "the weights")
+    if found.shape != (n,) or not bool(torch.isfinite(found).all()):
         raise DataError(
-            f"weights must be finite, one for each of the {n} examples; got shape {tuple(weights.shape)}"
+            f"weights must be finite, one for each of the {n} examples; got shape {tuple(found.shape)}"
         )
-    return weights
+    return found
 
 
 def check_determinism(outputs_of: Callable[[Inputs], Tensor], inputs: Inputs, dtype: torch.dtype) -> None:

@@ -80,6 +80,9 @@ class Objective(TrainingObjective):
     derivatives: Derivatives
     """Which way each derivative is computed; ``str()`` of it says it in words."""
 
+    inputs: Inputs
+    """The inputs of all examples, in the objective's floating type."""
+
     _frozen: Frozen | None = None
     """The frozen calls whose outputs are kept; None if there are none."""
 

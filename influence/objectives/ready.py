@@ -66,4 +66,5 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             return tensor.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
-    return model._apply(converted)
+    model._apply(converted)
+    return model

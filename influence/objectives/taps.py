@@ -145,14 +145,16 @@ class Taps:
 
     def call(self, key: int, run: Callable[[], Any], given: Any) -> Any:
         """One call of the tap ``key``: ``run()``, recorded or answered."""
-        made, kept = getattr(self._now, "made", None), getattr(self._now, "kept", None)
+        made: list[Made] | None = getattr(self._now, "made", None)
+        kept: tuple[tuple[Tensor, ...], int, torch.dtype] | None = getattr(self._now, "kept", None)
         if made is None and kept is None:
             return run()
-        place = (key, self._now.counts[key])
+        place: Place = (key, self._now.counts[key])
         self._now.counts[key] += 1
         if kept is not None:
             action = self.actions.get(place)
             return run() if action is None else action.answer(*kept, self.filling)
+        assert made is not None
         output, action = run(), self.actions.get(place)
         if self._now.wanted is not None and (action is None or action.first is None):
             return output
