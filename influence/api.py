@@ -379,7 +379,7 @@ def _length(inputs: Any) -> int:
         return _length(next(iter(inputs.values()), ()))
     if isinstance(inputs, tuple):
         return _length(inputs[0]) if inputs else 0
-    shape = getattr(inputs, "shape", None)
+    shape = getattr(inputs, "shape", None)  # a list has none
     return int(shape[0]) if shape else len(inputs)
 
 

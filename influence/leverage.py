@@ -121,8 +121,8 @@ def corrected_self_influence(
     found = leverage_blocks(left, theta, theta.new_zeros(objective.p, 0), chosen, operator, solver)
     r, B = _own(objective, theta, chosen)
     corrected = torch.linalg.solve(_identity(B) - B @ found.leverage, r[:, :, None])
-    bare = _own_gradient(objective, theta, chosen)
-    result: Tensor = (bare[:, None, :] @ found.leverage @ corrected)[:, 0, 0]
+    own = _own_gradient(objective, theta, chosen)
+    result: Tensor = (own[:, None, :] @ found.leverage @ corrected)[:, 0, 0]
     return result
 
 

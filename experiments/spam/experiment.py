@@ -117,8 +117,8 @@ def check(cfg: DictConfig, data: Dataset, plant: bool) -> None:
     if plant and len(data.classes) != 2:
         raise UserError(
             f"data={data.name} has {len(data.classes)} classes ({', '.join(data.classes[:6])}"
-            f"{', ...' if len(data.classes) > 6 else ''}) and label fixing needs two: keep the examples of "
-            "two classes, or make it one class against the rest."
+            f"{', ...' if len(data.classes) > 6 else ''}). Labels are flipped between two classes: keep the "
+            "examples of two, or set experiment.plant=false to rank the labels as they are."
         )
     if cfg.model is None or cfg.model.loss != "logistic":
         raise ConfigError("experiment=spam fits logistic regression: use model=logistic.")

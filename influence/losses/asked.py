@@ -177,6 +177,7 @@ def called(function: Any) -> str:
     """The name of a function or module, for messages."""
     if isinstance(function, nn.Module):
         return type(function).__name__
+    # An object that can be called, such as functools.partial, has no name of its own.
     return str(getattr(function, "__name__", "") or type(function).__name__)
 
 
