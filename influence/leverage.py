@@ -200,8 +200,8 @@ def leverage_blocks(
     if solver is None:
         if left.p > _DENSE_BELOW:
             raise DataError(
-                f"the correction of {left.p} parameters needs a solver that factors nothing: pass "
-                "solver=CG() and few points idx"
+                f"a matrix of {left.p} parameters is too large to factor for the correction: pass "
+                "solver=CG(), and a few points as idx"
             )
         solver = Exact()
     return _by_solves(left, theta, V, idx, H, solver)

@@ -69,7 +69,7 @@ def find(
     is_path = isinstance(source, (str, Path))
     table = reading.read(source, chosen) if is_path else reading.of_frame(_frame(source))
     if not len(table.frame):
-        raise UserError(f"{table.name} has no rows below its header; give one row a line.")
+        raise UserError(f"{table.name} has no rows below its header; give one row per line.")
     name = label_of.label_column(table, chosen)
     say(f"reading the labels in {name!r}")
     labels = label_of.read_labels(table, name, chosen)
@@ -119,9 +119,7 @@ def _special(
         cells = table.frame[name].iloc[labels.kept].astype("str").to_numpy(dtype=object, na_value="")
         names, groups = np.unique(cells.astype(str), return_inverse=True)
         if len(names) < 2:
-            raise UserError(
-                f"group={name} has one group only; rows of other groups are needed to judge a row by."
-            )
+            raise UserError(f"group={name} has one group only; a row is judged by rows of other groups.")
     shown = label_of.column_called(table, chosen.id, "id") if chosen.id is not None else None
     return special, shown, groups
 

@@ -152,7 +152,9 @@ def work_of(cfg: DictConfig, data: Dataset) -> LabelFixing:
         )
     step = int(n * settings.step)
     if step < 1:
-        raise ConfigError(f"experiment.step={settings.step} of {n} training examples is not one: raise it.")
+        raise ConfigError(
+            f"experiment.step={settings.step} of {n} training examples is less than one: raise it."
+        )
     return LabelFixing(
         data.train.X,
         targets_of(data.train.y, True).numpy(),

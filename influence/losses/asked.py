@@ -130,8 +130,8 @@ def check_asked(asked: Asked, outputs: Tensor, targets: Tensor) -> None:
     alone = torch.cat([asked.values(o[i : i + 1], y[i : i + 1]) for i in range(len(o))])
     if not torch.allclose(alone, values[few], rtol=1e-4, atol=1e-6):
         raise DataError(
-            f"{asked.words} gives a test point another number when other points are beside it; compute each "
-            "row from its own outputs (mean=True averages over the test points)"
+            f"{asked.words} gives a test point another number when the batch holds other points too; "
+            "compute each row from its own outputs (mean=True averages over the test points)"
         )
     _check_gradient(asked, o, y)
 

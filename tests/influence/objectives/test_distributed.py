@@ -50,7 +50,7 @@ def test_every_call_equals_one_process(processes: int, tmp_path: Path) -> None:
     ("case", "word"),
     [
         ("killed", "lost the others"),
-        ("disagree", "rank 0 one of"),
+        ("disagree", "on rank 0: give"),
         ("few", "cannot be spread over 2 ranks"),
         # the launcher gives a hung process 30 s before it kills it
         pytest.param("hung", "lost the others", marks=pytest.mark.faults),
