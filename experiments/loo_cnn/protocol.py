@@ -140,7 +140,8 @@ def states_array(states: dict[int, AdamState], dtype: str) -> np.ndarray:
 
 def states_of(array: np.ndarray, steps: int) -> list[AdamState]:
     """The states of :func:`states_array`, in float64."""
-    return [AdamState(*torch.as_tensor(own, dtype=torch.float64)[:, :, None], steps) for own in array]
+    whole = torch.as_tensor(array, dtype=torch.float64)[..., None]
+    return [AdamState(own[0], own[1], own[2], steps) for own in whole]
 
 
 @dataclass(frozen=True)
