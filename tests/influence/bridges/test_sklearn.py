@@ -127,7 +127,7 @@ REFUSED = [
         Lasso().fit(XR, YR),
         XR,
         YR,
-        "Lasso is not supported .an L1 penalty has no second derivative.; supported are Log",
+        "Lasso is not supported .an L1 penalty has no second derivative",
     ),
     (LogisticRegression(), X2, Y2, "not fitted"),
     (LogisticRegression(l1_ratio=0.5, solver="saga", max_iter=20), X2, Y2, "L1 penalty"),
