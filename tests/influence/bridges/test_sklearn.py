@@ -160,7 +160,7 @@ def test_labels_and_rows_must_be_those_of_the_fit() -> None:
         found.influence_on((X2[:1], ["unknown"]))
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize("scale", [1.0, 1e2])
 def test_least_squares_without_a_penalty_are_the_refits(scale: float) -> None:
     """No damping enters, however differently the features are scaled: changes are those of a refit."""
     X = XR[:60] * np.array([scale, *[1.0] * 9])
