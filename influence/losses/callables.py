@@ -19,6 +19,15 @@ from influence.losses.regression import BinaryCrossEntropy
 _STEPS = (1e-4, 1e-5, 1e-6)
 _AGREE = 1e-4  # relative; differences of a smooth loss at these steps are far nearer
 _EXAMPLES, _DRAWS = 4, 3
+_KINDS: tuple[Callable[[Tensor], Tensor], ...] = (  # outputs of any size, probabilities, shares
+    lambda noise: noise,
+    torch.sigmoid,
+    lambda noise: torch.softmax(noise, dim=1),
+)
+_OF_NUMBERS = (
+    nn.BCELoss, nn.BCEWithLogitsLoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.SoftMarginLoss,
+    nn.MultiLabelSoftMarginLoss, nn.PoissonNLLLoss, nn.KLDivLoss,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,21 +69,29 @@ class CallableLoss(Loss):
 
     def prepare(self, targets: Any, dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         tensor = placed(targets, device)
-        return finite(tensor.to(dtype) if tensor.is_floating_point() else tensor, "the targets")
+        inner = getattr(self.function, "function", self.function)
+        numbers = tensor.is_floating_point() or isinstance(inner, _OF_NUMBERS)
+        return finite(tensor.to(dtype) if numbers else tensor, "the targets")
 
     def check_range(self, targets: Tensor, n_outputs: int) -> None:
         generator = torch.Generator().manual_seed(0)
         some = targets[_varied(targets)]
         reasons = []
-        for _ in range(_DRAWS):  # a kink may spoil one draw
-            drawn = torch.randn(len(some), n_outputs, generator=generator, dtype=torch.float64)
-            reasons.append(self._problem(drawn.to(some.device), _double(some)))
+        for draw in range(_DRAWS * len(_KINDS)):  # a kink may spoil one draw
+            noise, along = (
+                torch.randn(len(some), n_outputs, generator=generator, dtype=torch.float64) for _ in "ab"
+            )
+            outputs = _KINDS[draw % len(_KINDS)](noise).to(some.device)
+            reasons.append(self._problem(outputs, _double(some), (along / along.norm()).to(some.device)))
             if reasons[-1] is None:
                 return
-        raise DataError(f"the loss {_called(self.function)} {reasons[-1]}")
+        raise DataError(f"the loss {_called(self.function)} {reasons[0]}")
 
-    def _problem(self, outputs: Tensor, targets: Tensor) -> str | None:
+    def _problem(self, outputs: Tensor, targets: Tensor, direction: Tensor) -> str | None:
         """Why this loss cannot be used, or None."""
+        beside = self._beside(outputs, targets)
+        if beside is not None:
+            return beside
         try:
             values = self.values(outputs, targets)
             gradient, hessian = self.output_gradient(outputs, targets), self.output_hessian(outputs, targets)
@@ -84,10 +101,6 @@ class CallableLoss(Loss):
             return f"fails on outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}: {error}"
         if not bool(torch.isfinite(values).all()):
             return "is NaN or infinite at ordinary outputs"
-        beside = self._beside(outputs, targets, values)
-        if beside is not None:
-            return beside
-        direction = torch.ones_like(outputs) / outputs.shape[1] ** 0.5
         if not _agrees(lambda o: self.values(o, targets)[:, None], outputs, direction, gradient):
             return "has a gradient in the outputs that differs from differences of its values"
         along = torch.einsum("nab,nb->na", hessian, direction)
@@ -95,12 +108,14 @@ class CallableLoss(Loss):
             return "has a Hessian in the outputs that differs from differences of its gradient"
         return None
 
-    def _beside(self, outputs: Tensor, targets: Tensor, values: Tensor) -> str | None:
+    def _beside(self, outputs: Tensor, targets: Tensor) -> str | None:
         """Whether more enters than each example's own outputs and target, in words; None if nothing does."""
         try:
             with torch.enable_grad():
                 whole = self.function(outputs.detach(), targets)
-        except Exception:  # written for one example at a time
+            pairs = zip(outputs, targets, strict=True)
+            values = torch.stack([self._one(output, target).detach() for output, target in pairs])
+        except Exception:  # written for one example at a time, or not for such outputs
             return None
         if not isinstance(whole, Tensor):
             return None
@@ -109,6 +124,8 @@ class CallableLoss(Loss):
                 "depends on parameters of its own or of the model, which training moves but θ does not show; "
                 "put them into the model and their penalty into l2, or freeze them with requires_grad_(False)"
             )
+        if not bool(torch.isfinite(values).all()):
+            return None
         rows = len(whole) == len(values) if whole.ndim else False
         sums = whole.reshape(len(whole), -1).sum(1) if rows else whole.sum()
         wanted = (values,) if rows else (values.mean(), values.sum())

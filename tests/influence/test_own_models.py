@@ -163,6 +163,24 @@ def test_frozen_parameters_of_a_loss_are_constants() -> None:
     close(ours(net(), loss), by_hand(net(), loss))
 
 
+def test_losses_of_probabilities_and_of_truth_values() -> None:
+    bits = Y > 0
+    shares = nn.Sequential(*net(1), nn.Sigmoid())
+    data = ((X[TRAIN], bits[TRAIN]), (X[TESTS], bits[TESTS]))
+    expected = by_hand(
+        net(1), lambda o, t: F.binary_cross_entropy_with_logits(o[:, 0], t.double(), reduction="none"), y=bits
+    )
+    close(ours(shares, nn.BCELoss(), *data), expected)
+    close(ours(net(1), nn.BCEWithLogitsLoss(), *data), expected)
+    named = nn.Sequential(*net(), nn.Softmax(1))
+    close(ours(named, lambda o, t: -o.gather(1, t[:, None]).log().mean()), by_hand(net()))
+
+
+def test_a_loss_whose_gradient_is_cut_off_is_refused() -> None:
+    with pytest.raises(DataError, match="gradient in the outputs that differs from differences"):
+        ours(net(), lambda o, t: F.cross_entropy(o.detach(), t))
+
+
 # -- models ------------------------------------------------------------------------------------------------
 
 
