@@ -24,6 +24,10 @@ _KINDS: tuple[Callable[[Tensor], Tensor], ...] = (  # outputs of any size, proba
     torch.sigmoid,
     lambda noise: torch.softmax(noise, dim=1),
 )
+_FLAT = (
+    "has a gradient of zero wherever one looks (an accuracy, a count?), so no training point has any influence; "
+    "pass the loss that training lowered"
+)
 _OF_NUMBERS = (
     nn.BCELoss, nn.BCEWithLogitsLoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.SoftMarginLoss,
     nn.MultiLabelSoftMarginLoss, nn.PoissonNLLLoss, nn.KLDivLoss,
@@ -83,9 +87,9 @@ class CallableLoss(Loss):
             )
             outputs = _KINDS[draw % len(_KINDS)](noise).to(some.device)
             reasons.append(self._problem(outputs, _double(some), (along / along.norm()).to(some.device)))
-            if reasons[-1] is None:
+            if reasons[-1] is None and bool((self.output_gradient(outputs, _double(some)) != 0).any()):
                 return
-        raise DataError(f"the loss {_called(self.function)} {reasons[0]}")
+        raise DataError(f"the loss {_called(self.function)} {reasons[0] or _FLAT}")
 
     def _problem(self, outputs: Tensor, targets: Tensor, direction: Tensor) -> str | None:
         """Why this loss cannot be used, or None."""

@@ -7,6 +7,7 @@ from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -176,9 +177,51 @@ def test_losses_of_probabilities_and_of_truth_values() -> None:
     close(ours(named, lambda o, t: -o.gather(1, t[:, None]).log().mean()), by_hand(net()))
 
 
-def test_a_loss_whose_gradient_is_cut_off_is_refused() -> None:
-    with pytest.raises(DataError, match="gradient in the outputs that differs from differences"):
-        ours(net(), lambda o, t: F.cross_entropy(o.detach(), t))
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (
+            lambda o, t: F.cross_entropy(o.detach(), t),
+            "gradient in the outputs that differs from differences",
+        ),
+        (lambda o, t: (o.argmax(1) != t).double().mean(), "a gradient of zero wherever one looks"),
+        (nn.CrossEntropyLoss, r"not its class: CrossEntropyLoss\(\)"),
+    ],
+)
+def test_a_loss_without_a_gradient_is_refused(loss: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        ours(net(), loss)
+
+
+class Noisy(nn.Module):
+    """Draws random numbers in evaluation mode too, so rarely that two passes agree."""
+
+    def __init__(self, draw: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net, self.draw = net(), draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x + self.draw(x))
+
+
+def seeded(x: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    return 0.1 * torch.randn(4, dtype=x.dtype)
+
+
+def test_a_model_that_draws_random_numbers_is_refused_unless_it_seeds_them() -> None:
+    for draw in (
+        lambda x: F.dropout(x, 1e-6) - x,
+        lambda x: 1e-12 * torch.randn_like(x),
+        lambda x: 0.0 * np.random.rand(),
+    ):
+        with pytest.raises(DataError, match="draws random numbers in every pass"):
+            ours(Noisy(draw).eval())
+    rare = nn.Sequential(*net()[:2], nn.Dropout(1e-6), net()[2]).train()
+    with pytest.raises(DataError, match=r"call model\.eval\(\) first"):
+        ours(rare)
+    close(ours(rare.eval()), by_hand(net()))
+    close(ours(Noisy(seeded)), by_hand(Noisy(seeded)))
 
 
 # -- models ------------------------------------------------------------------------------------------------
