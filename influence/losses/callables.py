@@ -25,8 +25,8 @@ _KINDS: tuple[Callable[[Tensor], Tensor], ...] = (  # outputs of any size, proba
     lambda noise: torch.softmax(noise, dim=1),
 )
 _FLAT = (
-    "has a gradient of zero wherever one looks (an accuracy, a count?), so no training point has any influence; "
-    "pass the loss that training lowered"
+    "has a gradient of zero wherever one looks (an accuracy, a count?), so no training point has any "
+    "influence; pass the loss that training lowered"
 )
 _OF_NUMBERS = (
     nn.BCELoss, nn.BCEWithLogitsLoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.SoftMarginLoss,
