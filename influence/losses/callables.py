@@ -86,6 +86,9 @@ class CallableLoss(Loss):
                 torch.randn(len(some), n_outputs, generator=generator, dtype=torch.float64) for _ in "ab"
             )
             outputs = _KINDS[draw % len(_KINDS)](noise).to(some.device)
+            beside = self._beside(outputs, _double(some))
+            if beside is not None:  # once is enough
+                raise DataError(f"the loss {_called(self.function)} {beside}")
             reasons.append(self._problem(outputs, _double(some), (along / along.norm()).to(some.device)))
             if reasons[-1] is None and bool((self.output_gradient(outputs, _double(some)) != 0).any()):
                 return
@@ -93,9 +96,6 @@ class CallableLoss(Loss):
 
     def _problem(self, outputs: Tensor, targets: Tensor, direction: Tensor) -> str | None:
         """Why this loss cannot be used, or None."""
-        beside = self._beside(outputs, targets)
-        if beside is not None:
-            return beside
         try:
             values = self.values(outputs, targets)
             gradient, hessian = self.output_gradient(outputs, targets), self.output_hessian(outputs, targets)
