@@ -36,7 +36,7 @@ def parse(text: str, name: str, settings: Options, notes: list[str]) -> tuple[An
     csv.field_size_limit(2**31 - 1)
     text, skipped, told = without_preamble(text, settings.skip, notes)
     if not text.strip():
-        raise UserError(f"{name} has no rows; give a header line and one row a line.")
+        raise UserError(f"{name} has no rows; give a header line and one row per line.")
     separator = separator_of(settings.separator) or told
     if separator is None:
         separator = detected_separator(text, {"none": None, "single": "'"}.get(settings.quote, '"'))
@@ -80,7 +80,7 @@ def _table(
     rows = rows_of(text, dialect, skipped)
     sample = list(itertools.islice(rows, SAMPLE + 1))
     if not sample:
-        raise UserError(f"{name} has no rows; give a header line and one row a line.")
+        raise UserError(f"{name} has no rows; give a header line and one row per line.")
     names, body = header(sample, settings, notes)
     width, trailing = len(names), False
     if all(len(row) == width + 1 for _, row in body) and body:
