@@ -12,7 +12,8 @@ from experiments.suite.commands import Command, Given, Option, Words
 def folder_of(file: str) -> Path:
     """Where the results go unless ``output=`` says otherwise: beside you, by the file's name."""
     stem = Path(file).name
-    for ending in (".gz", ".bz2", ".xz", ".zip", ".csv", ".tsv", ".txt", ".parquet", ".xlsx", ".xls", ".data"):
+    packed = (".gz", ".bz2", ".xz", ".zip")
+    for ending in (*packed, ".csv", ".tsv", ".txt", ".parquet", ".xlsx", ".xls", ".data"):
         stem = stem.removesuffix(ending)
     return Path(f"{stem or 'table'}-label-errors")
 
