@@ -12,6 +12,7 @@ attributes ``objective``, ``theta`` and ``plan``, so nothing below is out of rea
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -115,6 +116,13 @@ class Influence:
 
     def _set(self) -> None:
         self.gradient_norm = float(self.objective.gradient(self.theta).norm())
+        if not math.isfinite(self.gradient_norm):
+            bad = (~torch.isfinite(self.objective.example_losses(self.theta))).nonzero()[:1, 0].tolist()
+            where = f"the loss of training point {bad[0]}" if bad else "the training gradient"
+            raise DataError(
+                f"{where} is NaN or infinite at theta; look at that point, or at a log, a root or "
+                "a division in the model"
+            )
         self.plan: Plan = make_plan(self.objective, self.theta, *self._asked)
         self._state: Any = None
 

@@ -77,6 +77,16 @@ class SklearnInfluence(Influence):
     last: Any = None
     fitted_model: Fitted
 
+    def explain(self) -> str:
+        """What was chosen and why, and what is held fixed, in a few lines."""
+        lines = [super().explain()]
+        if self.steps:
+            names = ", ".join(type(step).__name__ for step in self.steps)
+            lines.append(f"held fixed: the pipeline's {names}, which a refit of the pipeline would fit anew")
+        if getattr(self.last, "class_weight", None) == "balanced":
+            lines.append("class_weight='balanced': the weights stay, which a refit would balance anew")
+        return "\n".join(lines)
+
     def _points(self, inputs: Any, targets: Any) -> TrainingObjective:
         """The test points after the pipeline's steps."""
         return self.objective.on(self.fitted_model.widened(_through(self.steps, self.last, inputs)), targets)
@@ -121,7 +131,8 @@ class Fitted:
 
     def encoded(self, y: Any) -> np.ndarray[Any, Any]:
         """Labels or numbers as the loss takes them."""
-        return _encoded(y, self.classes, self.objective.loss)
+        codes = _encoded(y, self.classes, self.objective.loss)
+        return _plus_minus(codes, self.classes, self.objective.loss)
 
 
 def _unwrapped(estimator: Any) -> tuple[tuple[Any, ...], Any]:
@@ -194,6 +205,13 @@ def _encoded(y: Any, classes: np.ndarray[Any, Any] | None, loss: Loss) -> np.nda
     return codes
 
 
+def _plus_minus(codes: Any, classes: np.ndarray[Any, Any] | None, loss: Loss) -> Any:
+    """−1 and +1 for each class, where a RidgeClassifier has one output per class."""
+    if classes is None or loss.name != "squared_error" or len(classes) == 2:
+        return codes
+    return np.where(codes[:, None] == np.arange(len(classes))[None], 1.0, -1.0)
+
+
 def _read(estimator: Any, X: Any, y: Any, sample_weight: Any) -> Fitted:
     from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, RidgeClassifier
     from sklearn.svm import LinearSVC
@@ -259,6 +277,11 @@ def _logistic(estimator: Any, settings: dict[str, Any], X: Any, y: Any, weights:
 def _svc(estimator: Any, settings: dict[str, Any], X: Any, y: Any, weights: Any) -> Fitted:
     if len(estimator.classes_) != 2 or settings["penalty"] != "l2":
         raise DataError("LinearSVC is supported for two classes and the L2 penalty")
+    if settings["loss"] == "hinge":
+        raise DataError(
+            "the hinge loss has no second derivative, and its kinks carry the fit; fit LinearSVC with its "
+            "default loss='squared_hinge'"
+        )
     l2 = 1.0 / (float(settings["C"]) * X.shape[0])
     scaling = float(settings["intercept_scaling"]) if settings["fit_intercept"] else None
     return _linear(
@@ -290,9 +313,7 @@ def _linear(
 ) -> Fitted:
     """The objective, and the fitted coefficients as its θ."""
     chosen = get_loss(loss)
-    targets: Any = _encoded(y, classes, chosen)
-    if classes is not None and loss == "squared_error" and len(classes) > 2:  # RidgeClassifier: −1 and +1
-        targets = np.where(targets[:, None] == np.arange(len(classes))[None], 1.0, -1.0)
+    targets: Any = _plus_minus(_encoded(y, classes, chosen), classes, chosen)
     free = bool(intercept) and scaling is None
     outputs = len(classes) if loss == "cross_entropy" and classes is not None else None
     given = None if bool((weights == 1).all()) else torch.as_tensor(weights)

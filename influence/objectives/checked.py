@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from influence.arrays import as_tensor
-from influence.errors import DataError
-from influence.objectives.inputs import Inputs, count, leaves, take
+from influence.errors import DataError, InfluenceError
+from influence.objectives.inputs import Inputs, count, leaves, map_tensors, shape_of, take
 
 
 def dtype_of(model: nn.Module, inputs: Inputs) -> torch.dtype:
@@ -22,18 +23,47 @@ def dtype_of(model: nn.Module, inputs: Inputs) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def checked_weights(weights: Any, n: int) -> Tensor:
-    """Weights of n examples, ``(n,)``.
+def weights_of(weights: Any, n: int, like: Tensor) -> Tensor | None:
+    """Weights of n examples, ``(n,)``, of the device and type of ``like``; None if there are none.
 
     Raises:
         DataError: another shape, NaN or infinite weights.
     """
+    if weights is None:
+        return None
     found = as_tensor(weights, "the weights")
     if found.shape != (n,) or not bool(torch.isfinite(found).all()):
         raise DataError(
             f"weights must be finite, one for each of the {n} examples; got shape {tuple(found.shape)}"
         )
-    return found
+    return found.to(like)
+
+
+def with_axis(inputs: Inputs, targets: Tensor, like: Inputs) -> Inputs:
+    """Inputs with an axis of examples, if they are one example of the shape of those in ``like``."""
+    pairs = list(zip(leaves(inputs), leaves(like), strict=False))
+    if len(targets) == 1 and pairs and all(a.shape == b.shape[1:] for a, b in pairs):
+        return map_tensors(lambda tensor: tensor[None], inputs)
+    return inputs
+
+
+@contextlib.contextmanager
+def taking(inputs: Inputs, like: Inputs) -> Iterator[None]:
+    """Says in one sentence what the module raises on test points.
+
+    Raises:
+        DataError: it raised.
+    """
+    try:
+        yield
+    except InfluenceError:
+        raise
+    except Exception as error:  # whatever a module raises
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"the model cannot take inputs {shape_of(inputs)} ({said}); those that it was made with have "
+            f"the shape {shape_of(like)}"
+        ) from None
 
 
 def check_determinism(outputs_of: Callable[[Inputs], Tensor], inputs: Inputs, dtype: torch.dtype) -> None:
@@ -47,6 +77,11 @@ def check_determinism(outputs_of: Callable[[Inputs], Tensor], inputs: Inputs, dt
     m = min(count(inputs), 8)
     half = m // 2
     first = outputs_of(take(inputs, slice(0, m)))
+    if not bool(torch.isfinite(first).all()):
+        raise DataError(
+            "the model's outputs are NaN or infinite on its training data; look at a log, a root or a "
+            "division in it, and at the scale of the inputs"
+        )
     parts = (slice(a, b) for a, b in ((0, half), (half, m)) if b > a)
     before = _generators()  # a model that seeds itself in every pass leaves them as they were by now
     outputs_of(take(inputs, slice(0, m)))

@@ -149,11 +149,23 @@ def as_data(inputs: Any, targets: Any, device: torch.device | None = None) -> tu
             "targets are missing; pass (inputs, targets), or a Dataset, DataLoader, mapping or list of pairs "
             "that holds its own"
         )
+    if _is_stack(inputs, targets):
+        inputs = [as_tensor(part, "the inputs", device) for part in inputs]
+        inputs = torch.stack(inputs)
     found = _tensors(inputs, "the inputs", device)
     wanted = as_tensor(targets, "the targets", device)
     if wanted.ndim == 0:
         found, wanted = map_tensors(lambda tensor: tensor[None], found), wanted[None]
     return found, wanted
+
+
+def _is_stack(inputs: Any, targets: Any) -> bool:
+    """Whether ``inputs`` is a list of examples, one per target, and not of the several inputs of a model."""
+    if not isinstance(inputs, list) or not inputs or not isinstance(inputs[0], Tensor | np.ndarray):
+        return False
+    n = len(targets) if hasattr(targets, "__len__") else 1
+    shapes = {tuple(part.shape) for part in inputs if isinstance(part, Tensor | np.ndarray)}
+    return len(inputs) == n and len(shapes) == 1 and next(iter(shapes))[:1] != (n,)
 
 
 def _tensors(inputs: Any, what: str, device: torch.device | None) -> Inputs:

@@ -16,17 +16,18 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from influence.errors import DataError, DeviceError
 from influence.fits import Fit
 from influence.losses import LossLike, get_loss
+from influence.objectives import checked
 from influence.objectives._base import Product, TrainingObjective
-from influence.objectives.checked import check_determinism, checked_weights, dtype_of, fixed_words
 from influence.objectives.derivatives import Check, Derivatives
 from influence.objectives.frozen import Frozen, Kept, find, own_copy
-from influence.objectives.inputs import Inputs, as_data, count, floating_leaf, leaves, take
+from influence.objectives.inputs import Inputs, as_data, count, floating_leaf, leaves, map_tensors, take
 from influence.objectives.network import Network, Output, same_device
 from influence.objectives.output_shapes import for_outputs
 from influence.objectives.passes import Batch, Passes, Way
@@ -104,7 +105,7 @@ class Objective(TrainingObjective):
     ) -> None:
         inputs, targets = as_data(inputs, targets)
         model = with_parameters(plain_module(model), parameters)
-        dtype = dtype or dtype_of(model, inputs)
+        dtype = dtype or checked.dtype_of(model, inputs)
         if dtype not in (torch.float32, torch.float64):
             raise DataError(
                 f"dtype must be a floating type, torch.float32 or torch.float64, got {dtype}; use "
@@ -120,8 +121,10 @@ class Objective(TrainingObjective):
         self.l2, self.l2_mask = penalty_of(self.network, l2, l2_parameters)
         self._set_data(inputs, targets)
         self.loss.check_targets(self.targets, self.n_outputs)
-        self.weights = None if weights is None else checked_weights(weights, self.n).to(self.device, dtype)
-        check_determinism(lambda x: self._outputs_of(self.initial(), x), self.inputs, dtype)
+        self.weights = (
+            None if weights is None else checked.checked_weights(weights, self.n).to(self.device, dtype)
+        )
+        checked.check_determinism(lambda x: self._outputs_of(self.initial(), x), self.inputs, dtype)
         self._frozen = find(self.network, self.inputs, int(cache_bytes))
         if self._frozen is not None:
             self.inputs = own_copy(self.inputs)
@@ -133,6 +136,7 @@ class Objective(TrainingObjective):
 
     def _set_data(self, inputs: Inputs, targets: Tensor) -> None:
         inputs, targets = as_data(inputs, targets, self.device)
+        inputs, targets = map_tensors(Tensor.detach, inputs), targets.detach()
         for tensor in leaves(inputs):
             same_device("the inputs", tensor.device, "the model", self.device)
         same_device("the targets", targets.device, "the model", self.device)
@@ -159,15 +163,13 @@ class Objective(TrainingObjective):
 
     def _check(self, known: bool = False) -> Check:
         outputs = self._known() if known else None
-        return Check(
-            self.network, self.inputs if outputs is None else Known(self.inputs, outputs), self.batch_size
-        )
+        x = self.inputs if outputs is None else Known(self.inputs, outputs)
+        return Check(self.network, x, self.batch_size)
 
     def _known(self) -> tuple[Tensor, ...] | None:
         """What the frozen calls return for all examples, computed once; None if all layers are run."""
-        if self._frozen is None:
-            return None
-        return self._kept.outputs_for(self._frozen, self.inputs, self.batch_size)
+        frozen = self._frozen
+        return frozen and self._kept.outputs_for(frozen, self.inputs, self.batch_size)
 
     @property
     def targets(self) -> Tensor:
@@ -176,7 +178,7 @@ class Objective(TrainingObjective):
 
     def fixed_words(self) -> str | None:
         """Which parameters are held fixed, in words; None if there are none."""
-        words = fixed_words(self.network.model)
+        words = checked.fixed_words(self.network.model)
         if words is None or self._frozen is None:
             return words
         return f"{words}; {self._frozen.words(self.n)}"
@@ -195,7 +197,10 @@ class Objective(TrainingObjective):
         """The same model, loss and λ on other data without weights, such as the test set (one will do)."""
         other = copy.copy(self)
         other.weights = None
-        other._set_data(inputs, targets)
+        inputs, targets = as_data(inputs, targets, self.device)
+        inputs = checked.with_axis(inputs, targets, self.inputs)
+        with checked.taking(inputs, self.inputs):
+            other._set_data(inputs, targets)
         return other
 
     def subset(self, idx: Tensor | slice) -> Self:
@@ -214,7 +219,7 @@ class Objective(TrainingObjective):
         """The same objective with other weights ``(n,)`` of the examples, or with none."""
         other = copy.copy(self)
         other.weights = (
-            None if weights is None else checked_weights(weights, self.n).to(self.device, self.dtype)
+            None if weights is None else checked.checked_weights(weights, self.n).to(self.device, self.dtype)
         )
         return other
 
@@ -234,6 +239,8 @@ class Objective(TrainingObjective):
 
     @property
     def _passes(self) -> Passes:
+        if torch.is_inference_mode_enabled():
+            raise DataError("torch computes no derivative inside torch.inference_mode(); use torch.no_grad()")
         return Passes(self.network, self.loss, self._double)
 
     @property
@@ -276,12 +283,14 @@ class Objective(TrainingObjective):
             theta = theta.theta
         if isinstance(theta, nn.Module):
             theta = dict(plain_module(theta).named_parameters(remove_duplicate=False))
+        if isinstance(theta, np.ndarray | list):
+            theta = torch.tensor(theta, dtype=self.dtype, device=self.device)
         if isinstance(theta, Mapping):
             theta = self.network.flatten(theta).to(self.device, self.dtype)
         return self._vector(theta)
 
     def _vector(self, theta: Any) -> Tensor:
-        if isinstance(theta, nn.Module | Mapping | Fit):
+        if isinstance(theta, nn.Module | Mapping | Fit | np.ndarray | list):
             return self.vector(theta)
         if not isinstance(theta, Tensor):
             raise DataError(

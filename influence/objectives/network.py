@@ -18,7 +18,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from influence.errors import DataError, DeviceError
 from influence.objectives.inputs import Inputs, convert, count, map_tensors, shape_of, take, versions
-from influence.objectives.ready import cast, copied
+from influence.objectives.ready import cast, copied, twin_of
 from influence.objectives.substitutes import PlainEmbeddingBag, substitute
 from influence.objectives.taps import Known, Taps, untapped
 
@@ -67,7 +67,7 @@ class Network:
     def __init__(self, model: nn.Module, dtype: torch.dtype, output: Output = None) -> None:
         self.output = output
         self._given = cast(copied(model), dtype)
-        self.model = copy.deepcopy(self._given)
+        self.model = twin_of(self._given)
         if not substitute(self.model):
             self._given = self.model
         self._twin: nn.Module | None = None
@@ -77,7 +77,10 @@ class Network:
         self.dtype = dtype
         trainable = [(name, w) for name, w in self.model.named_parameters() if w.requires_grad]
         if not trainable:
-            raise DataError("the model has no parameter with requires_grad=True, so nothing can be trained")
+            raise DataError(
+                "the model has no parameter with requires_grad=True, so nothing can be trained (quantised "
+                "layers hold none); choose some by parameters="
+            )
         self.device = trainable[0][1].device
         for name, w in self.model.named_parameters():
             if isinstance(w, UninitializedParameter):
@@ -146,7 +149,7 @@ class Network:
 
     def module(self, theta: Tensor) -> nn.Module:
         """A copy of the module that carries θ as its parameters."""
-        model = untapped(copy.deepcopy(self._given))
+        model = untapped(twin_of(self._given))
         with torch.no_grad():
             own = dict(model.named_parameters())
             for name, value in self.unflatten(theta).items():
@@ -156,7 +159,7 @@ class Network:
     def to(self, dtype: torch.dtype) -> Self:
         """The same network in another floating type (a copy)."""
         other = copy.copy(self)
-        other.model = other._given = cast(copy.deepcopy(self.model), dtype)
+        other.model = other._given = cast(twin_of(self.model), dtype)
         other._twin = None
         other.dtype = dtype
         other._rows = {name: row.to(dtype) for name, row in self._rows.items()}
@@ -219,7 +222,7 @@ class Network:
         one.
         """
         if self._twin is None:
-            self._twin = copy.deepcopy(self.model)
+            self._twin = twin_of(self.model)
         own = dict(self._twin.named_parameters())
         with torch.no_grad():
             for name, value in self.unflatten(theta).items():
@@ -361,7 +364,7 @@ def _without_fast_path() -> Iterator[None]:
 
 def _remedy(x: Inputs, said: str, dtype: torch.dtype) -> str:
     """What to change if the module cannot take its inputs."""
-    if "dtype" in said or "expected scalar type" in said:
+    if any(words in said for words in ("dtype", "expected scalar type", "Input type")):
         return (
             f"it is computed in {dtype}: pass floating inputs, let its forward follow their type instead of "
             "casting to a fixed one, or pass dtype="

@@ -60,6 +60,11 @@ def for_outputs(loss: Loss, shape: tuple[int, ...], targets: Tensor) -> tuple[Lo
             )
         ignored = -100 if loss.ignore_index is None else loss.ignore_index
         return TokenCrossEntropy(ignored), targets
+    if isinstance(loss, CrossEntropy) and given == shape[1:]:
+        raise DataError(
+            f"the model gives outputs {('n', *shape)} with the classes second; pass output=lambda o: "
+            "o.flatten(2).transpose(1, 2), and targets.flatten(1)"
+        )
     raise DataError(
         f"the model gives outputs {('n', *shape)} and the targets are {('n', *given)}: for {loss.name} it "
         "must return (n, c); labels per token (n, T) go with outputs (n, T, V), the classes last "

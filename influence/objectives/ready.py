@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,23 @@ def plain_module(model: nn.Module) -> nn.Module:
     return model
 
 
+def twin_of(model: nn.Module) -> nn.Module:
+    """A deep copy. Results of earlier passes that a module keeps in an attribute are copied as constants."""
+    memo: dict[int, Any] = {}
+    for part in model.modules():
+        for value in vars(part).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = _constant(value)
+    return copy.deepcopy(model, memo)
+
+
+def _constant(tensor: Tensor) -> Tensor:
+    try:
+        return tensor.detach().clone()
+    except RuntimeError:  # a tensor of a transform that has ended; the next pass makes it anew
+        return torch.empty(0)
+
+
 def copied(model: nn.Module) -> nn.Module:
     """A copy of the module whose embeddings can be differentiated.
 
@@ -36,12 +54,11 @@ def copied(model: nn.Module) -> nn.Module:
         DataError: it cannot be copied, or an embedding changes its own weights.
     """
     try:
-        twin = copy.deepcopy(model)
+        twin = twin_of(model)
     except (RuntimeError, TypeError) as error:
         raise DataError(
-            f"the model {type(model).__name__} cannot be copied: "
-            f"{str(error).splitlines()[0].partition('.')[0]}; for weight_norm and spectral_norm use those of "
-            "torch.nn.utils.parametrizations"
+            f"the model {type(model).__name__} cannot be copied ({str(error).strip().splitlines()[0]}); take "
+            "what cannot be copied out of its attributes, or give it a __deepcopy__"
         ) from None
     for name, part in twin.named_modules():
         if isinstance(part, nn.Embedding | nn.EmbeddingBag):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
@@ -227,6 +228,115 @@ def test_a_model_that_draws_random_numbers_is_refused_unless_it_seeds_them() -> 
 # -- models ------------------------------------------------------------------------------------------------
 
 
+class Doubling(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def hooked(register: str) -> nn.Module:
+    model = net()
+    if register == "forward":
+        model[0].register_forward_hook(lambda part, given, found: 2 * found)
+    elif register == "before":
+        model[2].register_forward_pre_hook(lambda part, given: (given[0] + 1,))
+    elif register == "patched":
+        model[1].forward = torch.sin
+    else:
+        model = Doubling(*net())
+    return model
+
+
+@pytest.mark.parametrize("register", ["forward", "before", "patched", "subclass"])
+def test_known_layers_that_do_more_than_their_class_lose_the_fast_path(register: str) -> None:
+    close(ours(hooked(register)), by_hand(hooked(register)))
+
+
+class Remembers(nn.Module):
+    """Keeps a result with its graph in an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.hidden = self.net[:2](x)
+        return self.net[2](self.hidden)
+
+
+def test_a_module_that_keeps_results_of_earlier_passes() -> None:
+    model = Remembers()
+    model(X)  # holds a graph before it comes
+    close(ours(model, l2_parameters="all"), by_hand(net()))
+    old = net()
+    nn.utils.weight_norm(old[0])
+    new = net()
+    nn.utils.parametrizations.weight_norm(new[0])
+    found, expected = ours(old), ours(new)
+    torch.testing.assert_close(found, expected)
+
+
+class Locked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.lock = net(), threading.Lock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class Logarithm(nn.Module):
+    """Outputs that are NaN, everywhere or at one example."""
+
+    def __init__(self, where: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net, self.where = net(), where
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(self.where(x)[:, None], torch.nan, self.net(x))
+
+
+IMAGES = X[TRAIN].reshape(N, 1, 2, 2)
+AWKWARD: dict[str, tuple[Callable[[], Any], str]] = {
+    "a lock": (lambda: ours(Locked()), "cannot be copied .cannot pickle '_thread.lock' object"),
+    "NaN": (
+        lambda: ours(Logarithm(lambda x: x[:, 0] < 9)),
+        "outputs are NaN or infinite on its",
+    ),
+    "NaN at one": (
+        lambda: ours(Logarithm(lambda x: (x == X[N - 1]).all(1))),
+        f"the loss of training point {N - 1} is NaN or infinite",
+    ),
+    "other features": (
+        lambda: ours(net(), test=(X[TESTS, :3], Y[TESTS])),
+        "those that it was made with have",
+    ),
+    "nested": (
+        lambda: ours(net(), train=(torch.nested.nested_tensor(list(X[TRAIN])), Y[TRAIN])),
+        "to_padded_tensor",
+    ),
+    "whole numbers": (lambda: ours(net(), train=((3 * X[TRAIN]).long(), Y[TRAIN])), "pass floating inputs"),
+    "images and masks": (
+        lambda: ours(nn.Conv2d(1, 3, 1).double(), train=(IMAGES, Y[:N, None, None].expand(N, 2, 2))),
+        "with the classes second",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_what_cannot_be_done_is_one_sentence(name: str) -> None:
+    call, said = AWKWARD[name]
+    with pytest.raises(DataError, match=said):
+        call()
+
+
+def test_inference_mode_is_named() -> None:
+    with torch.inference_mode(), pytest.raises(DataError, match=r"inside torch\.inference_mode"):
+        ours(nn.Sequential(net(), nn.LayerNorm(3)).double())
+    with torch.no_grad():
+        found = ours(net())
+    close(found, by_hand(net()))
+
+
 class Spoils(nn.Module):
     """Works on its inputs in place."""
 
@@ -331,6 +441,30 @@ GOOD: dict[str, tuple[Any, Any]] = {
     "stream": (Stream(lambda: range(N)), None),
     "random numbers that are no example": (Pairs(lambda i: (X[i], Y[i])), None),
 }
+
+
+def test_one_test_point_and_lists_and_tables_of_numbers() -> None:
+    import pandas as pd
+
+    expected = by_hand(net())
+    for one in ((X[N], Y[N]), (X[N], int(Y[N])), (X[N].tolist(), int(Y[N])), (X[N], Y[N : N + 1])):
+        close(ours(net(), test=one), expected[:, :1])
+    for rows in (
+        list(X[TRAIN]),
+        list(X[TRAIN].numpy()),
+        X[TRAIN].to_sparse(),
+        X[TRAIN].to_sparse_csr(),
+        X[TRAIN].clone().requires_grad_(True),
+        pd.DataFrame(X[TRAIN].numpy()).astype(object),
+        pd.DataFrame(X[TRAIN].numpy()).astype("Float64"),
+    ):
+        found = ours(net(), train=(rows, pd.Series(Y[TRAIN].numpy()).astype("Int64")))
+        assert not found.requires_grad
+        close(found, expected)
+    theta = torch.cat([w.detach().reshape(-1) for w in net().parameters()])
+    close(ours(net(), theta=theta.numpy()), expected)
+    with pytest.raises(DataError, match="hold text"):
+        ours(net(), train=(X[TRAIN], pd.Series(list("ab" * (N // 2))).astype("category")))
 
 
 @pytest.mark.parametrize("name", GOOD)
