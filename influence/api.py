@@ -116,8 +116,9 @@ class Influence:
 
     def _set(self) -> None:
         self.gradient_norm = float(self.objective.gradient(self.theta).norm())
-        if not math.isfinite(self.gradient_norm):
-            bad = (~torch.isfinite(self.objective.example_losses(self.theta))).nonzero()[:1, 0].tolist()
+        losses = self.objective.example_losses(self.theta)
+        bad = (~torch.isfinite(losses)).nonzero()[:1, 0].tolist()
+        if bad or not math.isfinite(self.gradient_norm):
             where = f"the loss of training point {bad[0]}" if bad else "the training gradient"
             raise DataError(
                 f"{where} is NaN or infinite at theta; look at that point, or at a log, a root or "

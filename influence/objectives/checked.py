@@ -53,6 +53,7 @@ def taking(inputs: Inputs, like: Inputs) -> Iterator[None]:
 
     Raises:
         DataError: it raised.
+        InfluenceError: as it came.
     """
     try:
         yield

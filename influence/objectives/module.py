@@ -82,10 +82,7 @@ class Objective(TrainingObjective):
     """Which way each derivative is computed; ``str()`` of it says it in words."""
 
     inputs: Inputs
-    """The inputs of all examples, in the objective's floating type."""
-
-    _frozen: Frozen | None = None
-    """The frozen calls whose outputs are kept; None if there are none."""
+    _frozen: Frozen | None = None  # the frozen calls whose outputs are kept
 
     def __init__(
         self,
@@ -168,8 +165,8 @@ class Objective(TrainingObjective):
 
     def _known(self) -> tuple[Tensor, ...] | None:
         """What the frozen calls return for all examples, computed once; None if all layers are run."""
-        frozen = self._frozen
-        return frozen and self._kept.outputs_for(frozen, self.inputs, self.batch_size)
+        known = self._frozen and self._kept.outputs_for(self._frozen, self.inputs, self.batch_size)
+        return known or None
 
     @property
     def targets(self) -> Tensor:
