@@ -7,6 +7,7 @@ import torch
 
 from experiments.suite.flops import ProductCount
 from influence import CG, Hessian
+from influence.errors import DataError
 from tests.influence.problems import linear_problem, random_theta
 
 
@@ -46,7 +47,7 @@ def test_many_columns_at_once_count_as_many() -> None:
 
 def test_the_matrix_is_restored_after_an_error_and_none_is_needed() -> None:
     objective = linear_problem("logistic")
-    with pytest.raises(RuntimeError), ProductCount(objective, 1):
+    with pytest.raises(DataError), ProductCount(objective, 1):
         objective.gradient(torch.zeros(3, dtype=torch.float64))
     assert "matmul" not in vars(objective.X)
     with ProductCount(object(), 1) as counted:
