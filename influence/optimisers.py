@@ -24,7 +24,7 @@ Progress = Callable[[int], None] | None
 REACHED, LIMIT, STAGNATED = "reached", "limit", "stagnated"
 
 _DENSE_BELOW = 400  # parameters: a factor of the Hessian is then cheaper than a CG run
-_WIDE_ABOVE = 2_000  # inputs of a linear model: preconditioning CG means an eigendecomposition of that size a step
+_WIDE_ABOVE = 2_000  # inputs of a linear model: preconditioned CG would begin with their eigenvectors
 _GRAM_BELOW = 6_000  # outputs over all examples: the Gram form of such a model is then the cheaper solve
 _SHORTEST = 1e-10  # step length at which a line search gives up
 _SPOILT = 1e-3  # relative residual of a direct solve from which it is refined

@@ -27,8 +27,8 @@ from influence.solvers import Exact
 class Influences:
     """Of every training patient on each of the test ``points``, the chosen test point first.
 
-    scores (n, points): predicted changes of the test loss in nats. corrected (n,): those of the first point by
-    one Newton step without the patient. s_test (p, points). factor: the prepared exact solver.
+    scores (n, points): predicted changes of the test loss in nats. corrected (n,): those of the first point
+    by one Newton step without the patient. s_test (p, points). factor: the prepared exact solver.
     """
 
     points: list[int]

@@ -85,6 +85,16 @@ def test_the_table_beside_other_libraries_says_what_is_missed() -> None:
         "A takes 0.50 times what a bare hand-written CG takes in float32; without a preconditioner 1.25.",
         "100 test points at once are 19 times cheaper than one by one.",
     ]
+    assert comparison.extra({"corrected_over_self_influence": 1.25}) == [
+        "Leverage-corrected scores of all points on one test point take 1.25 times as long as their "
+        "self-influence."
+    ]
+    ours_alone = {
+        "fastest_of_ours": "one",
+        "fastest_correct_peer": None,
+        "methods": {"one": line("ours", 1.0)},
+    }
+    assert comparison.gaps({"K": ours_alone}) == []
 
 
 def test_arrays_that_differ_between_processes_are_named() -> None:
