@@ -198,11 +198,8 @@ def test_only_names_tasks_that_exist(tmp_path: Path) -> None:
 
 def test_both_parts_of_task_k_agree_with_dense_solves(tmp_path: Path) -> None:
     """Self-influence of every point, and its corrected score, which one Newton step without it gives."""
-    record = Record.load(
-        execute(
-            composed("experiment=benchmark", "experiment.only=[K]", "tracking=none", f"output={tmp_path}/k")
-        )
-    )
+    settings = ("experiment=benchmark", "experiment.only=[K]", "tracking=none", f"output={tmp_path}/k")
+    record = Record.load(execute(composed(*settings)))
     methods = record.metrics["tasks"]["K"]["methods"]
     assert set(methods) == {"self_influence", "corrected"}
     for line in methods.values():

@@ -89,12 +89,12 @@ def test_the_table_beside_other_libraries_says_what_is_missed() -> None:
         "Leverage-corrected scores of all points on one test point take 1.25 times as long as their "
         "self-influence."
     ]
-    ours_alone = {
+    alone = {
         "fastest_of_ours": "one",
         "fastest_correct_peer": None,
         "methods": {"one": line("ours", 1.0)},
     }
-    assert comparison.gaps({"K": ours_alone}) == []
+    assert comparison.gaps({"K": alone}) == []
 
 
 def test_arrays_that_differ_between_processes_are_named() -> None:
