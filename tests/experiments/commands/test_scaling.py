@@ -108,5 +108,7 @@ def test_arrays_that_differ_between_processes_are_named() -> None:
 
 def test_the_committed_page_is_that_of_its_records() -> None:
     ranks = json.loads((ROOT / "results" / "distributed.json").read_text())
-    wanted = page(Record.load(ROOT / "results" / "benchmark"), ranks, Gpu())
+    folder = ROOT / "results" / "benchmark_networks"
+    networks = Record.load(folder) if folder.is_dir() else None
+    wanted = page(Record.load(ROOT / "results" / "benchmark"), ranks, Gpu(), networks)
     assert (ROOT / "results" / "scaling.md").read_text() == wanted, "run python -m experiments.scaling"
