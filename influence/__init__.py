@@ -35,6 +35,7 @@ from influence.losses import (
 from influence.objectives.linear import LinearObjective
 from influence.objectives.module import Objective
 from influence.objectives.sequential import network_objective
+from influence.picks import HighestLoss, Labelled, LowestMargin
 from influence.removal import TrainingGradient
 from influence.retraining.groups import leave_groups_out
 from influence.retraining.leave_one_out import Retrained, leave_one_out
@@ -75,15 +76,18 @@ __all__ = [
     "GaussNewton",
     "GroupEffect",
     "Hessian",
+    "HighestLoss",
     "Huber",
     "Influence",
     "InfluenceError",
     "InfluentialSet",
+    "Labelled",
     "LiSSA",
     "LinearObjective",
     "LogOdds",
     "Logit",
     "Loss",
+    "LowestMargin",
     "Margin",
     "NotConvergedWarning",
     "NotPositiveDefiniteError",

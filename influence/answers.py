@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from influence.errors import DataError
+from influence.losses import Asked, Asking, Loss
 from influence.solvers import Solution
 
 
@@ -52,6 +53,7 @@ class Explanation:
         of: what was asked, in words.
         values: ``(t,)`` its values at θ.
         is_loss: whether it is a loss, so that less of it is better.
+        tests: ``(t,)`` positions of the test points among those given, if a rule chose them.
 
     >>> import torch
     >>> from influence import Influence
@@ -72,12 +74,15 @@ class Explanation:
     of: str
     values: Tensor
     is_loss: bool
+    tests: list[int] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = []
         words = ("helpful", "harmful") if self.is_loss else ("raised by", "lowered by")
         for j, (good, bad) in enumerate(zip(self.helpful, self.harmful, strict=True)):
-            where = "all test points" if self.of.startswith("mean ") else f"test point {j}"
+            where = f"test point {self.tests[j] if self.tests else j}"
+            if self.of.startswith("mean "):
+                where = f"mean of {len(self.tests)} test points" if self.tests else "all test points"
             said = f"{where}: {self.of} {float(self.values[j]):.4g}"
             lines += [said, f"  {words[0]}: {good}", f"  {words[1]}: {bad}"]
         residual = float(self.solution.residual.max())
@@ -164,3 +169,18 @@ def merged(tops: Sequence[Top], k: int) -> Top:
         key=lambda pair: (-pair[1], pair[0]),
     )[:k]
     return Top([index for index, _ in pairs], [value for _, value in pairs])
+
+
+def signed(top: Top, sign: float) -> Top:
+    """Only the points on that side: a point that is not harmful is not listed as harmful."""
+    pairs = [(i, sign * v) for i, v in zip(top.indices, top.values, strict=True) if v > 0]
+    return Top([i for i, _ in pairs], [v for _, v in pairs])
+
+
+def asked_words(loss: Loss, of: Asking, mean: bool) -> str:
+    """What was asked, for a reader."""
+    if isinstance(loss, Asked):
+        words = loss.words
+    else:
+        words = "loss" if isinstance(of, str) and of == "loss" else f"loss {loss.name}"
+    return f"mean {words}" if mean else words

@@ -13,13 +13,22 @@ attributes ``objective``, ``theta`` and ``plan``, so nothing below is out of rea
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from influence.answers import Explanation, GroupEffect, Suspects, Top, highest, merged
+from influence.answers import (
+    Explanation,
+    GroupEffect,
+    Suspects,
+    Top,
+    asked_words,
+    highest,
+    merged,
+    signed,
+)
 from influence.checks import checked_number
 from influence.choices import Plan, make_plan, prepared
 from influence.curvature.operators import Damped, GaussNewton, Operator
@@ -28,9 +37,10 @@ from influence.evaluation.retraining import Check, check_by_retraining
 from influence.groups import group_change
 from influence.losses import QUANTITIES, Asked, Asking, Quantity, get_quantity
 from influence.objectives._base import TrainingObjective
-from influence.objectives.datasets import streamed_objective
+from influence.objectives.built import objective_of
+from influence.objectives.inputs import raw_length
 from influence.objectives.penalties import Penalty
-from influence.objectives.sequential import network_objective
+from influence.picks import Labelled, Which, picked
 from influence.removal import TrainingGradient, removal_kind
 from influence.scores import (
     mean_test_gradient,
@@ -97,7 +107,7 @@ class Influence:
         stream: bool = False,
         **settings: Any,
     ) -> None:
-        self.objective = _objective(model, loss, data, l2, settings, stream)
+        self.objective = objective_of(model, loss, data, l2, settings, stream)
         self.theta = self.objective.initial() if theta is None else self.objective.vector(theta)
         self.removal = removal_kind(removal)
         self._asked = (curvature, damping, solver)
@@ -135,6 +145,7 @@ class Influence:
         k: int = 5,
         *,
         of: Asking = "loss",
+        which: Which = None,
         mean: bool = False,
         correction: str = "auto",
         removal: str | None = None,
@@ -148,17 +159,22 @@ class Influence:
                 the target's class; ``Margin(c)``, ``LogOdds(c)``, ``Logit(c)``, ``Probability(c)`` of the
                 class c or ``Output(j)``, for which targets may be None; another loss; or a function
                 ``(outputs, targets) -> (m,)`` that autograd differentiates.
+            which: which of the test points: ``"misclassified"``, ``"correct"``, ``HighestLoss(k)``,
+                ``LowestMargin(k)``, ``Labelled(c)``, indices, a mask, or a function ``(outputs, targets) ->
+                mask``; all of them by default.
             mean: ask for the mean over the test points instead of each one.
             correction: ``"first_order"``, ``"leverage"`` (one Newton step without each point) or ``"auto"``:
                 leverage if a factor is there anyway.
             removal: another convention than that of this object.
 
         Raises:
-            DataError: test data of another kind, k < 1, or a quantity without meaning here.
+            DataError: test data of another kind, k < 1, a quantity without meaning here, or a rule that
+                chooses no point.
             SolverError: the solve failed; the message says what to change.
         """
         checked_number("k", k, least=1, whole=True)
-        objective, tests = self.objective, self.tests(test, of)
+        objective = self.objective
+        tests, places = self._chosen(test, of, which)
         correction = self._correction(correction)
         gradients = self._gradients(tests, mean)
         values = tests.example_losses(self.theta)
@@ -176,8 +192,8 @@ class Influence:
             for j in range(t):
                 helpful[j].append(highest(changes[:, j], k, rows))
                 harmful[j].append(highest(-changes[:, j], k, rows))
-        raising = [_signed(merged(tops, k), 1.0) for tops in helpful]
-        lowering = [_signed(merged(tops, k), -1.0) for tops in harmful]
+        raising = [signed(merged(tops, k), 1.0) for tops in helpful]
+        lowering = [signed(merged(tops, k), -1.0) for tops in harmful]
         is_loss = not isinstance(tests.loss, Asked)
         return Explanation(
             torch.cat(parts) if keep else None,
@@ -185,9 +201,10 @@ class Influence:
             lowering if is_loss else raising,
             solution,
             correction,
-            _words(tests, of, mean),
+            asked_words(tests.loss, of, mean),
             values.mean()[None] if mean else values,
             is_loss,
+            places.tolist(),
         )
 
     def suspects(self) -> Suspects:
@@ -204,20 +221,23 @@ class Influence:
         corrected = self_influence(objective, theta, operator, solver, correction="leverage")
         return Suspects(scores, losses + corrected / objective.n, losses)
 
-    def of_group(self, group: Any, test: Any, *, of: Asking = "loss", mean: bool = False) -> GroupEffect:
+    def of_group(
+        self, group: Any, test: Any, *, of: Asking = "loss", which: Which = None, mean: bool = False
+    ) -> GroupEffect:
         """Predicted change of the test losses when the training points ``group`` are removed together.
 
         Args:
             group: indices, or a mask ``(n,)``.
-            test, of, mean: as for :meth:`influence_on`.
+            test, of, which, mean: as for :meth:`influence_on`.
             test: test points.
             of: what is asked of them.
+            which: which of them.
             mean: ask for the mean over them.
 
         Raises:
             DataError: an empty group, or one that holds every point.
         """
-        tests = self.tests(test, of)
+        tests = self.tests(test, of, which)
         operator = self.plan.operator
 
         def change(method: str, operator: Operator, steps: int = 1) -> Tensor:
@@ -241,6 +261,7 @@ class Influence:
         k: int = 20,
         *,
         of: Asking = "loss",
+        which: Which = None,
         mean: bool = False,
         index: int = 0,
         seed: int = 0,
@@ -256,8 +277,9 @@ class Influence:
             test: as for :meth:`influence_on`; ``index`` names the test point.
             k: how many points.
             of: what is asked, as for :meth:`influence_on`; the retrained models are asked the same.
+            which: which of the test points, as for :meth:`influence_on`.
             mean: compare the mean over all test points instead of one.
-            index: position of the test point.
+            index: position of the test point among those that ``which`` chooses.
             seed: draws the random points.
             correction: ``"first_order"`` or ``"leverage"``.
             tolerance: gradient norm of the refits; 1e-8 in float64 and 1e-5 in float32 by default.
@@ -265,7 +287,7 @@ class Influence:
         Raises:
             DataError: k below 3, 2k above n, an index that does not exist, or one beside ``mean``.
         """
-        tests = self.tests(test, of)
+        tests = self.tests(test, of, which)
         if mean and index:
             raise DataError("index names one test point and mean=True takes all of them; pass one of the two")
         place = None if mean else int(tests.index([index])[0])
@@ -303,32 +325,47 @@ class Influence:
 
     # -- parts ---------------------------------------------------------------------------------------------
 
-    def tests(self, test: Any, of: Asking = "loss") -> TrainingObjective:
+    def tests(self, test: Any, of: Asking = "loss", which: Which = None) -> TrainingObjective:
         """The test points as an objective of the same model, with what is asked in place of the loss.
 
         Args:
             test: as for :meth:`influence_on`.
             of: what is asked, as for :meth:`influence_on`.
+            which: which of them, as for :meth:`influence_on`.
 
         Raises:
-            DataError: test data of another kind, or a quantity without meaning here.
+            DataError: test data of another kind, a quantity without meaning here, or a rule that chooses no
+                point.
         """
+        return self._chosen(test, of, which)[0]
+
+    def _chosen(self, test: Any, of: Asking, which: Which) -> tuple[TrainingObjective, Tensor]:
+        """The chosen test points, asked, and their positions."""
+        of = self._encoded(QUANTITIES[of]() if isinstance(of, str) and of in QUANTITIES else of)
+        tests, labelled = self._given(test, of)
+        places = torch.arange(tests.n)
+        if which is not None:
+            if isinstance(which, Labelled):
+                which = replace(which, label=self._code(which.label))
+            chosen = picked(tests, self.theta, which, labelled)
+            tests, places = tests.subset(chosen), chosen.cpu()
+        return tests.asking(of, self.theta), places
+
+    def _given(self, test: Any, of: Asking) -> tuple[TrainingObjective, bool]:
+        """The test points with their loss, and whether their targets are their own."""
         if isinstance(test, TrainingObjective):
             if test.p != self.objective.p:
                 raise DataError(f"the test objective has {test.p} parameters, the model {self.objective.p}")
-            return test.asking(of, self.theta)
+            return test, True
         inputs, targets = test if isinstance(test, tuple) and len(test) == 2 else (test, None)
-        of = self._encoded(QUANTITIES[of]() if isinstance(of, str) and of in QUANTITIES else of)
         unlabelled = targets is None and isinstance(of, Quantity) and not isinstance(inputs, _SOURCES)
         if unlabelled:
             objective = self.objective
             unlabelled = not get_quantity(of, objective.loss, objective.n_outputs, ()).needs_targets
         if unlabelled:  # any target that the loss can take: it does not enter
             one = self.objective.targets[:1]
-            targets = one.repeat(_length(inputs), *[1] * (one.ndim - 1))
-        else:
-            targets = self._labels(targets)
-        return self._points(inputs, targets).asking(of, self.theta)
+            return self._points(inputs, one.repeat(raw_length(inputs), *[1] * (one.ndim - 1))), False
+        return self._points(inputs, self._labels(targets)), True
 
     def _points(self, inputs: Any, targets: Any) -> TrainingObjective:
         """The test points with their loss."""
@@ -341,6 +378,10 @@ class Influence:
     def _encoded(self, of: Asking) -> Asking:
         """What is asked, with classes named as the objective names them."""
         return of
+
+    def _code(self, label: Any) -> Any:
+        """A class as the targets name it."""
+        return label
 
     def _gradients(self, tests: TrainingObjective, mean: bool, index: int | None = None) -> Tensor:
         """Gradients of what is asked, ``(p, t)``: of each test point, of one, or of their mean.
@@ -371,52 +412,3 @@ class Influence:
     def warn_unless_stationary(self) -> float:
         """‖∇R(θ)‖; warns if θ is so far from a minimum that retraining moves it for other reasons too."""
         return warn_unless_stationary(self.objective, self.theta)
-
-
-def _length(inputs: Any) -> int:
-    """How many examples raw inputs hold."""
-    if isinstance(inputs, Mapping):
-        return _length(next(iter(inputs.values()), ()))
-    if isinstance(inputs, tuple):
-        return _length(inputs[0]) if inputs else 0
-    shape = getattr(inputs, "shape", None)
-    return int(shape[0]) if shape else len(inputs)
-
-
-def _words(tests: TrainingObjective, of: Asking, mean: bool) -> str:
-    """What was asked, for a reader."""
-    if isinstance(tests.loss, Asked):
-        words = tests.loss.words
-    else:
-        words = "loss" if isinstance(of, str) and of == "loss" else f"loss {tests.loss.name}"
-    return f"mean {words}" if mean else words
-
-
-def _signed(top: Top, sign: float) -> Top:
-    """Only the points on that side: a point that is not harmful is not listed as harmful."""
-    pairs = [(i, sign * v) for i, v in zip(top.indices, top.values, strict=True) if v > 0]
-    return Top([i for i, _ in pairs], [v for _, v in pairs])
-
-
-def _objective(
-    model: nn.Module | TrainingObjective,
-    loss: Any,
-    data: Any,
-    l2: Penalty,
-    settings: dict[str, Any],
-    stream: bool = False,
-) -> TrainingObjective:
-    if isinstance(model, TrainingObjective):
-        if loss is not None or data is not None or l2 or settings or stream:
-            raise DataError("the objective brings its own loss, data, l2 and settings; pass it alone")
-        return model
-    if not isinstance(model, nn.Module):
-        raise DataError(f"model must be a torch.nn.Module or an objective, got {type(model).__name__}")
-    if loss is None or data is None:
-        raise DataError("pass a loss and the training data beside the model")
-    if stream:
-        return streamed_objective(model, loss, data, l2, **settings)
-    inputs: Any
-    targets: Any
-    inputs, targets = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
-    return network_objective(model, loss, inputs, targets, l2, **settings)

@@ -42,8 +42,8 @@ COMMAND = Command(
         ("houses.csv label=price id=address", "labels that are numbers: outlying ones are sought"),
     ),
     notes="Each row is judged by models that have not seen its label (leave-one-out influence); the list is "
-    "sorted by the loss of the given label. What was found rather than told is printed: encoding, separator, "
-    "ids, copies of the label, missing cells.",
+    "sorted by the loss of the given label. What was detected is printed: encoding, separator, ids, copies "
+    "of the label, missing cells.",
 )
 
 

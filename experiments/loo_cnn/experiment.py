@@ -118,6 +118,8 @@ def run(cfg: DictConfig, context: Context) -> Record:
             "actual_raw": retrained[cfg.seed].changes[-1, :-1],
             "gradient_norm": retrained[cfg.seed].gradient_norms[:-1],
             "scores": own.scores,
+            "states": protocol.states_array(states, settings.dtype),
+            "changes": np.stack([retrained[seed].changes for seed in seeds]),
         }
         | seed_arrays(scores, actual, seeds, found),
         table=["index", "original_index", "label", "predicted", "actual", "actual_raw"],

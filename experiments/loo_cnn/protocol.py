@@ -5,6 +5,7 @@ All runs of a seed see the same batches in the same order, so drift and minibatc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
@@ -94,9 +95,16 @@ def gradients_of(objective: Objective, kernel: str) -> tuple[BatchGradients, str
 
 
 def train_all(context: Context, problem: Problem, seeds: list[int]) -> tuple[dict[int, AdamState], str]:
-    """Each seed's run of Adam from scratch, ``workers`` at a time, and how its gradients were computed."""
+    """Each seed's run of Adam from scratch, ``workers`` at a time, and how its gradients were computed.
+
+    A spot check goes on from the states in the record instead.
+    """
     settings = problem.cfg.experiment
     dtype = getattr(torch, settings.dtype)
+    given = context.recorded("states")
+    if given is not None:
+        path = gradients_of(problem.objective(seeds[0], dtype), settings.kernel)[1]
+        return dict(zip(seeds, states_of(given, settings.steps), strict=True)), path
     rate = piecewise([tuple(pair) for pair in settings.rates])
     journals = {seed: context.journal("training", key={"seed": seed}) for seed in seeds}
     done, lock, paths = dict.fromkeys(seeds, 0), Lock(), set()
@@ -122,6 +130,18 @@ def train_all(context: Context, problem: Problem, seeds: list[int]) -> tuple[dic
     ):
         states = dict(zip(seeds, pool.map(one, seeds), strict=True))
     return states, paths.pop()
+
+
+def states_array(states: dict[int, AdamState], dtype: str) -> np.ndarray:
+    """Parameters and both moments of every seed in the type of the training: ``(seeds, 3, p)``."""
+    parts = [torch.stack([s.thetas[:, 0], s.first[:, 0], s.second[:, 0]]) for s in states.values()]
+    return torch.stack(parts).to(getattr(torch, dtype)).cpu().numpy()
+
+
+def states_of(array: np.ndarray, steps: int) -> list[AdamState]:
+    """The states of :func:`states_array`, in float64."""
+    whole = torch.as_tensor(array, dtype=torch.float64)[..., None]
+    return [AdamState(own[0], own[1], own[2], steps) for own in whole]
 
 
 @dataclass(frozen=True)
@@ -155,60 +175,72 @@ def retrain_all(
 
     Every block is kept in the journal; ``workers`` of them run at a time.
     """
-    settings, seeds = problem.cfg.experiment, list(states)
+    settings = problem.cfg.experiment
     dtype = getattr(torch, settings.retraining_dtype)
-    journals = {
-        seed: context.journal("retraining", key={"seed": seed, "removed": removed[seed].tolist()})
-        for seed in seeds
-    }
-    objectives = {seed: problem.objective(seed) for seed in seeds}
-    narrow = {seed: problem.objective(seed, dtype) for seed in seeds}
-    test = objectives[seeds[0]].on(*problem.test)
-    one = torch.tensor([test_index], device=test.device)
-    before = {seed: float(test.example_losses(states[seed].thetas[:, 0].clone(), one)[0]) for seed in seeds}
-    blocks = {
-        (seed, number): points
-        for seed in seeds
-        for number, points in enumerate(torch.as_tensor(np.append(removed[seed], -1)).split(settings.block))
-    }
-    parts = {key: journals[key[0]].get(f"block-{key[1]}") for key in blocks}
+    index = {seed: np.append(points, -1) for seed, points in removed.items()}  # the run on all data last
+    total, done = sum(map(len, removed.values())), 0
+    with (
+        context.timer(f"{total} retrainings"),
+        context.progress(total, "retrainings") as advance,
+        ThreadPoolExecutor(settings.workers) as pool,
+    ):
 
-    def one_block(key: tuple[int, int]) -> dict[str, np.ndarray]:
-        seed, points, done, losses = key[0], blocks[key], 0, []
-        gradients, _ = gradients_of(narrow[seed], settings.kernel)
-        state = states[seed].to(dtype).repeat(len(points))
+        def of(seed: int) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+            return lambda points: blocks(seed, points)
+
+        def blocks(seed: int, points: np.ndarray) -> dict[str, np.ndarray]:
+            nonlocal done
+            journal = context.journal("retraining", key={"seed": seed, "removed": removed[seed].tolist()})
+            objective, narrow = problem.objective(seed), problem.objective(seed, dtype)
+            one = Retraining(settings, objective, narrow, objective.on(*problem.test), states[seed], seed)
+            chunks = torch.as_tensor(points).split(settings.block)
+            parts = [journal.get(f"block-{number}") for number in range(len(chunks))]
+            missing = [number for number, part in enumerate(parts) if part is None]
+            made = pool.map(lambda number: one(chunks[number], test_index), missing)
+            for number, part in zip(missing, made, strict=True):
+                journal.put(f"block-{number}", part)
+                parts[number] = part
+                advance(done + sum(len(chunks[k]) for k, own in enumerate(parts) if own is not None))
+            done += len(points)
+            whole = [part for part in parts if part is not None]
+            names = {"changes": "change", "norms": "gradient_norm"}
+            return {new: np.concatenate([part[old] for part in whole], axis=-1) for new, old in names.items()}
+
+        found = {
+            seed: context.retrained(index[seed], of(seed), row, axis=-1, share=len(states))
+            for row, seed in enumerate(states)
+        }
+    return {seed: Retrained(own["changes"], own["norms"]) for seed, own in found.items()}
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """Adam on from one seed's state without each of a block of points: called with them."""
+
+    settings: DictConfig
+    objective: Objective
+    narrow: Objective  # in the type of the retraining
+    test: Objective
+    state: AdamState
+    seed: int
+
+    def __call__(self, points: torch.Tensor, test_index: int) -> dict[str, np.ndarray]:
+        """``change (moments, points)`` of the test loss and the final ``gradient_norm (points,)``."""
+        settings, done, losses = self.settings, 0, []
+        one = torch.tensor([test_index], device=self.test.device)
+        before = float(self.test.example_losses(self.state.thetas[:, 0].clone(), one)[0])
+        gradients, _ = gradients_of(self.narrow, settings.kernel)
+        state = self.state.to(getattr(torch, settings.retraining_dtype)).repeat(len(points))
         for step in moments(settings):
             state = adam(
-                narrow[seed], state, step - done, lambda _: settings.retraining_rate, settings.batch,
-                seed + 1, left_out=points, offset=done, gradients=gradients,
+                self.narrow, state, step - done, lambda _: settings.retraining_rate, settings.batch,
+                self.seed + 1, left_out=points, offset=done, gradients=gradients,
             )  # fmt: skip
             done = step
             thetas = state.thetas.to(torch.float64)
-            losses.append(test.example_losses_many(thetas, one)[0].cpu().numpy())
-        norms = objectives[seed].gradients(thetas).norm(dim=0).cpu().numpy()
-        return {"change": np.stack(losses) - before[seed], "gradient_norm": norms}
-
-    missing = [key for key in blocks if parts[key] is None]
-    count = sum(len(points) for points in removed.values())
-    with (
-        context.timer(f"{count} retrainings"),
-        context.progress(len(blocks), "blocks of retrainings") as advance,
-        ThreadPoolExecutor(settings.workers) as pool,
-    ):
-        for place, (key, part) in enumerate(zip(missing, pool.map(one_block, missing), strict=True)):
-            journals[key[0]].put(f"block-{key[1]}", part)
-            parts[key] = part
-            advance(len(blocks) - len(missing) + place + 1)
-    done = {key: part for key, part in parts.items() if part is not None}
-    return {
-        seed: Retrained(
-            *(
-                np.concatenate([done[key][name] for key in blocks if key[0] == seed], axis=-1)
-                for name in ("change", "gradient_norm")
-            )
-        )
-        for seed in seeds
-    }
+            losses.append(self.test.example_losses_many(thetas, one)[0].cpu().numpy())
+        norms = self.objective.gradients(thetas).norm(dim=0).cpu().numpy()
+        return {"change": np.stack(losses) - before, "gradient_norm": norms}
 
 
 def deviations(settings: DictConfig) -> list[str]:

@@ -59,12 +59,14 @@ def run(cfg: DictConfig, context: Context) -> Record:
 
     states, _ = protocol.train_all(context, problem, [cfg.seed])
     begun = states[cfg.seed].thetas[:, 0].clone()
+    given = context.recorded("theta")  # a spot check begins where the record ended
+    origin = begun if given is None else torch.as_tensor(given)
     with (
         context.timer("to the stationary point"),
         context.progress(settings.shares, "to the stationary point") as bar,
     ):
         found = stationary(
-            net, begun, settings.tolerance, passes=settings.passes, shares=settings.shares,
+            net, origin, settings.tolerance, passes=settings.passes, shares=settings.shares,
             exact_below=settings.exact_below, floor=settings.floor, journal=context.journal("stationary"),
             progress=lambda passes, norm: bar(min(settings.shares, passes // settings.passes)),
         )  # fmt: skip
@@ -78,7 +80,14 @@ def run(cfg: DictConfig, context: Context) -> Record:
     by_damping = {delta: all_scores(train, theta, curvature, gradient, delta) for delta in settings.dampings}
     removed = largest(by_damping[0.0], settings.removed)
     first = by_damping[0.0][removed]
-    actual, norms, moved, passes = take_away(context, cfg, net, test, theta, curvature, removed, test_index)
+    names = ("actual_at", "gradient_norm_at", "moved_at", "passes_at")
+
+    def less(points: np.ndarray) -> dict[str, np.ndarray]:
+        found = take_away(context, cfg, net, test, theta, curvature, points, test_index)
+        return dict(zip(names, found, strict=True))
+
+    taken = context.retrained(removed, less, axis=-1)
+    actual, norms = taken["actual_at"], taken["gradient_norm_at"]
     with context.timer("one Newton step each"):
         steps, newton, indefinite = predictions.newton(
             net, test, theta, curvature, removed, settings.fractions, test_index
@@ -90,16 +99,15 @@ def run(cfg: DictConfig, context: Context) -> Record:
         "predicted": first,
         "actual": actual[-1],
         "fractions": np.array(settings.fractions),
-        "actual_at": actual,
+        **taken,
         "first_order_at": np.array(settings.fractions)[:, None] * first,
         "step_at": steps,
         "newton_at": newton,
-        "gradient_norm_at": norms,
-        "moved_at": moved,
-        "passes_at": passes,
         "scores": by_damping[0.0],
         "eigenvalues": curvature.eigenvalues.numpy(),
         "history": np.array(found.history, dtype=np.float64).reshape(-1, 3),
+        "states": protocol.states_array(states, settings.dtype),
+        "theta": theta.numpy(),
     }
     reached = norms <= settings.tolerance
     metrics = {
@@ -168,7 +176,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
                 "count": len(removed),
                 "converged": int(reached[row].sum()),
                 "largest_gradient_norm": float(norms[row].max()),
-                "largest_passes": int(passes[row].max()),
+                "largest_passes": int(taken["passes_at"][row].max()),
             }
             for row, fraction in enumerate(settings.fractions)
         ],

@@ -113,14 +113,22 @@ class Context:
         index: np.ndarray,
         work: Callable[[np.ndarray], dict[str, np.ndarray]],
         row: int | None = None,
+        axis: int = 0,
+        share: int = 1,
     ) -> dict[str, np.ndarray]:
         """``work(index)``: what retraining without each of ``index`` gives, by name, an entry per point.
 
-        Names are those of the record's arrays (``row``: in that row of them). A spot check has ``work`` done
-        on a few points and takes the others from the record (:mod:`experiments.suite.spot`).
+        Names are those of the record's arrays (``row``: in that row of them), whose ``axis`` is over the
+        points; ``share``: of so many calls. A spot check has ``work`` done on a few points and takes the
+        others from the record (:mod:`experiments.suite.spot`).
         """
-        del row
+        del row, axis, share
         return work(index)
+
+    def recorded(self, name: str) -> np.ndarray | None:
+        """An array of the record that a spot check goes on from; None in a run, which computes it."""
+        del name
+        return None
 
     def add_workers(self, timing: Timing, count: int, peak_mib: float) -> None:
         """Counts ``count`` worker processes, of at most ``peak_mib`` each, into the memory of a part that has

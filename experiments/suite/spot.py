@@ -29,7 +29,10 @@ from experiments.suite.sweeps import value_at
 from experiments.verification.claims import Spec
 from experiments.verification.spots import FAILED, IMPOSSIBLE, PASSED, Spot
 
-RETRAINED = ("loo_linear", "smooth_hinge", "leverage", "groups")  # they retrain through Context.retrained
+RETRAINED = (  # they retrain through Context.retrained
+    "loo_linear", "smooth_hinge", "leverage", "groups", "loo_cnn", "loo_cnn_stationary",
+)  # fmt: skip
+NEEDED = {"loo_cnn": ("states", "changes"), "loo_cnn_stationary": ("states", "theta")}
 LONGEST = 150.0  # seconds that the repetition of a whole run, or of a job, may have taken
 WITHIN = 2e-3  # relative; 1 % is five times that, two machines differ by far less
 # What is below is rounding, not a result: of an array against its largest, and of a single number.
@@ -37,6 +40,7 @@ ROUNDING, ROUNDING_ALONE = 1e-9, 1e-8
 # How a solve or fit ended: below a tolerance that the settings state, and another on each machine.
 NOT_COMPARED = (
     "gradient_norm", "iterations", "residual", "duality_gap", "times", "seconds", "products",
+    "passes", "history", "relative_difference",
 )  # fmt: skip
 
 
@@ -54,22 +58,42 @@ class SpotContext(Context):
         index: np.ndarray,
         work: Callable[[np.ndarray], dict[str, np.ndarray]],
         row: int | None = None,
+        axis: int = 0,
+        share: int = 1,
     ) -> dict[str, np.ndarray]:
         """A few points by ``work``, the others as the record has them."""
-        count = min(self.points, len(index))
+        count = min(-(-self.points // share), len(index))
         chosen = np.sort(self.draw.permutation(len(index))[:count])
         self.drawn += count
         found = {}
         for name, values in work(np.asarray(index)[chosen]).items():
+            own = np.moveaxis(values, axis, 0)
             whole = self.record.arrays.get(name)
             if whole is not None and row is not None:
                 whole = whole[row] if row < len(whole) else None
+            if whole is not None:
+                whole = np.moveaxis(np.array(whole), axis, 0)
             # What the record does not hold (how each fit ended), or holds of another number of points.
-            fits = whole is not None and len(whole) == len(index)
-            whole = np.array(whole) if fits else np.resize(values, (len(index), *values.shape[1:]))
-            whole[chosen] = values
-            found[name] = whole
+            if whole is None or whole.shape[1:] != own.shape[1:] or len(whole) != len(index):
+                whole = np.resize(own, (len(index), *own.shape[1:]))
+            whole[chosen] = own
+            found[name] = np.moveaxis(whole, 0, axis)
         return found
+
+    def recorded(self, name: str) -> np.ndarray | None:
+        """The array ``name`` of the record.
+
+        Raises:
+            UserError: the record has none.
+        """
+        return have(self.record, name)
+
+
+def have(record: Record, name: str) -> np.ndarray:
+    """An array of the record; UserError if there is none."""
+    if name not in record.arrays:
+        raise UserError(f"the record lacks the array {name}, from which the check would go on.")
+    return record.arrays[name]
 
 
 def composed(arguments: list[str]) -> DictConfig:
@@ -96,6 +120,8 @@ def of_a_run(spec: Spec, record: Record, provenance: Mapping[str, Any], points: 
         return Spot(IMPOSSIBLE, "its numbers are times and depend on the machine")
     if name not in RETRAINED and took > LONGEST:
         return Spot(IMPOSSIBLE, f"nothing in it can be repeated apart, and the whole took {took:.0f} s")
+    for array in NEEDED.get(name, ()):
+        have(record, array)
     cfg = composed(spec.arguments)
     again, drawn = repeated(cfg, record, points, seed)
     what = f"{drawn} points retrained" if drawn else "repeated whole"

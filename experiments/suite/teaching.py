@@ -18,12 +18,12 @@ from experiments.records.places import CONF
 from experiments.suite.commands import COMMANDS, WIDTH, columns, command, plain
 
 FIRST = """\
-  python -m experiments experiment=loo_linear                                  on embedded data, no network
-  python -m experiments experiment=loo_linear --help                           what it shows, its settings,
-  its cost python -m experiments experiment=loo_linear tier=paper data.mirror=FOLDER    on the paper's data
-  python -m experiments experiment=loo_linear output=FOLDER                    the same FOLDER again resumes
-  python -m experiments experiment=loo_linear --cfg job                        prints all settings, runs
-  nothing python -m experiments --multirun experiment=loo_linear seed=0,1,2            a sweep"""
+  python -m experiments experiment=loo_linear                runs on embedded data, without a network
+  ... experiment=loo_linear --help                           says what it shows, its settings and its cost
+  ... experiment=loo_linear tier=paper data.mirror=FOLDER    runs on the paper's data
+  ... experiment=loo_linear output=FOLDER                    the same FOLDER again resumes
+  ... experiment=loo_linear --cfg job                        prints all settings and runs nothing
+  ... --multirun experiment=loo_linear seed=0,1,2            runs a sweep"""
 SETTINGS = """\
 Settings are key=value, as --cfg job prints them. An unknown one is refused, and the known ones are named.
 Common ones: seed=0 threads=2 output=FOLDER tracking=none debug=true

@@ -77,8 +77,13 @@ class SklearnInfluence(Influence):
         """Classes by the names that scikit-learn knows."""
         if not isinstance(of, OfClass) or of.label is None or self.fitted_model.classes is None:
             return of
-        (code,) = self.fitted_model.encoded([of.label])
-        return replace(of, label=int(code))
+        return replace(of, label=self._code(of.label))
+
+    def _code(self, label: Any) -> Any:
+        if self.fitted_model.classes is None:
+            return label
+        (code,) = self.fitted_model.encoded([label])
+        return int(code)
 
 
 @dataclass

@@ -100,6 +100,16 @@ def shape_of(inputs: Inputs) -> Any:
     )
 
 
+def raw_length(inputs: Any) -> int:
+    """How many examples inputs hold that are no tensors yet."""
+    if isinstance(inputs, Mapping):
+        return raw_length(next(iter(inputs.values()), ()))
+    if isinstance(inputs, tuple):
+        return raw_length(inputs[0]) if inputs else 0
+    shape = getattr(inputs, "shape", None)  # a list has none
+    return int(shape[0]) if shape else len(inputs)
+
+
 # -- data as a person has them -----------------------------------------------------------------------------
 
 _TARGET_NAMES = ("labels", "label", "targets", "target", "y")

@@ -111,7 +111,7 @@ def _table(
     rows = _rows(text, separator, quoting, skipped)
     first = next(rows, None)
     if first is None:
-        raise UserError(f"{name} has no rows; give a header line and one row a line.")
+        raise UserError(f"{name} has no rows; give a header line and one row per line.")
     sample = [first]
     for row in rows:
         sample.append(row)

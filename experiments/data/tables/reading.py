@@ -65,7 +65,7 @@ def read(path: str | Path, settings: Options) -> Table:
         content = _unzipped(content, file)
         notes.append("The file is compressed with gzip.")
     if not content.strip():
-        raise UserError(f"{file} is empty; give a table with a header line and one row a line.")
+        raise UserError(f"{file} is empty; give a table with a header line and one row per line.")
     if content[:4] == b"PAR1":
         table = _typed(file, content, "Parquet", settings, notes)
     elif content[:4] == b"PK\x03\x04" or content[:8] == b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1":

@@ -15,6 +15,7 @@ from experiments.errors import UserError
 from experiments.records.record import Record
 from experiments.suite.job import execute
 from tests.experiments.test_configs import composed
+from tests.helpers import PATIENCE
 
 MACHINE = {"gflops_float64": 50.0, "gflops_float32": 100.0, "bandwidth_gbytes": 10.0}
 
@@ -109,7 +110,7 @@ def test_a_measurement_in_its_own_process_agrees_with_the_dense_solve(tmp_path: 
             "repeats": 2,
             "options": {"tolerance": 1e-8},
         }
-        found, answer = runner.run(where, wanted, peers=tmp_path, threads=1, timeout=60, timed=False)
+        found, answer = runner.run(where, wanted, peers=tmp_path, threads=1, timeout=PATIENCE, timed=False)
         assert found["status"] == "measured", found
         assert len(found["seconds"]) == 2
         assert found["peak_mib"] > 50

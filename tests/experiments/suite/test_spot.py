@@ -31,6 +31,27 @@ RUNS = {
     "groups": (["experiment.shares=[0.01,0.1]"], "refit", ("largest_refit",)),
     "readmission": ([], "actual", ("children_checked", "worst_ratio")),
     "components": ([], "full", ("harmful", "score")),
+    "loo_cnn": (
+        ["experiment.steps=150", "experiment.retraining_steps=12", "experiment.removed=5",
+         "experiment.rates=[[0,0.02]]", "experiment.checkpoints=2", "experiment.seeds=2",
+         "solver.damping=0.5"],
+        "changes",
+        ("steps", "6", "pearson"),
+    ),
+    "loo_cnn_stationary": (
+        ["experiment.n_train=120", "experiment.batch=60", "experiment.steps=200", "experiment.removed=6",
+         "experiment.rates=[[0,0.02]]", "model.l2=0.01", "experiment.fractions=[0.01,1]"],
+        "actual_at",
+        ("hessian", "largest"),
+    ),
+}  # fmt: skip
+DRAWN = {
+    "leverage": 8,
+    "loo_linear": 4,
+    "smooth_hinge": 4,
+    "groups": 4,
+    "loo_cnn": 4,
+    "loo_cnn_stationary": 4,
 }
 
 
@@ -54,11 +75,8 @@ def test_the_true_record_passes_and_one_number_altered_by_a_hundredth_fails(made
     spec, record = made
     found = spot.check(spec, record, SHORT, points=4, seed=3)
     assert found.status == PASSED, found
-    assert found.what == (
-        "repeated whole"
-        if spec.name not in spot.RETRAINED
-        else f"{8 if spec.name == 'leverage' else 4} points retrained"
-    )
+    drawn = DRAWN.get(spec.name)
+    assert found.what == ("repeated whole" if drawn is None else f"{drawn} points retrained")
     array, path = RUNS[spec.name][1:]
 
     def metric(changed: Record) -> None:
@@ -98,9 +116,10 @@ def test_every_drawn_point_is_seen_and_the_seed_draws_it(tmp_path: Path) -> None
 
 
 def test_what_cannot_be_checked_is_named(tmp_path: Path) -> None:
-    spec = Spec("loo_cnn", "experiment=loo_cnn tier=paper", "paper")
-    found = spot.check(spec, verifying.record(), {"wall_seconds": 4000.0}, 20, 0)
-    assert (found.status, "4000 s" in found.what) == (IMPOSSIBLE, True)
+    for name, said in (("spam", "4000 s"), ("loo_cnn", "lacks the array states")):
+        spec = Spec(name, f"experiment={name} tier=paper", "paper")
+        found = spot.check(spec, verifying.record(), {"wall_seconds": 4000.0}, 20, 0)
+        assert (found.status, said in found.what) == (IMPOSSIBLE, True), found
     times = spot.check(Spec("b", "experiment=benchmark", "smoke"), verifying.record(), SHORT, 20, 0)
     assert "times" in times.what
     nowhere = Spec(
