@@ -135,6 +135,14 @@ def _classes(
 ) -> tuple[Any, ...]:
     y, names = labels.y, np.array(labels.classes, dtype=object)
     found = classes_of.assess(features, y, len(names), weights, groups, chosen, say)
+    if groups is not None:
+        pairs = np.unique(np.stack([y, groups]), axis=1)
+        alone = names[np.bincount(pairs[0], minlength=len(names)) == 1]
+        if len(alone):
+            notes.append(
+                f"Classes in one group only: {', '.join(map(repr, alone[:8]))}. No other group speaks for "
+                "them, so that all their rows are suspects."
+            )
     if found.accuracy > FOUND_OUT and len(y) >= 50:
         notes.append(
             f"{100 * found.accuracy:.1f} % of the labels follow from the other columns: some of these may "
