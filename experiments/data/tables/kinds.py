@@ -248,7 +248,7 @@ def _date_column(
     if form is None or shares[form] < (0.01 if forced else MOSTLY):
         return None
     dates = _parsed(texts, form)
-    note = "" if form == "ISO8601" else f"as {form}"
+    note = "" if form == "ISO8601" else f"as {_spoken(form)}"
     twin = form.replace("%d", "\0").replace("%m", "%d").replace("\0", "%m")
     words = []
     if twin in shares and twin != form:
@@ -258,7 +258,7 @@ def _date_column(
                 f"column {name!r}: day and month cannot be told apart; it is read {note} (day_first= sets it)"
             )
         elif alternative.notna().mean() > dates[~missing].notna().mean():
-            dates, note = _parsed(texts, twin), f"as {twin}"
+            dates, note = _parsed(texts, twin), f"as {_spoken(twin)}"
     column = _dates(name, dates.to_numpy(dtype="datetime64[s]"), missing, note)
     stray = np.isnat(column.values) & ~missing
     if not forced and stray.sum() > (1 - MOSTLY) * len(present):
@@ -283,6 +283,13 @@ def _forms(sample: Any, settings: Options) -> list[str]:
             continue
         forms += [day + time for time in _TIMES]
     return forms
+
+
+def _spoken(form: str) -> str:
+    """A format in words: day/month/year."""
+    words = {"d": "day", "m": "month", "b": "month", "B": "month", "Y": "year", "y": "year", "H": "hour"}
+    words |= {"I": "hour", "M": "minute", "S": "second", "p": "AM/PM"}
+    return re.sub("%(.)", lambda found: words[found.group(1)], form)
 
 
 def _parsed(texts: Any, form: str) -> Any:
