@@ -132,7 +132,8 @@ class Fitted:
     def encoded(self, y: Any) -> np.ndarray[Any, Any]:
         """Labels or numbers as the loss takes them."""
         codes = _encoded(y, self.classes, self.objective.loss)
-        return _plus_minus(codes, self.classes, self.objective.loss)
+        targets: np.ndarray[Any, Any] = _plus_minus(codes, self.classes, self.objective.loss)
+        return targets
 
 
 def _unwrapped(estimator: Any) -> tuple[tuple[Any, ...], Any]:
