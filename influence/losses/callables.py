@@ -138,7 +138,7 @@ class CallableLoss(Loss):
             return None
         return (
             "gives a batch another number than the mean or the sum over its examples, so it has no loss per "
-            "example (contrastive, divided by the class weights of a batch, or outputs "
+            "example (contrastive, divided by the class weights or tokens of a batch, or outputs "
             f"{tuple(outputs.shape)} broadcast against targets {tuple(targets.shape)}?); return one loss per "
             "example, from its own outputs"
         )

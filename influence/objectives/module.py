@@ -118,9 +118,7 @@ class Objective(TrainingObjective):
         self.l2, self.l2_mask = penalty_of(self.network, l2, l2_parameters)
         self._set_data(inputs, targets)
         self.loss.check_targets(self.targets, self.n_outputs)
-        self.weights = (
-            None if weights is None else checked.checked_weights(weights, self.n).to(self.device, dtype)
-        )
+        self.weights = checked.weights_of(weights, self.n, self.l2_mask)
         checked.check_determinism(lambda x: self._outputs_of(self.initial(), x), self.inputs, dtype)
         self._frozen = find(self.network, self.inputs, int(cache_bytes))
         if self._frozen is not None:
@@ -215,9 +213,7 @@ class Objective(TrainingObjective):
     def with_weights(self, weights: Tensor | None) -> Self:
         """The same objective with other weights ``(n,)`` of the examples, or with none."""
         other = copy.copy(self)
-        other.weights = (
-            None if weights is None else checked.checked_weights(weights, self.n).to(self.device, self.dtype)
-        )
+        other.weights = checked.weights_of(weights, self.n, self.l2_mask)
         return other
 
     # -- the network as a function of θ -------------------------------------------------------------------
