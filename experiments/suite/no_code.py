@@ -82,6 +82,7 @@ def install() -> None:
         config = named["config"]
         if config.hydra.mode == RunMode.MULTIRUN:  # before Hydra writes its multirun.yaml there
             require_sweep_folder(Path(config.hydra.sweep.dir), list(config.hydra.overrides.task))
+            require_a_metric(config)
         launcher = make_launcher(self, **named)
         context, launch = named["hydra_context"], launcher.launch
         foreign = not type(launcher).__module__.startswith("hydra._internal")
@@ -99,6 +100,12 @@ def install() -> None:
     ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]
     ConfigLoaderImpl._process_config_searchpath = process_searchpath  # type: ignore[method-assign]  # noqa: SLF001
     Plugins.instantiate_launcher = instantiate_launcher  # type: ignore[method-assign, assignment]
+
+
+def require_a_metric(config: DictConfig) -> None:
+    """Raises ConfigError if a search is not told what to optimise."""
+    if "BasicSweeper" not in str(config.hydra.sweeper.get("_target_")) and config.get("optimise") is None:
+        raise ConfigError("this sweeper searches: name the metric with optimise=METRIC, such as pearson.")
 
 
 def check(config: DictConfig, arguments: Sequence[str] = ()) -> None:

@@ -14,6 +14,7 @@ from experiments.benchmark import problems, profile, runner, summary
 from experiments.errors import UserError
 from experiments.records.record import Record
 from tests.experiments.test_configs import composed
+from tests.helpers import PATIENCE
 
 MACHINE = {"gflops_float64": 50.0, "gflops_float32": 100.0, "bandwidth_gbytes": 10.0}
 
@@ -108,7 +109,7 @@ def test_a_measurement_in_its_own_process_agrees_with_the_dense_solve(tmp_path: 
             "repeats": 2,
             "options": {"tolerance": 1e-8},
         }
-        found, answer = runner.run(where, wanted, peers=tmp_path, threads=1, timeout=60, timed=False)
+        found, answer = runner.run(where, wanted, peers=tmp_path, threads=1, timeout=PATIENCE, timed=False)
         assert found["status"] == "measured", found
         assert len(found["seconds"]) == 2
         assert found["peak_mib"] > 50
@@ -134,16 +135,16 @@ def test_the_profile_of_a_measurement_accounts_for_all_of_its_time(tmp_path: Pat
 
 def test_what_cannot_run_is_skipped_with_its_reason(tmp_path: Path) -> None:
     wanted = {"by": "peer_pydvl", "method": "cg", "dtype": "float32", "repeats": 1}
-    skipped, answer = runner.run(tmp_path, wanted, peers=tmp_path / "none", threads=1, timeout=5)
+    skipped, answer = runner.run(tmp_path, wanted, peers=tmp_path / "none", threads=1, timeout=PATIENCE)
     assert answer is None
     assert skipped["status"] == "skipped"
     assert "make peers" in skipped["reason"]
     unpublished, _ = runner.run(
-        tmp_path, wanted | {"by": "peer_nobody"}, peers=tmp_path, threads=1, timeout=5
+        tmp_path, wanted | {"by": "peer_nobody"}, peers=tmp_path, threads=1, timeout=PATIENCE
     )
     assert "package index" in unpublished["reason"]
     greedy, _ = runner.run(
-        tmp_path, wanted | {"by": "ours", "needs_gib": 1e9}, peers=tmp_path, threads=1, timeout=5
+        tmp_path, wanted | {"by": "ours", "needs_gib": 1e9}, peers=tmp_path, threads=1, timeout=PATIENCE
     )
     assert "GiB" in greedy["reason"]
 
