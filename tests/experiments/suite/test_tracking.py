@@ -142,11 +142,13 @@ def wandb_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_run_that_fails_midway_is_marked_failed_and_one_that_succeeds_takes_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    import wandb
+
     from experiments.loo_linear import experiment
 
     cfg = composed(*SMALL, f"output={tmp_path / 'run'}")
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise UserError("the figure could not be drawn.")
 
     with monkeypatch.context() as patched:
@@ -154,6 +156,7 @@ def test_a_run_that_fails_midway_is_marked_failed_and_one_that_succeeds_takes_it
         with pytest.raises(JobFailed):
             execute(cfg)
     assert "error: the figure could not be drawn." in capsys.readouterr().err
+    wandb.teardown()  # its service writes the file to the end
     (path,) = tmp_path.glob("run/wandb/offline-run-*/*.wandb")
     run = read_run(path)
     assert run.exit_code == 1
@@ -162,6 +165,7 @@ def test_a_run_that_fails_midway_is_marked_failed_and_one_that_succeeds_takes_it
     assert (run.group, run.config["experiment"]["removed"]) == ("loo_linear", 4)
 
     execute(cfg)
+    wandb.teardown()
     (path,) = tmp_path.glob("run/wandb/offline-run-*/*.wandb")
     assert (read_run(path).exit_code, read_run(path).run_id) == (0, run.run_id)
 
