@@ -1,4 +1,7 @@
-"""``python -m experiments.scaling [benchmark=FOLDER] [ranks=FILE] [to=FILE]``: writes results/scaling.md."""
+"""``python -m experiments.scaling [benchmark=FOLDER] [networks=FOLDER] [ranks=FILE] [to=FILE]``.
+
+It writes results/scaling.md.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,12 @@ COMMAND = Command(
     "and memory worked out for ImageNet on 1, 8 and 64 GPUs. It reads records and runs nothing.",
     options=(
         Option("benchmark", "results/benchmark", "folder of the benchmark's record", kind=Path),
+        Option(
+            "networks",
+            "results/benchmark_networks",
+            "folder of the record of its other tasks; left out where there is none",
+            kind=Path,
+        ),
         Option(
             "ranks", "results/distributed.json", "what python -m experiments.across_ranks wrote", kind=Path
         ),
@@ -36,7 +45,8 @@ def main(given: Given) -> None:
     if not given["ranks"].is_file():
         raise UserError(f"{given['ranks']} is not there: write it with python -m experiments.across_ranks.")
     ranks = json.loads(given["ranks"].read_text())
-    atomic.write_text(given["to"], page(Record.load(given["benchmark"]), ranks, Gpu()))
+    networks = Record.load(given["networks"]) if given["networks"].is_dir() else None
+    atomic.write_text(given["to"], page(Record.load(given["benchmark"]), ranks, Gpu(), networks))
     print(given["to"])
 
 

@@ -39,7 +39,7 @@ COMMAND = Command(
         Option(
             "time",
             None,
-            "also draw the metric against the seconds of each job's parts whose names begin so",
+            "also draw the metric against the seconds of each job's parts whose names begin with PART",
             shown="PART",
         ),
     ),

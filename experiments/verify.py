@@ -48,8 +48,8 @@ COMMAND = Command(
         Option(
             "spot",
             None,
-            "so many points of each record, drawn by seed=, are retrained and compared with what it says; "
-            "needs from=results and data.mirror",
+            "retrains this many points of each record, drawn by seed=, and compares them with it; needs "
+            "from=results and data.mirror",
             kind=int,
             shown="20",
         ),

@@ -121,8 +121,8 @@ def corrected_self_influence(
     found = leverage_blocks(left, theta, theta.new_zeros(objective.p, 0), chosen, operator, solver)
     r, B = _own(objective, theta, chosen)
     corrected = torch.linalg.solve(_identity(B) - B @ found.leverage, r[:, :, None])
-    bare = _own_gradient(objective, theta, chosen)
-    result: Tensor = (bare[:, None, :] @ found.leverage @ corrected)[:, 0, 0]
+    own = _own_gradient(objective, theta, chosen)
+    result: Tensor = (own[:, None, :] @ found.leverage @ corrected)[:, 0, 0]
     return result
 
 
@@ -200,8 +200,8 @@ def leverage_blocks(
     if solver is None:
         if left.p > _DENSE_BELOW:
             raise DataError(
-                f"the correction of {left.p} parameters needs a solver that factors nothing: pass "
-                "solver=CG() and few points idx"
+                f"a matrix of {left.p} parameters is too large to factor for the correction: pass "
+                "solver=CG(), and a few points as idx"
             )
         solver = Exact()
     return _by_solves(left, theta, V, idx, H, solver)

@@ -24,6 +24,8 @@ Progress = Callable[[int], None] | None
 REACHED, LIMIT, STAGNATED = "reached", "limit", "stagnated"
 
 _DENSE_BELOW = 400  # parameters: a factor of the Hessian is then cheaper than a CG run
+_WIDE_ABOVE = 2_000  # inputs of a linear model: preconditioned CG would begin with their eigenvectors
+_GRAM_BELOW = 6_000  # outputs over all examples: the Gram form of such a model is then the cheaper solve
 _SHORTEST = 1e-10  # step length at which a line search gives up
 _SPOILT = 1e-3  # relative residual of a direct solve from which it is refined
 _RAISES = 12  # how often a shift is raised after a failed line search before the fit counts as stagnated
@@ -108,8 +110,9 @@ def _newton_step(
         NotPositiveDefiniteError: never; it is caught here, and the shift grows.
     """
     few = objective.p <= _DENSE_BELOW
-    small = few or objective.n * objective.n_outputs <= _DENSE_BELOW
-    linear = objective.linear_outputs
+    linear, rows = objective.linear_outputs, objective.n * objective.n_outputs
+    wide = linear and objective.p > _WIDE_ABOVE * objective.n_outputs and rows <= _GRAM_BELOW
+    small = few or rows <= _DENSE_BELOW or wide
     hessian: Operator = Hessian(objective, theta)
     if few and not linear:  # its columns are made once, whatever the shift turns out to be
         hessian = Dense(hessian.dense())

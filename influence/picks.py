@@ -18,6 +18,7 @@ from torch import Tensor
 from influence.checks import checked_number
 from influence.errors import DataError
 from influence.losses import BinaryCrossEntropy, CrossEntropy, Margin, TokenCrossEntropy
+from influence.losses.asked import called
 from influence.objectives._base import TrainingObjective
 
 
@@ -218,5 +219,5 @@ def verdicts(tests: TrainingObjective, theta: Tensor) -> tuple[Tensor, Tensor]:
 
 def _named(which: Any) -> str:
     if callable(which) and not isinstance(which, Pick | type):
-        return str(getattr(which, "__name__", type(which).__name__))
+        return called(which)
     return repr(which) if isinstance(which, str | Pick) else "as given"

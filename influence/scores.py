@@ -40,9 +40,9 @@ def test_gradients(test_objective: TrainingObjective, theta: Tensor, idx: Tensor
 
 def mean_test_gradient(test_objective: TrainingObjective, theta: Tensor) -> Tensor:
     """The mean of :func:`test_gradients` over all examples of a test objective, in one pass: ``(p, 1)``."""
-    bare = copy.copy(test_objective)
-    bare.weights, bare.l2 = None, 0.0
-    return bare.gradient(bare.vector(theta))[:, None]
+    plain = copy.copy(test_objective)
+    plain.weights, plain.l2 = None, 0.0
+    return plain.gradient(plain.vector(theta))[:, None]
 
 
 test_gradients.__test__ = False  # type: ignore[attr-defined]  # the field's name for it; not a test

@@ -22,15 +22,15 @@ spec.loader.exec_module(reference)
 
 
 def test_every_public_name_has_a_docstring() -> None:
-    bare = [name for name in influence.__all__ if not inspect.getdoc(getattr(influence, name))]
+    undocumented = [name for name in influence.__all__ if not inspect.getdoc(getattr(influence, name))]
     for name in reference.modules():
         module = importlib.import_module(name)
-        bare += [
+        undocumented += [
             where
             for where, thing in [(name, module), *reference.members(module)]
             if not inspect.getdoc(thing)
         ]
-    assert not bare
+    assert not undocumented
 
 
 def test_every_reference_in_a_docstring_leads_somewhere() -> None:

@@ -65,7 +65,7 @@ class AttackGroup(Attack):
     test_images: int = 30  # correctly classified ones of that class, chosen by seed
     attacked: str = "best_ranked"  # training image: best_ranked, or least_certain as in the paper
     row: int | None = None  # its position instead
-    radii: list[float] = field(default_factory=lambda: [1.0, 2.0, 4.0, 8.0])  # features moved freely so far
+    radii: list[float] = field(default_factory=lambda: [1.0, 2.0, 4.0, 8.0])  # of features moved freely
     checkpoint: int = 250  # iterations between two entries of the journal
-    compared: int = 5  # iterations timed with the top layer as it was and as it is; 0: none
+    compared: int = 5  # iterations timed with and without low-rank refits; 0: none
     refactor: int = 50  # iterations between two new factors of the top layer's Hessian

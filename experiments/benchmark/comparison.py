@@ -54,6 +54,8 @@ def gaps(tasks: dict[str, Any]) -> list[str]:
             found.append(f"{name}: no method of ours is correct.")
             continue
         line = task["methods"][mine]
+        if all(other["by"] in ("ours", "bare") for other in task["methods"].values()):
+            continue  # nobody else has it
         if task["fastest_correct_peer"] is None:
             others = [
                 f"{method} {time(other)} s at a Pearson "
@@ -83,7 +85,7 @@ def gaps(tasks: dict[str, Any]) -> list[str]:
 
 
 def extra(metrics: dict[str, Any]) -> list[str]:
-    """The two aims that are no task's: A beside a hand-written CG, and a block against one by one."""
+    """Ratios that are no aim: A beside a hand-written CG, a block against one by one, the two of K."""
     found = []
     for dtype in ("float32", "float64"):
         ratio = metrics.get(f"a_over_bare_cg_{dtype}")
@@ -95,5 +97,11 @@ def extra(metrics: dict[str, Any]) -> list[str]:
     if metrics.get("block_gain"):
         found.append(
             f"100 test points at once are {metrics['block_gain']:.0f} times cheaper than one by one."
+        )
+    if metrics.get("corrected_over_self_influence"):
+        ratio = metrics["corrected_over_self_influence"]
+        found.append(
+            f"Leverage-corrected scores of all points on one test point take {ratio:.2f} times as long as "
+            "their self-influence."
         )
     return found

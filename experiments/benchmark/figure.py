@@ -74,4 +74,5 @@ def growth(record: Record, axis: Any) -> None:
             axis.loglog(sizes, values, marker, color=colour, markersize=4, linewidth=1, label=label)
     axis.set_xlabel("n (blue), p (green)")
     axis.set_title("growth of task A, float64", fontsize=9)
-    axis.legend(fontsize=8)
+    if axis.lines:
+        axis.legend(fontsize=8)

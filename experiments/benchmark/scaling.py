@@ -146,8 +146,8 @@ def predicted(case: Case, products: int, share: float, gpu: Gpu) -> str:
     return table(head, rows)
 
 
-def page(benchmark: Record, ranks: dict[str, Any], gpu: Gpu) -> str:
-    """The page as Markdown."""
+def page(benchmark: Record, ranks: dict[str, Any], gpu: Gpu, networks: Record | None = None) -> str:
+    """The page as Markdown; ``networks`` is a second record of the benchmark, of its other tasks."""
     growth = benchmark.metrics["growth"]
     share = growth["p"]["share_of_matrix_rate"][-1]
     products = max(growth["n"]["products"])
@@ -160,7 +160,19 @@ def page(benchmark: Record, ranks: dict[str, Any], gpu: Gpu) -> str:
             `results/distributed.json`; a test fails when it is stale."""
         ),
         "## Beside other libraries",
-        with_other_libraries(benchmark),
+        with_other_libraries(benchmark, "results/benchmark"),
+        *(
+            []
+            if networks is None
+            else [
+                "## Ordinary networks, and corrected scores",
+                paragraph(
+                    """A run of its own, of the tasks with networks that are no linear model and of the
+                    leverage-corrected scores."""
+                ),
+                with_other_libraries(networks, "results/benchmark_networks"),
+            ]
+        ),
         "## Measured growth",
         paragraph(
             f"""Task A of the benchmark (one test point, CG to 1e-5, all scores; {measured_on}), growing in n
@@ -199,7 +211,7 @@ def page(benchmark: Record, ranks: dict[str, Any], gpu: Gpu) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def with_other_libraries(benchmark: Record) -> str:
+def with_other_libraries(benchmark: Record, place: str) -> str:
     """The benchmark's table and what is to be said about it."""
     m = benchmark.metrics
     machine = m["machine"]
@@ -208,7 +220,7 @@ def with_other_libraries(benchmark: Record) -> str:
         machine multiplies matrices at {machine["gflops_float32"]:.0f} GFLOP/s (float32) and
         {machine["gflops_float64"]:.0f} (float64) and reads memory at {machine["bandwidth_gbytes"]:.0f} GB/s.
         Medians; peak memory of the whole process with its set-up. "About": extrapolated from a part of the
-        work. All lines, errors, runs and settings stand in `results/benchmark/record.json`, the figure beside
+        work. All lines, errors, runs and settings stand in `{place}/record.json`, the figure beside
         it. Seconds change with the machine, ratios less."""
     )
     lines = [f"- {sentence}" for sentence in [*comparison.extra(m), *comparison.gaps(m["tasks"])]]

@@ -130,7 +130,7 @@ def growth(label: str, sizes: list[int], outcomes: list[dict[str, Any]]) -> dict
 
 
 def gains(tasks: Mapping[str, dict[str, Any]]) -> dict[str, float | None]:
-    """Two further aims: A against a bare hand-written CG, and C as a block against one by one."""
+    """Further ratios: A against a bare hand-written CG, C as a block against one by one, and the two of K."""
 
     def seconds(name: str, method: str) -> float | None:
         return tasks.get(name, {}).get("methods", {}).get(method, {}).get("seconds")
@@ -146,4 +146,6 @@ def gains(tasks: Mapping[str, dict[str, Any]]) -> dict[str, float | None]:
         found[f"a_over_bare_cg_{dtype}"] = mine / by_hand if mine and by_hand else None
     single, block = seconds("C", "one_by_one"), best("C")
     found["block_gain"] = single / block if single and block else None
+    plain, corrected = seconds("K", "self_influence"), seconds("K", "corrected")
+    found["corrected_over_self_influence"] = corrected / plain if plain and corrected else None
     return found

@@ -145,6 +145,7 @@ class CsvData(Data):
     header: str = "auto"
     quote: str = "auto"
     bad_rows: str = "refuse"
+    skip: int = 0
     day_first: str = "auto"
     task: str = "auto"
     sheet: str | None = None

@@ -58,5 +58,5 @@ def mistake(test: Any, theta: torch.Tensor, data: Dataset, children: bool) -> in
     else:
         wrong = rows[(test.outputs(theta, torch.as_tensor(rows)).argmax(1).numpy() != data.test.y[rows])]
     if not len(wrong):
-        raise UserError("the model mistakes no such test point: name one by experiment.test_index.")
+        raise UserError("every such test point is classified correctly: name one by experiment.test_index.")
     return int(wrong[0])

@@ -12,7 +12,8 @@ from experiments.suite.commands import Command, Given, Option, Words
 def folder_of(file: str) -> Path:
     """Where the results go unless ``output=`` says otherwise: beside you, by the file's name."""
     stem = Path(file).name
-    for ending in (".gz", ".csv", ".tsv", ".txt", ".parquet", ".xlsx", ".xls", ".data"):
+    packed = (".gz", ".bz2", ".xz", ".zip")
+    for ending in (*packed, ".csv", ".tsv", ".txt", ".parquet", ".xlsx", ".xls", ".data"):
         stem = stem.removesuffix(ending)
     return Path(f"{stem or 'table'}-label-errors")
 
@@ -35,15 +36,15 @@ COMMAND = Command(
     "label_errors",
     "Which labels of your table are wrong? Writes suspects.csv, report.html (open it in a browser) and "
     "report.json, and prints the ten most suspicious rows.",
-    words=Words("FILE", help="a table: CSV, TSV, Parquet or Excel, also as .gz"),
+    words=Words("FILE", help="a table: CSV, TSV, Parquet or Excel, also as .gz or .zip"),
     options=options(),
     examples=(
         ("tickets.csv label=category", "any number of classes, numbers, dates, text and missing cells"),
         ("houses.csv label=price id=address", "labels that are numbers: outlying ones are sought"),
     ),
     notes="Each row is judged by models that have not seen its label (leave-one-out influence); the list is "
-    "sorted by the loss of the given label. What was found rather than told is printed: encoding, separator, "
-    "ids, copies of the label, missing cells.",
+    "sorted by the loss of the given label. What was detected is printed: encoding, separator, ids, copies "
+    "of the label, missing cells.",
 )
 
 

@@ -33,7 +33,7 @@ class Findings:
         own: names of the user's columns in ``suspects``; shown: the id column among them or None.
         columns: how each column was read. notes: what the reader should know, a sentence each.
         summary: counts, the model, the expected number of errors.
-        labels, reasons, pulls, order: for the page; order ``(m,)`` are places among the labelled rows.
+        labels, reasons, contributions, order: for the page; order ``(m,)`` are places among labelled rows.
     """
 
     table: Table
@@ -47,7 +47,7 @@ class Findings:
     shown: str | None
     order: np.ndarray
     reasons: why.Reasons
-    pulls: list[list[tuple[int, str, float]]]
+    contributions: list[list[tuple[int, str, float]]]
     seconds: float = 0.0
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -69,7 +69,7 @@ def find(
     is_path = isinstance(source, (str, Path))
     table = reading.read(source, chosen) if is_path else reading.of_frame(_frame(source))
     if not len(table.frame):
-        raise UserError(f"{table.name} has no rows below its header; give one row a line.")
+        raise UserError(f"{table.name} has no rows below its header; give one row per line.")
     name = label_of.label_column(table, chosen)
     say(f"reading the labels in {name!r}")
     labels = label_of.read_labels(table, name, chosen)
@@ -82,13 +82,13 @@ def find(
         result = _numbers(features, labels, weights, groups, chosen, say)
     else:
         result = _classes(features, labels, weights, groups, chosen, notes, say)
-    ours, order, summary, reasons, pulled = result
+    ours, order, summary, reasons, contributions = result
     say("putting the list together")
     _duplicates(features, labels, notes)
     suspects, own = _suspects(table, labels, order, ours, shown)
     summary = _counts(table, labels, features, columns) | summary
     return Findings(
-        table, chosen, labels, columns, notes, summary, suspects, own, shown, order, reasons, pulled,
+        table, chosen, labels, columns, notes, summary, suspects, own, shown, order, reasons, contributions,
         time.perf_counter() - began,
     )  # fmt: skip
 
@@ -119,9 +119,7 @@ def _special(
         cells = table.frame[name].iloc[labels.kept].astype("str").to_numpy(dtype=object, na_value="")
         names, groups = np.unique(cells.astype(str), return_inverse=True)
         if len(names) < 2:
-            raise UserError(
-                f"group={name} has one group only; rows of other groups are needed to judge a row by."
-            )
+            raise UserError(f"group={name} has one group only; a row is judged by rows of other groups.")
     shown = label_of.column_called(table, chosen.id, "id") if chosen.id is not None else None
     return special, shown, groups
 
@@ -137,6 +135,14 @@ def _classes(
 ) -> tuple[Any, ...]:
     y, names = labels.y, np.array(labels.classes, dtype=object)
     found = classes_of.assess(features, y, len(names), weights, groups, chosen, say)
+    if groups is not None:
+        pairs = np.unique(np.stack([y, groups]), axis=1)
+        alone = names[np.bincount(pairs[0], minlength=len(names)) == 1]
+        if len(alone):
+            notes.append(
+                f"Classes in one group only: {', '.join(map(repr, alone[:8]))}. No other group speaks for "
+                "them, so that all their rows are suspects."
+            )
     if found.accuracy > FOUND_OUT and len(y) >= 50:
         notes.append(
             f"{100 * found.accuracy:.1f} % of the labels follow from the other columns: some of these may "
@@ -161,7 +167,7 @@ def _classes(
     count = why.affordable(len(y), best.fitted.W.size, min(chosen.rows, len(y)))
     reasons = why.reasons(why.of_classes(best, y), order[:count])
     listed = order[: chosen.rows]
-    pulled = why.pulls(features, found.models[0].fitted.W, y[listed], rival[listed], listed)
+    contributions = why.contributions(features, found.models[0].fitted.W, y[listed], rival[listed], listed)
     summary = {
         "task": "classes",
         "classes": {str(name): int((y == k).sum()) for k, name in enumerate(names)},
@@ -186,7 +192,7 @@ def _classes(
         .tolist(),
         "explained_rows": int(count),
     }
-    return ours, order, summary, reasons, pulled
+    return ours, order, summary, reasons, contributions
 
 
 def _numbers(
@@ -215,7 +221,7 @@ def _numbers(
     listed = order[: chosen.rows]
     W = np.stack([-found.theta, found.theta])
     up = (found.distance[listed] > 0).astype(np.int64)
-    pulled = why.pulls(features, W / 2, 1 - up, up, listed)
+    contributions = why.contributions(features, W / 2, 1 - up, up, listed)
     summary = {
         "task": "numbers",
         "expected_errors": found.expected[0],
@@ -232,7 +238,7 @@ def _numbers(
         ],
         "explained_rows": int(count),
     }
-    return ours, order, summary, reasons, pulled
+    return ours, order, summary, reasons, contributions
 
 
 def _duplicates(features: Features, labels: Labels, notes: list[str]) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SUSPECTS, PAGE, REPORT = "suspects.csv", "report.html", "report.json"
 SHOWN = 10
+NAMED = 8  # columns with missing cells that are named in the terminal
 _WIDTH = 80
 
 
@@ -89,10 +90,27 @@ def terminal(found: Findings, width: int = _WIDTH) -> str:
     lines = [
         *wrapped(f"{summary['labelled_rows']} rows, label {found.labels.name!r}; columns: {read}.", width),
         *wrapped(f"About {summary['expected_errors']} {what} (90 % interval {low} to {high}).", width),
+        *_missing(found, width),
         "",
         *table_lines(found, width),
     ]
     return "\n".join(lines)
+
+
+def _missing(found: Findings, width: int) -> list[str]:
+    """How many cells were filled in, column by column, the emptiest first."""
+    gaps = sorted(
+        ((column.missing, column.name) for column in found.columns if column.used and column.missing),
+        key=lambda gap: -gap[0],
+    )
+    if not gaps:
+        return []
+    listed = ", ".join(f"{printable(name)} {count}" for count, name in gaps[:NAMED])
+    more = f" and {len(gaps) - NAMED} more columns" if len(gaps) > NAMED else ""
+    return wrapped(
+        f"Missing cells: {listed}{more}. They are filled in, and a feature marks them; report.html says how.",
+        width,
+    )
 
 
 def plural(kind: str, count: int) -> str:

@@ -74,7 +74,7 @@ def page_data(found: Findings) -> dict[str, Any]:
         entry["s"] = short(values["self_influence"][rank])
         entry["f"] = [
             [own.index(name), feature, round(value, 3)]
-            for column, feature, value in found.pulls[rank]
+            for column, feature, value in found.contributions[rank]
             if (name := found.columns[column].name) in own
         ]
         if place in at:

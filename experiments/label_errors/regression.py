@@ -77,8 +77,10 @@ def assess(
     step: Callable[[str], None],
 ) -> Numbers:
     """Fits, holds out, ranks. Arguments as of ``assess.assess`` with ``y`` floats."""
-    middle, spread = float(np.median(y)), float(y.std()) or 1.0
-    z, w = (y - middle) / spread, np.ones(len(y)) if weights is None else weights
+    largest = float(np.abs(y).max()) or 1.0  # squares of targets near the largest float overflow
+    unit = y / largest
+    middle, spread = float(np.median(unit)), float(unit.std()) or 1.0
+    z, w = (unit - middle) / spread, np.ones(len(y)) if weights is None else weights
     candidates: list[tuple[str, Any]] = [("linear", features.X)]
     if settings.model != "linear" and not choose.not_curved(features.X, 2, settings.model == "curved"):
         wide = [choose.curved(features.X, width, choose.LANDMARKS, settings.seed) for width in choose.WIDTHS]
@@ -111,7 +113,7 @@ def assess(
     high = max(high, int((np.abs(distance) > OUTLYING - 1).sum()))
     low = min(low, int((np.abs(distance) > 2 * OUTLYING).sum()))
     return Numbers(
-        (z + held) * spread + middle,
+        ((z + held) * spread + middle) * largest,
         distance,
         scores,
         np.argsort(-scores[settings.rank], kind="stable"),

@@ -18,7 +18,7 @@ class Settings(Options):
 
     model: str = option(
         "auto",
-        "features as they are, curved ones beside them, or what predicts better",
+        "linear: features as they are; curved: curved ones too; auto: what predicts better",
         "auto",
         "linear",
         "curved",
@@ -26,8 +26,8 @@ class Settings(Options):
     l2: float | None = option(None, "regularisation; by default chosen by the leave-one-out loss")
     rank: str = option("held_loss", "what the list is sorted by", *RANKS)
     rows: int = option(10_000, "suspects on the page; suspects.csv has every row")
-    seed: int = option(0, "of the rows that λ is chosen on and of the curved features")
-    output: str | None = option(None, "folder of the results; by default the file's name and -label-errors")
+    seed: int = option(0, "draws the rows that λ is chosen on, and the curved features")
+    output: str | None = option(None, "folder of the results; by default the name of FILE and -label-errors")
 
 
 def settings(**given: Any) -> Settings:

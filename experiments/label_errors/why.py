@@ -176,7 +176,7 @@ def _dense(X: Any) -> np.ndarray:
     return X.toarray() if sp.issparse(X) else np.asarray(X)
 
 
-def pulls(
+def contributions(
     features: Features, W: np.ndarray, given: np.ndarray, proposed: np.ndarray, rows: np.ndarray
 ) -> list[list[tuple[int, str, float]]]:
     """What pulls each suspect from its given to its proposed class: (column, feature or "", log-odds).
@@ -186,7 +186,7 @@ def pulls(
 
     Args:
         features: ``(n, d)`` inputs as numbers.
-        W: ``(c, ≥ d)``; for regression ``(1, d)`` times the sign of the pull.
+        W: ``(c, ≥ d)``; for regression ``(1, d)`` times the sign of the proposed change.
         given, proposed: ``(k,)`` classes of the suspects.
         given: the labels as they are.
         proposed: the labels proposed instead.

@@ -97,7 +97,7 @@ def first_mistake(test: Any, theta: torch.Tensor) -> int:
     outputs = test.outputs(theta)
     wrong = outputs[:, 0] * test.targets <= 0 if test.n_outputs == 1 else outputs.argmax(1) != test.targets
     if not bool(wrong.any()):
-        raise UserError("the model mistakes no test point: name one by experiment.test_index.")
+        raise UserError("every test point is classified correctly: name one by experiment.test_index.")
     return int(wrong.nonzero()[0, 0])
 
 

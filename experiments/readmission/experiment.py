@@ -81,6 +81,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
     metrics |= of_children(found, children, modified)
     metrics["children_checked"] = every_point(found.scores, children, points, wrong["modified"])
     metrics["retraining"] = agreement(found.scores[top, 0], truth.actual)
+    metrics["retraining_corrected"] = agreement(found.corrected[top], truth.actual)
     metrics["pert_loss"] = {
         str(int(i)): named(perturbed[j], data.feature_names or (), modified.X[i], child, settings.features)
         for j, i in enumerate(children)
@@ -89,7 +90,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
         experiment="readmission",
         metrics=metrics,
         arrays=arrays_of(data, modified, children, theta, found, truth) | {"pert_loss": perturbed},
-        table=["index", "original_index", "age", "readmitted", "predicted", "actual"],
+        table=["index", "original_index", "age", "readmitted", "predicted", "corrected", "actual"],
         captions={
             "readmission": f"The {settings.shown} training patients of largest influence on test point "
             f"{test_index}, a child wrongly taken for readmitted; the coefficients one would look "

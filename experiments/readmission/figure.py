@@ -35,6 +35,7 @@ def influence(record: Record, panel: Axes) -> None:
     position = np.arange(len(order))
     colours = np.where(is_child, style.RED, style.BLUE)
     panel.barh(position, a["predicted"][order], color=colours, height=0.7)
+    panel.plot(a["corrected"][order], position, ".", color="black", markersize=4, label="leverage-corrected")
     panel.plot(a["actual"][order], position, "|", color="black", markersize=9, label="really left out")
     labels = [
         f"{age.removeprefix('age=')} {'readmitted' if ill else 'not readm.'}"

@@ -17,6 +17,7 @@ from experiments.readmission.children import (
 )
 from experiments.suite.context import Context
 from influence.curvature.operators import Hessian
+from influence.leverage import corrected_change
 from influence.retraining.leave_one_out import leave_one_out
 from influence.scores import predicted_change, test_gradients, up_loss
 from influence.solvers import Exact
@@ -26,12 +27,13 @@ from influence.solvers import Exact
 class Influences:
     """Of every training patient on each of the test ``points``, the chosen test point first.
 
-    scores (n, points): predicted changes of the test loss in nats. s_test (p, points). factor: the prepared
-    exact solver.
+    scores (n, points): predicted changes of the test loss in nats. corrected (n,): those of the first point
+    by one Newton step without the patient. s_test (p, points). factor: the prepared exact solver.
     """
 
     points: list[int]
     scores: np.ndarray
+    corrected: np.ndarray
     s_test: torch.Tensor
     factor: Any
     damping: dict[str, float]  # what solver.damping=auto chose; empty otherwise
@@ -58,14 +60,22 @@ def influences(
     with context.timer("factor"):
         state = solver.prepare(hessian)
     with context.timer(f"s_test of {len(points)} test points"):
-        solution = solver.apply(state, test_gradients(test, theta, points))
+        gradients = test_gradients(test, theta, points)
+        solution = solver.apply(state, gradients)
     context.status(cfg.solver.name, solution)
     factor = state if isinstance(solver, Exact) else Exact().prepare(Hessian(train, theta))
     with context.timer(f"{train.n} x {len(points)} scores"):
         raw = up_loss(train, theta, solution.value, convention)
         scores = predicted_change(raw, train.n, convention).numpy()
+    with context.timer(f"{train.n} leverage-corrected scores"):
+        corrected = corrected_change(train, theta, gradients[:, :1], removal=convention, operator=hessian)
     return Influences(
-        points, scores, solution.value, factor, build.chosen_damping(cfg.solver.damping, hessian)
+        points,
+        scores,
+        corrected[:, 0].numpy(),
+        solution.value,
+        factor,
+        build.chosen_damping(cfg.solver.damping, hessian),
     )
 
 
@@ -125,6 +135,7 @@ def arrays_of(
     return {
         "index": top,
         "predicted": found.scores[top, 0],
+        "corrected": found.corrected[top],
         "actual": truth.actual,
         "readmitted": modified.y[top],
         "age": np.array([names[ages[k]] for k in modified.X[top][:, ages].argmax(1)]),

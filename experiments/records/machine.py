@@ -24,7 +24,7 @@ def workers(asked: int | None, what: str, least: int) -> int:
     if asked < least:
         none = ", 0 for none beside this one" if least == 0 else ""
         raise ConfigError(
-            f"experiment.workers={asked}: give a number of {what}{none}, or null for one a core."
+            f"experiment.workers={asked}: give a number of {what}{none}, or null for one per core."
         )
     return asked
 

@@ -24,6 +24,7 @@ from experiments.records.agreement import agreement, largest
 from experiments.records.record import Record
 from experiments.suite.context import Context
 from influence.curvature.operators import Hessian
+from influence.leverage import corrected_change
 from influence.losses import MarginLoss, get_loss
 from influence.objectives.linear import LinearObjective
 from influence.scores import predicted_change, test_gradients, up_loss
@@ -43,10 +44,10 @@ def run(cfg: DictConfig, context: Context) -> Record:
 
     with context.timer("fit"):
         w, gap = fit_hinge(X, y, l2, settings.tolerance, settings.largest_gap)
-    predicted = {}
+    predicted, corrected = {}, {}
     with context.timer(f"scores at {len(settings.temperatures)} temperatures"):
         for t in settings.temperatures:
-            predicted[t] = scores(X, y, Z, labels, w, l2, t, test_index)
+            predicted[t], corrected[t] = scores(X, y, Z, labels, w, l2, t, test_index)
     removed = largest(predicted[0.0], settings.removed)
 
     before = hinge(Z[test_index] @ w * labels[test_index])
@@ -90,6 +91,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
             "removed": len(removed),
             "actual_range": [float(actual.min()), float(actual.max())],
             "temperatures": {label(t): agreement(predicted[t][removed], actual) for t in predicted},
+            "corrected": {label(t): agreement(corrected[t][removed], actual) for t in curved(corrected)},
             "size_ratio_at_0": float(np.abs(predicted[0.0][removed]).mean() / np.abs(actual).mean()),
             "fit": {"relative_duality_gap": gap, "refits_largest_relative_duality_gap": float(gaps.max())},
             "training_gradient": "objective",
@@ -101,6 +103,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
             "actual": actual,
             "duality_gap": gaps,
             **{f"predicted_{label(t)}": predicted[t][removed] for t in predicted},
+            **{f"corrected_{label(t)}": corrected[t][removed] for t in curved(corrected)},
             "margin": margins,
             **{f"loss_{name}": curve for name, curve in curves.items()},
             "loss_logistic": np.logaddexp(0.0, -margins),
@@ -108,7 +111,8 @@ def run(cfg: DictConfig, context: Context) -> Record:
         table=["index", "original_index", "label", "actual", *(f"predicted_{label(t)}" for t in predicted)],
         captions={
             "smooth_hinge": "The losses, and predicted against actual change of the hinge loss of test point "
-            f"{test_index} when each of {len(removed)} training points is left out ({data.name}, n = {n})."
+            f"{test_index} when each of {len(removed)} training points is left out ({data.name}, n = {n}). "
+            "Below the slope of a smoothed loss: the leverage-corrected scores."
         },
         certificates=[
             {"fit": "all training points", "method": "LinearSVC", "relative_duality_gap": gap},
@@ -150,13 +154,24 @@ def scores(
     l2: float,
     t: float,
     test_index: int,
-) -> np.ndarray:
-    """Predicted change (n,) of the test loss, all smoothed at temperature t, at the hinge's weights."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted change (n,) of the test loss, all smoothed at temperature t, at the hinge's weights.
+
+    The second is corrected for the point's own leverage.
+    """
     train = LinearObjective(X, y, get_loss("smooth_hinge", temperature=t), l2)
     theta = torch.from_numpy(w.copy())
     gradient = test_gradients(train.on(Z, labels), theta, [test_index])
-    s_test = Exact().solve(Hessian(train, theta), gradient).value
-    return predicted_change(up_loss(train, theta, s_test, "objective")[:, 0], train.n, "objective").numpy()
+    hessian = Hessian(train, theta)
+    s_test = Exact().solve(hessian, gradient).value
+    change = predicted_change(up_loss(train, theta, s_test, "objective")[:, 0], train.n, "objective")
+    corrected = corrected_change(train, theta, gradient, operator=hessian)[:, 0]
+    return change.numpy(), corrected.numpy()
+
+
+def curved(found: dict[float, np.ndarray]) -> list[float]:
+    """The temperatures at which a point has a curvature of its own; the hinge's points have none."""
+    return [t for t in found if t > 0]
 
 
 def hinge(margin: float) -> float:

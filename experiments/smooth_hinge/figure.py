@@ -41,6 +41,9 @@ def draw(record: Record, path: Path) -> None:
         panel.set_xlabel("Actual diff in loss")
         panel.set_ylabel("Predicted diff in loss")
         lines = [f"Pearson {found['pearson']:.4f}", f"slope {found['slope']:.2f}"]
+        if name in record.metrics["corrected"]:
+            better = record.metrics["corrected"][name]
+            lines.append(f"corrected: {better['pearson']:.4f}, {better['slope']:.2f}")
         paper = (record.paper or {}).get(f"pearson_{name}")
         if paper and record.data == "mnist":
             lines.insert(1, f"paper: {paper['value']}")

@@ -125,8 +125,8 @@ def check(cfg: DictConfig, data: Dataset, plant: bool) -> None:
     if plant and len(data.classes) != 2:
         raise UserError(
             f"data={data.name} has {len(data.classes)} classes ({', '.join(data.classes[:6])}"
-            f"{', ...' if len(data.classes) > 6 else ''}) and label fixing needs two: keep the examples of "
-            "two classes, or make it one class against the rest."
+            f"{', ...' if len(data.classes) > 6 else ''}). Labels are flipped between two classes: keep the "
+            "examples of two, or set experiment.plant=false to rank the labels as they are."
         )
     if cfg.model is None or cfg.model.loss != "logistic":
         raise ConfigError("experiment=spam fits logistic regression: use model=logistic.")
@@ -160,7 +160,9 @@ def work_of(cfg: DictConfig, data: Dataset) -> LabelFixing:
         )
     step = int(n * settings.step)
     if step < 1:
-        raise ConfigError(f"experiment.step={settings.step} of {n} training examples is not one: raise it.")
+        raise ConfigError(
+            f"experiment.step={settings.step} of {n} training examples is less than one: raise it."
+        )
     return LabelFixing(
         data.train.X,
         targets_of(data.train.y, True).numpy(),

@@ -128,6 +128,13 @@ def claim(folder: Path, settings: dict[str, Any], grows: str | None = None) -> t
     return atomic.key_hash(without(settings, [grows] if grows else [])), new
 
 
+def clear_unfinished(folder: Path) -> None:
+    """Removes the temporary files that a killed run left in ``folder``, which this process has locked."""
+    for pattern in (".*.tmp", "journal/*/.*.tmp"):
+        for left in folder.glob(pattern):
+            left.unlink(missing_ok=True)
+
+
 def settings_in(marker: Path) -> dict[str, Any]:
     """The settings that a run's marker holds; UserError if it is torn or not ours."""
     try:

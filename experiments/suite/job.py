@@ -100,6 +100,7 @@ def made_or_found(cfg: DictConfig, folder: Path, mine: Path) -> None:
     """Leaves this job's record in ``mine``: the one that is there, if it is current, else a new one."""
     experiment = importlib.import_module(f"experiments.{cfg.experiment.name}.experiment")
     identity, new = folders.claim(mine, settings_of(cfg), getattr(experiment, "GROWS", None))
+    folders.clear_unfinished(mine)
     try:
         provenance = {} if ranks.follower() else finished(mine)
         differing = inputs.stale(cfg, provenance) if provenance else []

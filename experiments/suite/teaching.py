@@ -18,12 +18,12 @@ from experiments.records.places import CONF
 from experiments.suite.commands import COMMANDS, WIDTH, columns, command, plain
 
 FIRST = (
-    ("experiment=loo_linear", "on embedded data, no network"),
-    ("experiment=loo_linear --help", "what it shows, its settings, its cost"),
-    ("experiment=loo_linear tier=paper data.mirror=FOLDER", "on the paper's data"),
+    ("experiment=loo_linear", "runs on embedded data, without a network"),
+    ("experiment=loo_linear --help", "says what it shows, its settings and its cost"),
+    ("experiment=loo_linear tier=paper data.mirror=FOLDER", "runs on the paper's data"),
     ("experiment=loo_linear output=FOLDER", "the same FOLDER again resumes"),
-    ("experiment=loo_linear --cfg job", "prints all settings, runs nothing"),
-    ("--multirun experiment=loo_linear seed=0,1,2", "a sweep"),
+    ("experiment=loo_linear --cfg job", "prints all settings and runs nothing"),
+    ("--multirun experiment=loo_linear seed=0,1,2", "runs a sweep"),
 )
 SETTINGS = """\
 Settings are key=value, as --cfg job prints them. An unknown one is refused, and

@@ -85,7 +85,7 @@ def _own_name(group: str, chosen: Any) -> None:
     name = made.name
     if chosen.name != name:
         raise ConfigError(
-            f"{group}.name={chosen.name} beside the settings of {name}: choose {group}={chosen.name}."
+            f"{group}.name={chosen.name} contradicts {group}={name}: choose {group}={chosen.name}."
         )
 
 
@@ -132,7 +132,7 @@ def _choice(name: str, group: str, known: tuple[str, ...], chosen: Any) -> None:
         if known:
             raise ConfigError(f"experiment={name} needs a {group}: choose {group}={' or '.join(known)}.")
     elif not known:
-        raise ConfigError(f"experiment={name} uses no {group} of yours: leave {group}={chosen.name} out.")
+        raise ConfigError(f"experiment={name} uses no {group}: leave {group}={chosen.name} out.")
     elif chosen.name not in known:
         raise ConfigError(f"experiment={name} cannot use {group}={chosen.name}: choose {' or '.join(known)}.")
 

@@ -250,7 +250,7 @@ def load(path: Path = PATH, results: Path = WORK / "results") -> list[Claim]:
     ids = [claim.id for claim in found]
     repeated = sorted({name for name in ids if ids.count(name) > 1})
     if repeated:
-        raise ConfigError(f"the ids {', '.join(repeated)} stand there twice.")
+        raise ConfigError(f"the ids {', '.join(repeated)} occur twice.")
     return sorted(found, key=lambda claim: (TIERS.index(claim.tier), claim.run.section or "", claim.run.name))
 
 

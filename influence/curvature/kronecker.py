@@ -176,10 +176,10 @@ class _Collector:
             for r in range(roots.shape[2]):
                 found: dict[Any, list[Tensor]] = {}
                 if points:
-                    pulled = torch.autograd.grad(
+                    grads = torch.autograd.grad(
                         outputs, points, roots[:, :, r], retain_graph=True, allow_unused=True
                     )
-                    for layer, point, g in zip(keys, points, pulled, strict=True):
+                    for layer, point, g in zip(keys, points, grads, strict=True):
                         found.setdefault(layer, []).append(torch.zeros_like(point) if g is None else g)
                 gradients.append(found)
             if signs and self.others:
@@ -191,10 +191,10 @@ class _Collector:
         for _ in range(_SIGNS):
             shape = (len(roots), 1, roots.shape[2])
             signs = torch.randint(0, 2, shape, generator=self.generator).to(roots) * 2 - 1
-            pulled = torch.autograd.grad(
+            grads = torch.autograd.grad(
                 outputs, weights, (roots * signs).sum(2), retain_graph=True, allow_unused=True
             )
-            for name, g in zip(self.others, pulled, strict=True):
+            for name, g in zip(self.others, grads, strict=True):
                 if g is not None:
                     self._diagonals[name] = self._diagonals.get(name, torch.zeros_like(g)) + g**2
 

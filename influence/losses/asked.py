@@ -130,8 +130,8 @@ def check_asked(asked: Asked, outputs: Tensor, targets: Tensor) -> None:
     alone = torch.cat([asked.values(o[i : i + 1], y[i : i + 1]) for i in range(len(o))])
     if not torch.allclose(alone, values[few], rtol=1e-4, atol=1e-6):
         raise DataError(
-            f"{asked.words} gives a test point another number when other points are beside it; compute each "
-            "row from its own outputs (mean=True averages over the test points)"
+            f"{asked.words} gives a test point another number when the batch holds other points too; "
+            "compute each row from its own outputs (mean=True averages over the test points)"
         )
     _check_gradient(asked, o, y)
 
@@ -177,6 +177,7 @@ def called(function: Any) -> str:
     """The name of a function or module, for messages."""
     if isinstance(function, nn.Module):
         return type(function).__name__
+    # An object that can be called, such as functools.partial, has no name of its own.
     return str(getattr(function, "__name__", "") or type(function).__name__)
 
 

@@ -232,8 +232,8 @@ class TokenCrossEntropy(Loss):
         logits, _, weights = self._tokens(outputs, targets)
         p = torch.softmax(logits, dim=2)[..., None]
         u = tangents.reshape(*logits.shape, -1)
-        bent = weights[:, :, None, None] * p * (u - (p * u).sum(dim=2, keepdim=True))
-        return bent.reshape(tangents.shape)
+        product = weights[:, :, None, None] * p * (u - (p * u).sum(dim=2, keepdim=True))
+        return product.reshape(tangents.shape)
 
     def prepared_hessian_product(self, outputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda u: self.output_hessian_product(outputs, targets, u.transpose(1, 2)).transpose(1, 2)

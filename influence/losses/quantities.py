@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -285,7 +285,7 @@ def get_quantity(of: Any, loss: Loss, n_outputs: int, shape: tuple[int, ...]) ->
 
 
 def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise DataError(f"{name} takes an integer, got {value!r}")
     return int(value.__index__())
 

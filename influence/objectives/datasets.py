@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class DatasetSource:
         if isinstance(data, DataLoader):
             check_order(data)
             self.collate, data = data.collate_fn, data.dataset
-        if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+        if isinstance(data, IterableDataset) or not isinstance(data, Sized):
             raise DataError(
                 f"stream=True needs a Dataset with a length and an index, got {type(data).__name__}; an "
                 "example must be found again by its number"

@@ -264,9 +264,9 @@ class Check:
         if hessian is None or tangent is None:
             return None
         outputs = passes.outputs(way, draw.theta, batch.x)
-        bent = passes._bent(outputs, tangent.value, batch)
+        curved = passes._output_curvature(outputs, tangent.value, batch)
         straight = Estimate(
-            passes._pull_sum(way, draw.theta, batch.x, bent), tangent.error * _pull_size(draw)
+            passes._vjp_sum(way, draw.theta, batch.x, curved), tangent.error * _vjp_size(draw)
         )
         chosen.hessian = self._fastest(
             self._runner(draw, lambda p, way, t, v, b: p.curvature(way, t, v, b, full=True)), hessian
@@ -427,11 +427,11 @@ class Draw:
         return (self.batch.weights * losses).sum()
 
 
-def _pull_size(draw: Draw) -> float:
+def _vjp_size(draw: Draw) -> float:
     """A rough size of ``J``, by which errors in ``J v`` grow on their way back."""
     outputs = draw.passes.outputs(LAST, draw.theta, draw.batch.x)
-    pulled = draw.passes._pull_sum(LAST, draw.theta, draw.batch.x, torch.ones_like(outputs))
-    return 10 * float(pulled.norm())
+    back = draw.passes._vjp_sum(LAST, draw.theta, draw.batch.x, torch.ones_like(outputs))
+    return 10 * float(back.norm())
 
 
 def _owner(model: nn.Module, name: str) -> str:

@@ -70,7 +70,7 @@ def join(device: str = "cpu", timeout: float | None = None) -> bool:
         if local >= devices:
             raise DeviceError(
                 f"rank {os.environ['RANK']} wants CUDA device {local} but this machine has {devices}: start "
-                f"at most {devices} processes a machine"
+                f"at most {devices} processes per machine"
             )
         torch.cuda.set_device(local)
     with _collective():
@@ -162,7 +162,7 @@ def shard(objective: Any) -> Any:
     first = from_first(shapes)
     if first != shapes:
         raise DataError(
-            f"rank {rank()} built an objective of (n, p, mean l2) = {shapes} but rank 0 one of {first}: give "
+            f"(n, p, mean l2) is {shapes} on rank {rank()} but {first} on rank 0: give "
             "every rank the same config and data"
         )
     rows = rows_of(n)

@@ -106,7 +106,7 @@ def raw_length(inputs: Any) -> int:
         return raw_length(next(iter(inputs.values()), ()))
     if isinstance(inputs, tuple):
         return raw_length(inputs[0]) if inputs else 0
-    shape = getattr(inputs, "shape", None)
+    shape = getattr(inputs, "shape", None)  # a list has none
     return int(shape[0]) if shape else len(inputs)
 
 

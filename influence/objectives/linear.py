@@ -98,7 +98,7 @@ class LinearObjective(TrainingObjective):
         )
         self.n, self.d = self.X.n, self.X.d
         if len(targets) != self.n:
-            raise DataError(f"X has {self.n} rows but y has {len(targets)} targets; pass one target a row")
+            raise DataError(f"X has {self.n} rows but y has {len(targets)} targets; pass one target per row")
         checked_number("l2", l2, least=0.0)
         if check:
             self.loss.check_targets(targets, self.n_outputs)
@@ -131,7 +131,7 @@ class LinearObjective(TrainingObjective):
                 f"the model has {self.features} inputs but X has {matrix.d} columns; pass the same features"
             )
         if len(targets) != matrix.n:
-            raise DataError(f"X has {matrix.n} rows but y has {len(targets)} targets; pass one target a row")
+            raise DataError(f"X has {matrix.n} rows, y has {len(targets)} targets; pass one target per row")
         if len(targets):  # one class alone is allowed, a label out of range is not
             self.loss.check_range(targets, self.n_outputs)
         return self._with(with_ones(matrix) if self.intercept else matrix, targets, None)

@@ -150,7 +150,7 @@ class Passes:
             if full:
                 return self._gradient_difference(way, theta, v, batch)
             outputs, tangent = self.tangents(way, theta, v, batch.x)
-            return self._pull_sum(way, theta, batch.x, self._bent(outputs, tangent, batch))
+            return self._vjp_sum(way, theta, batch.x, self._output_curvature(outputs, tangent, batch))
         with self.network.settings(way.plain_kernels):
             if way.method is Method.TRANSFORMS:
                 return self._reverse_over_forward(theta, v, batch, batch.x, theta.detach(), full=full)
@@ -188,9 +188,9 @@ class Passes:
             with torch.enable_grad():
                 pairing = (torch.autograd.grad(outputs, value, u, create_graph=True)[0] * delta).sum()
             curved, tangent = bound.gradient(pairing), _gradient(pairing, u)
-            return curved + bound.gradient(outputs, self._bent(fixed, tangent, batch))
+            return curved + bound.gradient(outputs, self._output_curvature(fixed, tangent, batch))
 
-    def _bent(self, outputs: Tensor, tangent: Tensor, batch: Batch) -> Tensor:
+    def _output_curvature(self, outputs: Tensor, tangent: Tensor, batch: Batch) -> Tensor:
         """``w_i B_i J_i v``: ``(m, c)``."""
         product = self.loss.output_hessian_product(outputs, batch.y, tangent[:, :, None])[:, :, 0]
         return batch.weigh(product)
@@ -229,13 +229,13 @@ class Passes:
         u = batch.weigh(self.loss.output_gradient(fixed, batch.y)).requires_grad_(True)
         with torch.enable_grad():
             pairing = bound.gradient(outputs, u, create_graph=True) @ v
-        bent = self._bent(fixed, _gradient(pairing, u), batch)
+        curved = self._output_curvature(fixed, _gradient(pairing, u), batch)
         if value is not None:
-            return _gradient(pairing, value) + _gradient(outputs, value, bent)
-        straight = bound.gradient(outputs, bent)
+            return _gradient(pairing, value) + _gradient(outputs, value, curved)
+        straight = bound.gradient(outputs, curved)
         return straight + bound.gradient(pairing) if full else straight
 
-    def _pull_sum(self, way: Way, theta: Tensor, x: Inputs, u: Tensor) -> Tensor:
+    def _vjp_sum(self, way: Way, theta: Tensor, x: Inputs, u: Tensor) -> Tensor:
         """``Σ J_iᵀ u_i``: ``(p,)``."""
         with self.network.settings(way.plain_kernels):
             bound = self.network.bind(theta)

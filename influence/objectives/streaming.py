@@ -140,7 +140,7 @@ class StreamedObjective(PartitionedObjective):
             raise DataError(f"batch_size must be at least 1, got {batch_size}")
         super().__init__(template, source.n)
         self.source, self.batch_size = source, batch_size
-        self._bare = unpenalised(template)
+        self._unpenalised = unpenalised(template)
 
     def _parts(self, idx: Tensor | None) -> Iterator[Part]:
         m = self.n if idx is None else len(idx)
@@ -158,7 +158,7 @@ class StreamedObjective(PartitionedObjective):
         if (
             isinstance(inputs, tuple | list | Mapping) and not self._linear
         ):  # the objective checks the tensors
-            return self._bare.on(
+            return self._unpenalised.on(
                 map_tensors(lambda part: part.to(self.device), inputs), targets.to(self.device)
             )
         inputs = torch.as_tensor(inputs)
@@ -174,7 +174,7 @@ class StreamedObjective(PartitionedObjective):
                     "clean or impute them first"
                 )
         inputs = inputs.to(self.device)
-        return self._bare.on(DenseMatrix(inputs) if self._linear else inputs, targets.to(self.device))
+        return self._unpenalised.on(DenseMatrix(inputs) if self._linear else inputs, targets.to(self.device))
 
     def reading_words(self) -> str | None:
         """That the data are not held."""

@@ -200,8 +200,8 @@ def descend(
 def _shorter(before: float, after: float, memory: Memory) -> float:
     """The factor by which a step that did not descend is shortened: the parabola's minimum, within bounds."""
     fall = memory.step * memory.slope
-    bend = after - before - fall
-    return min(0.5, max(0.1, -fall / (2 * bend))) if bend > 0 and after == after else 0.1
+    curvature = after - before - fall
+    return min(0.5, max(0.1, -fall / (2 * curvature))) if curvature > 0 and after == after else 0.1
 
 
 def _directions(

@@ -51,8 +51,9 @@ def start(name: str, folder: Path, limit: int | None = None, **extra: str) -> su
     """A run in the background; ``limit``: the largest file it may write, in bytes."""
 
     def child() -> None:
-        # A shell starts its background jobs deaf to Ctrl-C, and children inherit that.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # A shell starts background jobs deaf to SIGINT and SIGQUIT, nohup to SIGHUP; children inherit that.
+        for ignored in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+            signal.signal(ignored, signal.SIG_DFL)
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 

@@ -57,6 +57,7 @@ def test_twenty_kills_of_each_experiment(name: str, tmp_path: Path) -> None:
             Record.load(folder)
     assert killed == 20
     assert finished(name, folder) == expected
+    assert debris(folder) == []
 
 
 def test_ctrl_c_ends_with_a_sentence_and_resumes(whole: dict[str, bytes], tmp_path: Path) -> None:
@@ -73,6 +74,30 @@ def test_ctrl_c_ends_with_a_sentence_and_resumes(whole: dict[str, bytes], tmp_pa
     assert len(parts(tmp_path)) >= 3
     assert not (tmp_path / "record.json").exists()
     assert finished("loo_linear", tmp_path) == whole
+
+
+def test_signals_that_end_or_pause_a_run_cost_nothing_that_was_done(
+    whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    """SIGTERM, SIGHUP and SIGQUIT end it one after the other; SIGPIPE, SIGSTOP and SIGCONT do not."""
+    done: set[Path] = set()
+    paused = (signal.SIGPIPE, signal.SIGSTOP, signal.SIGCONT)
+    for signals in ((signal.SIGTERM,), (signal.SIGHUP,), (signal.SIGQUIT,), paused):
+        job = start("loo_linear", tmp_path)
+        deadline = time.monotonic() + PATIENCE
+        while len(parts(tmp_path)) < len(done) + 3 and job.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        assert job.poll() is None, "the job had already ended"
+        for one in signals:
+            job.send_signal(one)
+            time.sleep(0.1 if one is signal.SIGSTOP else 0)
+        _, error = job.communicate(timeout=PATIENCE)
+        assert (job.returncode == 0) is (signals is paused), error
+        assert "Traceback" not in error
+        assert done <= set(parts(tmp_path))
+        done = set(parts(tmp_path))
+    assert result_of(tmp_path) == whole
+    assert debris(tmp_path) == []
 
 
 @pytest.mark.parametrize("limit", [100, 20_000])

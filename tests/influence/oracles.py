@@ -74,11 +74,11 @@ class Differences:
         """``(1/n) Σ J_iᵀ B_i J_i v`` with the J v from differences of the outputs."""
         tangent = self.along(self.outputs, theta, v)
         outputs = self.outputs(theta)
-        bent = torch.stack([self._bent(outputs[i], i, tangent[i]) for i in range(self.o.n)])
+        curved = torch.stack([self._output_curvature(outputs[i], i, tangent[i]) for i in range(self.o.n)])
         module, out, _ = self._losses(theta, self.o.inputs, self.o.targets)
-        return self._collected(module, (out * bent).sum()) / self.o.n
+        return self._collected(module, (out * curved).sum()) / self.o.n
 
-    def _bent(self, row: Tensor, i: int, u: Tensor) -> Tensor:
+    def _output_curvature(self, row: Tensor, i: int, u: Tensor) -> Tensor:
         y = self.o.targets[i : i + 1]
         hessian = torch.autograd.functional.hessian(lambda r: self.loss(r[None], y).sum(), row)
         return hessian @ u

@@ -324,7 +324,7 @@ class Rounded(torch.autograd.Function):
             lambda o, y: (o - o.detach()).norm(dim=1).sqrt(),
             "gradient that is NaN or infinite at test point 0",
         ),
-        (lambda o, y: o[:, 0] - o[:, 0].mean(), "another number when other points are beside it"),
+        (lambda o, y: o[:, 0] - o[:, 0].mean(), "another number when the batch holds other points too"),
         (lambda o, y: o[:, 7], "fails on outputs"),
         (lambda o: o[:, 0], "fails on outputs"),
         (lambda o, y: o[:, 0].numpy(), r"must return a tensor \(m,\), got ndarray; stay in torch"),

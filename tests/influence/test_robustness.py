@@ -1,7 +1,7 @@
 """Hostile numbers: right to a stated bound of a dense float64 oracle, or an error that says what to change.
 
 The bound of a solve is ``10³·p·ε·κ`` with ε the precision of the dtype and ``κ = (a·max‖x_i‖² + λ)/λ_min``.
-An example's curvature is rounded relative to ``a‖x_i‖²``, a the most that its loss can bend (1 for softmax
+An example's curvature is rounded relative to ``a‖x_i‖²``, a the largest curvature of its loss (1 for softmax
 and logistic, 1/t² for the smooth hinge, whose margins are divided by t before they are rounded), even where
 the loss is saturated and the curvature itself far smaller. CG's tolerance τ adds ``τ·κ``.
 """
@@ -91,8 +91,8 @@ def outcome(compute):
 
 
 def right_or_advice(solve, objective, H: torch.Tensor, b: torch.Tensor, tolerance: float) -> None:
-    bend = 1e4 if objective.loss.name == "smooth_hinge" else 1.0
-    largest = bend * float(objective.X.row_squares().double().max()) + objective.l2
+    curvature = 1e4 if objective.loss.name == "smooth_hinge" else 1.0
+    largest = curvature * float(objective.X.row_squares().double().max()) + objective.l2
     condition = largest / max(float(torch.linalg.eigvalsh(H)[0]), objective.l2)
     eps = torch.finfo(objective.dtype).eps
     found, advice = outcome(solve)

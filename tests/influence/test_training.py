@@ -44,6 +44,19 @@ def test_agrees_with_scikit_learn(loss):
     np.testing.assert_allclose(theta.reshape(peer.coef_.shape).numpy(), peer.coef_, rtol=1e-5, atol=1e-7)
 
 
+def test_more_inputs_than_examples_fit_without_a_matrix_of_inputs_by_inputs(monkeypatch):
+    """The eigenvectors that precondition CG are for few inputs; here the n unknowns of the Gram form do."""
+
+    def refused(*_, **__):
+        raise AssertionError("no eigendecomposition of inputs by inputs")
+
+    monkeypatch.setattr("influence.optimisers.CG.solve", refused)
+    objective = linear_problem("cross_entropy", n=420, d=2_100, l2=0.02)
+    result = fit(objective, tolerance=1e-10)
+    assert result.certificate.gradient_norm <= 1e-10
+    assert float(objective.gradient(result.theta).norm()) <= 1e-10
+
+
 def test_newton_fits_a_net_from_a_random_start():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 4)).double()

@@ -97,9 +97,12 @@ def dense(problem: Problem) -> Work:
         R = gradients(problem.X, problem.y)
         c, d = W.shape
         if problem.options.get("self"):
-            G = (R[:, :, None] * problem.X[:, None, :]).reshape(problem.n, c * d).numpy()
+            first = None if problem.options["self"] is True else int(problem.options["self"])
+            G = (R[:first, :, None] * problem.X[:first, None, :]).reshape(-1, c * d).numpy()
             return torch.from_numpy((G * scipy.linalg.cho_solve(factor, G.T).T).sum(1))
         Rt = gradients(problem.test_X, problem.test_y)
+        if problem.options.get("corrected"):
+            return one_step(problem, factor, R, Rt[0])
         B = (Rt[:, :, None] * problem.test_X[:, None, :]).reshape(len(Rt), c * d)
         S = torch.from_numpy(scipy.linalg.cho_solve(factor, B.numpy().T)).reshape(c, d, len(Rt))
         out = torch.zeros(problem.n, len(Rt), dtype=torch.float64)
@@ -108,6 +111,25 @@ def dense(problem: Problem) -> Work:
         return out
 
     return work
+
+
+def one_step(problem: Problem, factor: Any, R: Tensor, r: Tensor) -> Tensor:
+    """∇L(test)ᵀ (H − H_i/n)⁻¹ ∇L_i / n of the first points, each by the identity of Woodbury: (m, 1).
+
+    H_i is the curvature of the point's own loss alone, without λ. R (n, c) and r (c,) are ∂loss/∂outputs.
+    """
+    W, n, rows = weights_of(problem), problem.n, int(problem.options["corrected"])
+    c = len(W)
+    b = torch.outer(r, problem.test_X[0]).reshape(-1).numpy()
+    found = np.empty((rows, 1))
+    for i in range(rows):
+        x, p = problem.X[i].numpy(), torch.softmax(W @ problem.X[i], 0).numpy()
+        J = np.kron(np.eye(c), x)  # (c, p): the outputs' Jacobian
+        own = (np.diag(p) - np.outer(p, p)) / n
+        solved = scipy.linalg.cho_solve(factor, J.T, check_finite=False)
+        middle = np.linalg.solve(np.eye(c) - own @ (J @ solved), R[i].numpy())
+        found[i, 0] = b @ (solved @ middle) / n
+    return torch.from_numpy(found)
 
 
 def load() -> dict[str, Adapter]:

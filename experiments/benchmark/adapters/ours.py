@@ -10,6 +10,7 @@ from torch import Tensor
 
 from experiments.benchmark.harness import Adapter, Problem, Work, serve
 from influence.curvature.operators import Damped, GaussNewton, Hessian, Operator
+from influence.leverage import corrected_change
 from influence.objectives.linear import LinearObjective
 from influence.retraining.leave_one_out import leave_one_out
 from influence.scores import self_influence, test_gradients, up_loss
@@ -158,6 +159,17 @@ def self_scores(problem: Problem) -> Work:
     return work
 
 
+def corrected(problem: Problem) -> Work:
+    """Leverage-corrected scores of every training point on the first test point, the factor included."""
+    train, test = objectives(problem)
+
+    def work() -> Tensor:
+        gradient = test_gradients(test, problem.theta, [0])
+        return corrected_change(train, problem.theta, gradient, None, "loss", operator(problem, train))
+
+    return work
+
+
 def network(problem: Problem) -> Work:
     """CG for a network, with the preconditioner that is asked for, then all n scores."""
     train, test = objectives(problem)
@@ -249,6 +261,7 @@ def load() -> dict[str, Adapter]:
     """The methods of this adapter."""
     return {
         "cg": cg, "one_by_one": one_by_one, "lissa": lissa, "exact": exact, "self_influence": self_scores,
+        "corrected": corrected,
         "network": network, "network_reference": network_reference, "retrain": retrain, "growth": growth,
     }  # fmt: skip
 

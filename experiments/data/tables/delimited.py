@@ -1,22 +1,31 @@
-"""Text with separators (CSV, TSV and their relatives) as rows of cells, with the line each row begins on."""
+"""Text with separators (CSV, TSV and their relatives) as a table, with the line each row begins on."""
 
 from __future__ import annotations
 
 import csv
-import io
+import itertools
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from experiments.data.tables.dialect import (
+    NUMBER,
+    SAMPLE,
+    Dialect,
+    QuoteError,
+    detected_dialect,
+    detected_separator,
+    header,
+    rows_of,
+    without_preamble,
+)
 from experiments.data.tables.options import SEPARATORS, Options, separator_of
 from experiments.errors import UserError
 
-CANDIDATES = ("\t", ";", "|", ",")
-_SAMPLE = 100  # lines that separators and headers are judged by
 _CHUNK = 20_000  # rows turned into columns at a time: a list of Python texts takes ten times their memory
-_NUMBER = re.compile(r"\s*[-+]?(\d[\d., _]*|[.,]\d+)([eE][-+]?\d+)?\s*")
 _MOSTLY = 0.6  # share of a column's cells that must be numbers to tell the decimal sign
 _POINT = re.compile(r"\s*[-+]?\d*\.\d+([eE][-+]?\d+)?\s*")
 _COMMA = re.compile(r"\s*[-+]?\d*,\d+([eE][-+]?\d+)?\s*")
@@ -25,99 +34,54 @@ _COMMA = re.compile(r"\s*[-+]?\d*,\d+([eE][-+]?\d+)?\s*")
 def parse(text: str, name: str, settings: Options, notes: list[str]) -> tuple[Any, np.ndarray, str | None]:
     """The table ``(DataFrame of str, lines (n,), decimal sign or None)``; UserError names the line."""
     csv.field_size_limit(2**31 - 1)
-    text, skipped, told = _without_preamble(text, notes)
+    text, skipped, told = without_preamble(text, settings.skip, notes)
+    if not text.strip():
+        raise UserError(f"{name} has no rows; give a header line and one row per line.")
     separator = separator_of(settings.separator) or told
     if separator is None:
-        separator = detected_separator(text, settings.quote == "none")
+        separator = detected_separator(text, {"none": None, "single": "'"}.get(settings.quote, '"'))
         if separator != ",":
             word = next(key for key, value in SEPARATORS.items() if value == separator)
             notes.append(f"Cells are separated by {word}s (found; separator= sets another).")
     if separator == " ":
         text = "\n".join(re.sub(r"[ \t]+", " ", line.strip()) for line in text.splitlines())
-    quoting = settings.quote != "none"
-    try:
-        return _table(text, name, separator, quoting, skipped, settings, notes)
-    except _Quote as error:
-        if separator != "\t" or not quoting:
-            raise UserError(
-                f"{name}: line {error.line} has a quotation mark that closes no cell ({error.cause}); "
-                'write it twice ("") inside a quoted cell, or set quote=none to read it as it stands.'
-            ) from None
-        notes.append("Quotation marks are ordinary characters (they do not pair; the file has tabs).")
-        return _table(text, name, separator, False, skipped, settings, notes)
-
-
-class _Quote(Exception):
-    def __init__(self, line: int, cause: str) -> None:
-        super().__init__(cause)
-        self.line, self.cause = line, cause
-
-
-def _without_preamble(text: str, notes: list[str]) -> tuple[str, int, str | None]:
-    """The text below a ``sep=;`` line and comments, how many lines went, the separator named."""
-    skipped, told = 0, None
-    while text:
-        line, _, rest = text.partition("\n")
-        found = re.fullmatch(r'"?sep=(.)"?\r?', line.strip(" "), re.I)
-        if found and told is None:
-            told = found.group(1)
-            notes.append(f"Line {skipped + 1} names the separator, {told!r}, and is no row.")
-        elif line.startswith("#") and _is_comment(line, rest):
-            notes.append(f"Line {skipped + 1} is read as a comment: {line.strip()[:60]!r}.")
-        elif line.strip(" \t\r,;|") == "" and rest.strip():
-            pass  # an empty line above the header
-        else:
-            break
-        text, skipped = rest, skipped + 1
-    return text, skipped, told
-
-
-def _is_comment(line: str, rest: str) -> bool:
-    """Whether a line with ``#`` in front is no header: it has fewer separators than the lines below."""
-    below = [part for part in rest.split("\n", 5)[:5] if part.strip()]
-    return bool(below) and all(
-        all(line.count(sign) < part.count(sign) for part in below) or not any(sign in part for part in below)
-        for sign in CANDIDATES
+    dialect = detected_dialect(text, separator, settings.quote, notes)
+    attempts = [(dialect, "")]
+    if dialect.quote and '\\"' in text:
+        escaped = replace(dialect, escape="\\")
+        attempts.append((escaped, "A backslash stands before quotation marks inside cells."))
+    if dialect.quote and separator == "\t":
+        plain = replace(dialect, quote=None)
+        attempts.append(
+            (plain, "Quotation marks are ordinary characters (they do not pair; the file has tabs).")
+        )
+    first: QuoteError | None = None
+    for attempt, said in attempts:
+        told_before = len(notes)
+        try:
+            found = _table(text, name, attempt, skipped, settings, notes)
+        except QuoteError as error:
+            del notes[told_before:]
+            first = first or error
+            continue
+        if said:
+            notes.append(said)
+        return found
+    assert first is not None
+    raise UserError(
+        f"{name}: line {first.line} has a quotation mark that closes no cell ({first.cause}); "
+        'write it twice ("") inside a quoted cell, or set quote=none to read it as it stands.'
     )
 
 
-def detected_separator(text: str, plain: bool = False) -> str:
-    """The sign that cuts the first lines into equally many cells; a comma if none does."""
-    sample = text[: 400 * _SAMPLE * 10]
-    best, chosen = (0.0, 0), ","
-    for sign in CANDIDATES:
-        quoting: Any = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
-        rows = []
-        for row in csv.reader(io.StringIO(sample, newline=""), delimiter=sign, quoting=quoting):
-            if any(cell.strip() for cell in row):
-                rows.append(len(row))
-            if len(rows) == _SAMPLE:
-                break
-        if not rows or rows[0] < 2:
-            continue
-        share = float(np.mean([count in (rows[0], rows[0] + 1) for count in rows]))
-        if share > best[0] + 0.02 or (share > best[0] - 0.02 and best[0] == 0):
-            best, chosen = (share, rows[0]), sign
-    if best[0] == 0:
-        lines = [line.split() for line in sample.splitlines()[:_SAMPLE] if line.strip()]
-        if len(lines) > 2 and len(lines[0]) > 1 and len({len(cells) for cells in lines}) == 1:
-            return " "
-    return chosen
-
-
 def _table(
-    text: str, name: str, separator: str, quoting: bool, skipped: int, settings: Options, notes: list[str]
+    text: str, name: str, dialect: Dialect, skipped: int, settings: Options, notes: list[str]
 ) -> tuple[Any, np.ndarray, str | None]:
-    rows = _rows(text, separator, quoting, skipped)
-    first = next(rows, None)
-    if first is None:
-        raise UserError(f"{name} has no rows; give a header line and one row a line.")
-    sample = [first]
-    for row in rows:
-        sample.append(row)
-        if len(sample) > _SAMPLE:
-            break
-    names, body = _header(sample, settings, notes)
+    rows = rows_of(text, dialect, skipped)
+    sample = list(itertools.islice(rows, SAMPLE + 1))
+    if not sample:
+        raise UserError(f"{name} has no rows; give a header line and one row per line.")
+    names, body = header(sample, settings, notes)
     width, trailing = len(names), False
     if all(len(row) == width + 1 for _, row in body) and body:
         if all(not row[-1].strip() for _, row in body):
@@ -128,16 +92,14 @@ def _table(
             names = ["row names", *names]
             width += 1
     collected = _Columns(name, width, settings.bad_rows, notes, trailing)
-    for place, row in body:
-        collected.add(place, row)
-    for place, row in rows:
+    for place, row in itertools.chain(body, rows):
         collected.add(place, row)
     frame, lines = collected.table(distinct_names(names, notes), names)
     if width < 2:
         raise UserError(
             f"{name} has one column only, {names[0][:40]!r}; set separator= to the sign between its cells."
         )
-    return frame, lines, _decimal(frame, separator, settings, notes)
+    return frame, lines, _decimal(frame, dialect.separator, settings, notes)
 
 
 def distinct_names(names: list[str], notes: list[str]) -> list[str]:
@@ -153,47 +115,6 @@ def distinct_names(names: list[str], notes: list[str]) -> list[str]:
             name = f"{name} ({count})"
         found.append(name)
     return found
-
-
-def _rows(text: str, separator: str, quoting: bool, skipped: int) -> Any:
-    """(line, cells) of every row that is not empty."""
-    mode: Any = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=mode, strict=quoting)
-    line = 1
-    try:
-        for row in reader:
-            if any(row):
-                yield line + skipped, row
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise _Quote(line + skipped, str(error)) from None
-
-
-def _header(
-    sample: list[tuple[int, list[str]]], settings: Options, notes: list[str]
-) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The names, and the rows of the sample that are data."""
-    first = sample[0][1]
-    told = settings.header
-    if told == "auto" and _looks_like_data(first, [row for _, row in sample[1:]]):
-        told = "false"
-        notes.append(
-            "The first line looks like data: the columns are column1, column2, ... (or set header=true)."
-        )
-    if told == "false":
-        return [f"column{i}" for i in range(1, len(first) + 1)], sample
-    return first, sample[1:]
-
-
-def _looks_like_data(first: list[str], below: list[list[str]]) -> bool:
-    """A cell of the first line is a number, or occurs again below in the same column more than once."""
-    if any(_NUMBER.fullmatch(cell) for cell in first):
-        years = all(re.fullmatch(r"\s*(19|20)\d\d\s*", cell) for cell in first if _NUMBER.fullmatch(cell))
-        return not (years and any(cell.strip() and not _NUMBER.fullmatch(cell) for cell in first))
-    for place, cell in enumerate(first):
-        if cell.strip() and sum(len(row) > place and row[place] == cell for row in below) > 1:
-            return True
-    return False
 
 
 class _Columns:
@@ -231,7 +152,11 @@ class _Columns:
             self._note("filled", line)
             return row + [""] * (self.width - len(row))
         more = len(row) > self.width
-        remedy = "quote cells that hold the separator" if more else "complete the row"
+        remedy = (
+            "quote cells that hold the separator, set skip= to the number of lines above the header"
+            if more
+            else "complete the row"
+        )
         also = "" if more else ", bad_rows=fill to read the missing ones as empty"
         raise UserError(
             f"{self.name}: line {line} has {len(row)} cells, the table has {self.width} columns; {remedy}, "
@@ -288,8 +213,8 @@ def _decimal(frame: Any, separator: str, settings: Options, notes: list[str]) ->
         return {"point": ".", "comma": ","}[settings.decimal]
     commas = points = 0
     for name in frame.columns:
-        cells = [cell for cell in frame[name].iloc[:_SAMPLE] if cell.strip()]
-        if not cells or np.mean([bool(_NUMBER.fullmatch(cell)) for cell in cells]) < _MOSTLY:
+        cells = [cell for cell in frame[name].iloc[:SAMPLE] if cell.strip()]
+        if not cells or np.mean([bool(NUMBER.fullmatch(cell)) for cell in cells]) < _MOSTLY:
             continue
         decimal = [cell for cell in cells if _COMMA.fullmatch(cell)]
         grouped = [cell for cell in decimal if re.fullmatch(r"\s*[-+]?[1-9]\d{0,2},\d{3}\s*", cell)]

@@ -19,6 +19,8 @@ from experiments.errors import UserError
 INTERCEPT = 10.0  # value of the intercept's feature: its weight is then hardly regularised
 TEXT_SCALE = 5.0  # length of a text's word vector: about that of 25 standardised numbers
 TELLS = 0.995  # share of labels that one column alone gives right from which it is named
+TELLS_FEW = 5  # rows of a value, or of a range, from which it tells something
+TELLS_ROWS = 50  # rows below which a column gives most labels by chance
 _DENSE = 500  # features up to which the matrix is kept dense
 _SAMPLE = 5000  # rows that a single column's power is judged on
 _WORD = r"(?u)\b\w+\b"
@@ -124,10 +126,10 @@ def _leak(column: Column, labels: Labels) -> None:
             return
         found = np.isfinite(column.values)
         a, b = column.values[found], labels.y[found]
-        if len(a) > 3 and a.std() > 0 and b.std() > 0:
-            a = a / np.abs(a).max()
+        if len(a) > 3 and np.ptp(a) > 0 and np.ptp(b) > 0:
+            a, b = a / np.abs(a).max(), b / np.abs(b).max()
             power = float(np.corrcoef(a, b)[0, 1] ** 2)
-            _tell(column, power, power > 1 - 1e-9, "the label up to scale")
+            _tell(column, power, power > 1 - 1e-9, "the label up to scale", None)
         return
     codes, count = _codes(column)
     classes = len(labels.classes)
@@ -135,20 +137,36 @@ def _leak(column: Column, labels: Labels) -> None:
         places = codes + (codes.min() < 0)
         table = np.zeros((places.max() + 1, classes))
         np.add.at(table, (places, labels.y), 1)
-        right = float(table.max(1).sum() / table.sum())
-        copy = right == 1 and count == classes and not column.missing and len(set(table.argmax(1))) == classes
-        _tell(column, right, copy, "each of its values goes with one label")
+        copy = table.max(1).sum() == len(codes) and len(table) == len(set(table.argmax(1))) == classes
+        few = table.sum(1) < TELLS_FEW
+        right = float(np.where(few, table[:, table.sum(0).argmax()], table.max(1)).sum() / table.sum())
+        _tell(column, right, copy, "each of its values goes with one label", labels.y)
     elif column.kind == "number":
+        rows = np.arange(len(codes))[:: max(1, len(codes) // _SAMPLE)]
+        if not _few_cuts(column.values[rows], labels.y[rows], 2 * classes):
+            return
         from sklearn.tree import DecisionTreeClassifier
 
-        rows = np.arange(len(codes))[:: max(1, len(codes) // _SAMPLE)]
         values = np.nan_to_num(column.values[rows] / max(1.0, np.nanmax(np.abs(column.values))), nan=-2.0)
-        tree = DecisionTreeClassifier(max_leaf_nodes=max(2, 2 * classes), random_state=0)
+        tree = DecisionTreeClassifier(
+            max_leaf_nodes=max(2, 2 * classes), min_samples_leaf=TELLS_FEW, random_state=0
+        )
         right = tree.fit(values[:, None], labels.y[rows]).score(values[:, None], labels.y[rows])
-        _tell(column, float(right), False, "")
+        _tell(column, float(right), False, "", labels.y)
 
 
-def _tell(column: Column, power: float, copy: bool, why: str) -> None:
+def _few_cuts(values: np.ndarray, y: np.ndarray, parts: int) -> bool:
+    """Whether so few cuts of a column's range can give nearly all labels: each error adds two changes."""
+    order = np.lexsort((y, values))
+    return int((np.diff(y[order]) != 0).sum()) < parts + 2 * (1 - TELLS) * len(y)
+
+
+def _tell(column: Column, power: float, copy: bool, why: str, y: np.ndarray | None) -> None:
+    """Says what a column gives away; of few rows, or of one frequent class, it would give much by chance."""
+    if y is not None and not copy:
+        others = 1 - np.bincount(y).max() / len(y)
+        if len(y) < TELLS_ROWS or 1 - power > 0.1 * others:
+            return
     if copy:
         column.words.append(
             f"column {column.name!r} gives the label away ({why}): left out; keep=[{column.name}] keeps it"
@@ -195,9 +213,11 @@ def encode(
         blocks.append(block)
         names += found
         owner += [place] * block.shape[1]
+    if not blocks and not columns:
+        raise UserError("the table has the label and no other column; give columns to learn from.")
     if not blocks:
         kinds = ", ".join(f"{column.name!r} ({column.kind})" for column in columns[:20])
-        raise UserError(f"no column is left to learn from: {kinds or 'there is only the label'}; set keep=.")
+        raise UserError(f"no column is left to learn from: {kinds}; set keep=.")
     ones = np.full((rows, 1), INTERCEPT)
     d = sum(block.shape[1] for block in blocks)
     sparse = any(sp.issparse(block) for block in blocks)

@@ -24,6 +24,9 @@ DATE_FORMATS = (
     *("%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%d %b %Y", "%b %d, %Y"),
     *("%d %B %Y", "%B %d, %Y", "%d-%b-%Y", "%d-%b-%y", "%d/%m/%y", "%m/%d/%y", "%d.%m.%y", "%Y.%m.%d"),
 )
+_CLOCK = ("%H:%M", "%H:%M:%S", "%I:%M %p", "%I:%M:%S %p")  # a time without a day
+_COMPACT = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
+_LONG = 60  # signs from which a cell is neither a number nor a date
 _TIMES = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
 
 
@@ -72,13 +75,13 @@ def kind_of(series: Any, settings: Options, decimal: str | None, where: Callable
     import pandas as pd
 
     name, missing = str(series.name), missing_cells(series, settings)
-    forced = next(
-        (kind for kind in ("numbers", "dates", "categories", "text") if name in vars(settings)[kind]), None
-    )
+    forced = _forced(series, missing, settings)
     if missing.all():
         return Column(name, "constant", int(missing.sum()), note="every cell is missing")
     if forced is None and pd.api.types.is_datetime64_any_dtype(series.dtype):
         return _dates(name, _naive(series), missing)
+    if series.dtype.kind == "c":
+        return Column(name, "ignored", int(missing.sum()), note="complex numbers; give two columns")
     if forced == "text":
         return Column(name, "text", int(missing.sum()), _objects(series, missing))
     if forced == "categories" or (forced is None and isinstance(series.dtype, pd.CategoricalDtype)):
@@ -92,6 +95,14 @@ def kind_of(series: Any, settings: Options, decimal: str | None, where: Callable
         if column is not None:
             return column
     return _words_column(name, _objects(series, missing), missing)
+
+
+def _forced(series: Any, missing: np.ndarray, settings: Options) -> str | None:
+    """The kind that a setting names for the column; dates for days written as 20240131."""
+    for kind in ("numbers", "dates", "categories", "text"):
+        if str(series.name) in vars(settings)[kind]:
+            return kind
+    return "dates" if _compact(series, missing) else None
 
 
 def _objects(series: Any, missing: np.ndarray) -> np.ndarray:
@@ -157,8 +168,18 @@ def numbers_of(series: Any, missing: np.ndarray, decimal: str | None) -> tuple[n
 
 
 def _number(cell: str, decimal: str | None) -> tuple[float, str]:
-    """A cell as a number and how it is written; NaN if it is none."""
-    text = cell.strip()
+    """A cell as a number and how it is written; NaN if it is none. Accountants write (5) for -5."""
+    text = cell.strip().replace("\N{MINUS SIGN}", "-")
+    if len(text) > _LONG:
+        return np.nan, ""
+    bracketed = re.fullmatch(r"\(([^()+-]*\d[^()+-]*)\)", text)
+    if bracketed is not None:
+        return -_plain(bracketed.group(1), decimal)[0], "negative in brackets"
+    return _plain(text, decimal)
+
+
+def _plain(text: str, decimal: str | None) -> tuple[float, str]:
+    """The same without brackets around it."""
     if re.fullmatch(r"[-+]?0[xX][0-9a-fA-F]+", text):
         return float(int(text, 16)), "hexadecimal"
     match = _AFFIXED.fullmatch(text)
@@ -184,6 +205,14 @@ def _number(cell: str, decimal: str | None) -> tuple[float, str]:
         return np.nan, ""
 
 
+def _compact(series: Any, missing: np.ndarray) -> bool:
+    """Whether every cell is a day written as 20240131."""
+    if series.dtype.kind in "fbmMc" or missing.all():
+        return False
+    cells = series[~missing].astype("str")
+    return bool(cells.str.fullmatch(_COMPACT).all()) and bool(_parsed(cells, "%Y%m%d").notna().all())
+
+
 def _naive(series: Any) -> np.ndarray:
     import pandas as pd
 
@@ -206,18 +235,20 @@ def _date_column(
 
     texts = series.astype("str").str.strip().mask(missing)
     present = texts[~missing]
-    sample = present.iloc[:200]
+    sample = present.iloc[:200].str.slice(0, _LONG)
     if (
         not forced
         and sample.str.contains(r"\d.*[-/. :].*\d|\d{1,2}.*[A-Za-z]{3}.*\d", regex=True).mean() < MOSTLY
     ):
+        return None
+    if float(present.iloc[:200].str.len().mean()) > _LONG:
         return None
     shares = {form: _parsed(sample, form).notna().mean() for form in _forms(sample, settings)}
     form = max(shares, key=lambda key: shares[key], default=None)
     if form is None or shares[form] < (0.01 if forced else MOSTLY):
         return None
     dates = _parsed(texts, form)
-    note = "" if form == "ISO8601" else f"as {form}"
+    note = "" if form == "ISO8601" else f"as {_spoken(form)}"
     twin = form.replace("%d", "\0").replace("%m", "%d").replace("\0", "%m")
     words = []
     if twin in shares and twin != form:
@@ -227,7 +258,7 @@ def _date_column(
                 f"column {name!r}: day and month cannot be told apart; it is read {note} (day_first= sets it)"
             )
         elif alternative.notna().mean() > dates[~missing].notna().mean():
-            dates, note = _parsed(texts, twin), f"as {twin}"
+            dates, note = _parsed(texts, twin), f"as {_spoken(twin)}"
     column = _dates(name, dates.to_numpy(dtype="datetime64[s]"), missing, note)
     stray = np.isnat(column.values) & ~missing
     if not forced and stray.sum() > (1 - MOSTLY) * len(present):
@@ -245,13 +276,20 @@ def _date_column(
 def _forms(sample: Any, settings: Options) -> list[str]:
     """The formats worth trying, the preferred order of day and month first."""
     first = "%d" if settings.day_first == "true" else "%m"
-    forms = ["ISO8601"]
+    forms = ["ISO8601", "%Y%m%d", *_CLOCK]
     for day in DATE_FORMATS:
         numeric = "%b" not in day and "%B" not in day and not day.startswith("%Y")
         if numeric and settings.day_first != "auto" and not day.startswith(first):
             continue
         forms += [day + time for time in _TIMES]
     return forms
+
+
+def _spoken(form: str) -> str:
+    """A format in words: day/month/year."""
+    words = {"d": "day", "m": "month", "b": "month", "B": "month", "Y": "year", "y": "year", "H": "hour"}
+    words |= {"I": "hour", "M": "minute", "S": "second", "p": "AM/PM"}
+    return re.sub("%(.)", lambda found: words[found.group(1)], form)
 
 
 def _parsed(texts: Any, form: str) -> Any:
@@ -264,7 +302,7 @@ def _words_column(name: str, values: np.ndarray, missing: np.ndarray) -> Column:
     """Text where cells have several words and many values, a category otherwise."""
     present = values[~missing]
     distinct = len(set(present))
-    words = float(np.mean([len(re.findall(r"\w+", cell)) for cell in present[:2000]]))
+    words = float(np.mean([len(re.findall(r"\w+", cell[:2000])) for cell in present[:2000]]))
     length = float(np.mean([len(cell) for cell in present[:2000]]))
     many = distinct > 20 and distinct > 0.2 * len(present)
     text = (words > WORDS and (many or distinct > 100)) or (
@@ -288,7 +326,7 @@ def looks_like_id(column: Column, rows: int) -> str:
         return "its name and its whole numbers, each once" if _ID_NAME.search(column.name) else ""
     if column.kind in ("category", "text"):
         distinct = len(set(column.values))
-        single = float(np.mean([len(cell.split()) == 1 for cell in column.values[:2000]])) > 0.95
+        single = float(np.mean([len(cell[:2000].split()) == 1 for cell in column.values[:2000]])) > 0.95
         if distinct >= 0.95 * rows and single:
             return "nearly every cell is a value of its own"
         if distinct == rows and _ID_NAME.search(column.name) and column.kind == "category":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from experiments.data.tables.kinds import missing_cells, numbers_of
+from experiments.data.tables.kinds import MOSTLY, missing_cells, numbers_of
 from experiments.data.tables.options import Options
 from experiments.data.tables.reading import Table
 from experiments.errors import UserError
@@ -113,6 +114,7 @@ def read_labels(table: Table, name: str, settings: Options) -> Labels:
             f"{table.name}: column {name!r} holds one class only, {classes[0]!r}; at least 2 are needed."
         )
     if len(classes) > max(2, len(kept) // 2):
+        _refuse_stray(table, series, kept, texts, settings)
         raise UserError(
             f"{table.name}: column {name!r} holds {len(classes)} values in {len(kept)} rows; is it the "
             "label? Set label=."
@@ -126,8 +128,24 @@ def read_labels(table: Table, name: str, settings: Options) -> Labels:
     return Labels(name, kept, y, classes, given, notes)
 
 
+def _refuse_stray(table: Table, series: Any, kept: np.ndarray, texts: np.ndarray, settings: Options) -> None:
+    """UserError that names the cell, where nearly all labels are numbers."""
+    part = series.iloc[kept]
+    numbers, _ = numbers_of(part, np.zeros(len(part), dtype=bool), table.decimal)
+    stray = np.flatnonzero(~np.isfinite(numbers))
+    if 0 < len(stray) <= (1 - MOSTLY) * len(part):
+        cell = texts[kept[stray[0]]]
+        raise UserError(
+            f"{table.name}: {len(part) - len(stray)} of {len(part)} labels in {series.name!r} are finite "
+            f"numbers; {cell[:40]!r} on {table.place} {table.lines[kept[stray[0]]]} is none: set "
+            f"unlabelled=[{cell[:40]}]."
+        )
+
+
 def _as_numbers(series: Any, settings: Options, decimal: str | None) -> np.ndarray | None:
     """Floats where every label is a finite number, else None."""
+    if series.dtype.kind in "mM":
+        raise UserError(f"column {series.name!r} holds times, which are no labels; name another by label=.")
     if series.dtype.kind == "b":
         return None
     numbers, _ = numbers_of(series, np.zeros(len(series), dtype=bool), decimal)
@@ -157,25 +175,44 @@ def _classes(given: np.ndarray, join: bool, notes: list[str]) -> np.ndarray:
         spellings.setdefault(_key(cell), Counter())[cell] += 1
     alike: dict[str, list[str]] = {}
     for key, counts in spellings.items():
-        alike.setdefault(" ".join(key.casefold().split()), []).append(key)
+        alike.setdefault(_alike(key), []).append(key)
         if len(counts) > 1:
-            notes.append(f"{', '.join(map(repr, sorted(counts)))} are one class: they are the same value.")
+            notes.append(
+                f"{', '.join(map(_shown_cell, sorted(counts)))} are one class: they are the same value."
+            )
     name = {key: counts.most_common(1)[0][0].strip() for key, counts in spellings.items()}
     for keys in alike.values():
         if len(keys) == 1:
             continue
         size = {key: sum(spellings[key].values()) for key in keys}
-        listed = ", ".join(f"{key!r} ({size[key]})" for key in sorted(keys))
+        listed = ", ".join(f"{_shown_cell(key)} ({size[key]})" for key in sorted(keys))
         largest = max(sorted(keys), key=lambda key: size[key])
         for key in keys:
             name[key] = name[largest] if join else key  # told apart by their spaces and letters
-        told = "are joined" if join else "differ by spaces or case only; join=true makes them one"
+        told = (
+            "are joined"
+            if join
+            else "differ by spaces, case or invisible signs only; join=true makes them one"
+        )
         notes.append(f"The classes {listed} {told}.")
     return np.array([name[_key(cell)] for cell in given], dtype=object)
 
 
+def _alike(key: str) -> str:
+    """Equal for cells that a reader takes for the same word."""
+    text = unicodedata.normalize("NFKC", key)
+    text = "".join(sign for sign in text if unicodedata.category(sign) != "Cf")
+    return " ".join(text.casefold().split())
+
+
+def _shown_cell(cell: str) -> str:
+    """The cell in quotes; letters built of several signs by their codes."""
+    return repr(cell) if unicodedata.is_normalized("NFC", cell) else ascii(cell)
+
+
 def _key(cell: str) -> str:
-    """Equal for cells of the same value: 1 and 1.0, true and TRUE."""
+    """Equal for cells of the same value: 1 and 1.0, true and TRUE, é in one sign or two."""
+    cell = unicodedata.normalize("NFC", cell)
     text = cell.strip()
     if text.lower() in ("true", "false"):
         return text.lower()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import Field, dataclass, field
 from typing import Any
 
@@ -43,7 +44,10 @@ class Options:
     separator: str = option("auto", "between cells: comma, semicolon, tab, pipe, space or one character")
     decimal: str = option("auto", "sign of decimal numbers", "auto", "point", "comma")
     header: str = option("auto", "does the first line hold the names", "auto", "true", "false")
-    quote: str = option("auto", "none: quotation marks are ordinary characters", "auto", "none")
+    skip: int = option(0, "lines above the header to leave out; titles and comments are found")
+    quote: str = option(
+        "auto", "around cells; none: such marks are ordinary characters; single: '", "auto", "none", "single"
+    )
     bad_rows: str = option(
         "refuse",
         "rows with too many or too few cells; fill: missing cells are empty",
@@ -65,7 +69,7 @@ def checked(item: Field[Any], value: Any) -> Any:  # noqa: C901  one branch per 
         value = str(value).lower()
     if kind.startswith("tuple"):
         if isinstance(value, str):
-            value = [part.strip() for part in value.strip().removeprefix("[").removesuffix("]").split(",")]
+            value = _listed(value.strip().removeprefix("[").removesuffix("]"))
             value = [part for part in value if part or name == "missing"]
         listed = tuple(str(part) for part in value)
         return (
@@ -83,16 +87,25 @@ def checked(item: Field[Any], value: Any) -> Any:  # noqa: C901  one branch per 
         if value is None or (value in ("auto", "null") and "None" in kind):
             return None
         try:
-            return int(value) if kind == "int" else float(value)
+            number = int(value) if kind == "int" else float(value)
         except (TypeError, ValueError):
             what = "a whole number" if kind == "int" else "a number"
             raise ConfigError(f"{name}={value}: give {what}.") from None
+        if name == "skip" and number < 0:
+            raise ConfigError(f"skip={value}: give 0 or the number of lines above the header.")
+        return number
     if value is None:
         return None
     choices = item.metadata["choices"]
     if choices and value not in choices:
         raise ConfigError(f"{name}={value}: choose from {', '.join(choices)}.")
     return str(value)
+
+
+def _listed(text: str) -> list[str]:
+    """The parts between commas; one that holds a comma stands in double quotation marks."""
+    parts = next(csv.reader([text], skipinitialspace=True), [""])
+    return [part.strip() for part in parts] or [""]
 
 
 def separator_of(name: str) -> str | None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import codecs
-import gzip
 import hashlib
 import io
 import unicodedata
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.data.tables.containers import refuse_no_table, refuse_other_formats, unpacked
 from experiments.data.tables.delimited import distinct_names, parse
 from experiments.data.tables.options import Options
 from experiments.errors import UserError
@@ -26,6 +25,7 @@ BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _SAMPLE = 200_000  # bytes that an encoding is guessed from
+_TITLES = 10  # rows that may stand above the header of a sheet
 _WESTERN = 0.2  # share of letters outside ASCII up to which an unknown encoding is taken for a western one
 
 
@@ -61,11 +61,9 @@ def read(path: str | Path, settings: Options) -> Table:
     content = file.read_bytes()
     notes: list[str] = []
     digest = hashlib.sha256(content).hexdigest()
-    if content[:2] == b"\x1f\x8b":
-        content = _unzipped(content, file)
-        notes.append("The file is compressed with gzip.")
+    content = unpacked(content, file, notes)
     if not content.strip():
-        raise UserError(f"{file} is empty; give a table with a header line and one row a line.")
+        raise UserError(f"{file} is empty; give a table with a header line and one row per line.")
     if content[:4] == b"PAR1":
         table = _typed(file, content, "Parquet", settings, notes)
     elif content[:4] == b"PK\x03\x04" or content[:8] == b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1":
@@ -73,7 +71,9 @@ def read(path: str | Path, settings: Options) -> Table:
     else:
         if settings.sheet is not None:
             raise UserError(f"{file} is a text file and has no sheet {settings.sheet!r}; leave sheet= out.")
+        refuse_other_formats(content, file)
         text = decoded(content, file, settings.encoding, notes)
+        refuse_no_table(text, file)
         frame, lines, decimal = parse(text, str(file), settings, notes)
         table = Table(frame, lines, "line", str(file), notes, decimal)
     table.sha256 = digest
@@ -83,17 +83,23 @@ def read(path: str | Path, settings: Options) -> Table:
 def of_frame(frame: Any, name: str = "the table") -> Table:
     """A DataFrame as a table; the index is not read."""
     names = [str(column) for column in frame.columns]
-    copy = frame.reset_index(drop=True)
+    copy = frame.reset_index(drop=True).copy()
     notes: list[str] = []
     copy.columns = distinct_names(names, notes)
+    for column in copy.columns[[dtype.kind == "O" for dtype in copy.dtypes]]:
+        copy[column] = _encodable(copy[column])
     return Table(copy, np.arange(1, len(copy) + 1), "row", name, notes)
 
 
-def _unzipped(content: bytes, file: Path) -> bytes:
+def _encodable(series: Any) -> Any:
+    """The column with a mark for each lone surrogate, which no file can hold."""
     try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{file} is a damaged gzip file ({error}); compress or download it again.") from error
+        series.astype("str")
+    except UnicodeEncodeError:
+        return series.map(
+            lambda cell: cell.encode("utf-8", "replace").decode() if isinstance(cell, str) else cell
+        )
+    return series
 
 
 def _typed(file: Path, content: bytes, kind: str, settings: Options, notes: list[str]) -> Table:
@@ -103,14 +109,16 @@ def _typed(file: Path, content: bytes, kind: str, settings: Options, notes: list
     for key in ("encoding", "separator", "quote", "bad_rows"):
         if vars(settings)[key] != Options.__dataclass_fields__[key].default:
             raise UserError(f"{key}= is for text files and {file} is {kind}; leave it out.")
-    if kind == "Parquet" and (settings.sheet is not None or settings.header == "false"):
-        raise UserError(f"sheet= and header=false do not fit {file}, which is Parquet; leave them out.")
+    if kind == "Parquet" and (settings.sheet is not None or settings.header == "false" or settings.skip):
+        raise UserError(
+            f"sheet=, skip= and header=false do not fit {file}, which is Parquet; leave them out."
+        )
+    above = 0
     try:
         if kind == "Parquet":
             frame = pd.read_parquet(io.BytesIO(content))
         else:
-            header = None if settings.header == "false" else 0
-            frame = pd.read_excel(io.BytesIO(content), sheet_name=settings.sheet or 0, header=header)
+            frame, above = _sheet(content, settings, notes)
     except ImportError as error:
         need = {"Parquet": "pyarrow", "Excel": "openpyxl (for .xls: xlrd)"}[kind]
         raise UserError(
@@ -127,8 +135,26 @@ def _typed(file: Path, content: bytes, kind: str, settings: Options, notes: list
     table = of_frame(frame, str(file))
     table.notes = [*notes, *table.notes]
     if kind == "Excel":  # the header is the sheet's first row
-        table.lines = table.lines + (0 if settings.header == "false" else 1)
+        table.lines = table.lines + above + (0 if settings.header == "false" else 1)
     return table
+
+
+def _sheet(content: bytes, settings: Options, notes: list[str]) -> tuple[Any, int]:
+    """The sheet, and how many rows above its header were left out."""
+    import pandas as pd
+
+    header = None if settings.header == "false" else 0
+    last = _TITLES if settings.header == "auto" and not settings.skip else settings.skip
+    for skip in range(settings.skip, last + 1):
+        found = pd.read_excel(
+            io.BytesIO(content), sheet_name=settings.sheet or 0, header=header, skiprows=skip
+        )
+        nameless = sum(str(name).startswith("Unnamed: ") for name in found.columns)
+        if skip == last or len(found) < 3 or not nameless or nameless < found.shape[1] - 1:
+            break
+    if skip > settings.skip:
+        notes.append(f"Rows above the header are read as a title: {skip} (header=true or skip= decide).")
+    return found, skip
 
 
 def decoded(content: bytes, file: Path, encoding: str, notes: list[str]) -> str:

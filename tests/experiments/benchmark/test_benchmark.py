@@ -13,6 +13,7 @@ import pytest
 from experiments.benchmark import problems, profile, runner, summary
 from experiments.errors import UserError
 from experiments.records.record import Record
+from experiments.suite.job import execute
 from tests.experiments.test_configs import composed
 from tests.helpers import PATIENCE
 
@@ -194,3 +195,16 @@ def test_only_names_tasks_that_exist(tmp_path: Path) -> None:
     cfg = composed("experiment=benchmark", "experiment.only=[I,Z]")
     with pytest.raises(ConfigError, match=r"names Z: choose from A, B.*, H"):
         Bench(cfg, SimpleNamespace(output=tmp_path))
+
+
+def test_both_parts_of_task_k_agree_with_dense_solves(tmp_path: Path) -> None:
+    """Self-influence of every point, and its corrected score, which one Newton step without it gives."""
+    settings = ("experiment=benchmark", "experiment.only=[K]", "tracking=none", f"output={tmp_path}/k")
+    record = Record.load(execute(composed(*settings)))
+    methods = record.metrics["tasks"]["K"]["methods"]
+    assert set(methods) == {"self_influence", "corrected"}
+    for line in methods.values():
+        assert line["correct"]
+        assert line["relative_error"] < 1e-10
+    ratio = methods["corrected"]["seconds"] / methods["self_influence"]["seconds"]
+    assert record.metrics["corrected_over_self_influence"] == pytest.approx(ratio)

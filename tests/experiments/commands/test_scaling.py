@@ -85,6 +85,16 @@ def test_the_table_beside_other_libraries_says_what_is_missed() -> None:
         "A takes 0.50 times what a bare hand-written CG takes in float32; without a preconditioner 1.25.",
         "100 test points at once are 19 times cheaper than one by one.",
     ]
+    assert comparison.extra({"corrected_over_self_influence": 1.25}) == [
+        "Leverage-corrected scores of all points on one test point take 1.25 times as long as their "
+        "self-influence."
+    ]
+    alone = {
+        "fastest_of_ours": "one",
+        "fastest_correct_peer": None,
+        "methods": {"one": line("ours", 1.0)},
+    }
+    assert comparison.gaps({"K": alone}) == []
 
 
 def test_arrays_that_differ_between_processes_are_named() -> None:
@@ -98,5 +108,7 @@ def test_arrays_that_differ_between_processes_are_named() -> None:
 
 def test_the_committed_page_is_that_of_its_records() -> None:
     ranks = json.loads((ROOT / "results" / "distributed.json").read_text())
-    wanted = page(Record.load(ROOT / "results" / "benchmark"), ranks, Gpu())
+    folder = ROOT / "results" / "benchmark_networks"
+    networks = Record.load(folder) if folder.is_dir() else None
+    wanted = page(Record.load(ROOT / "results" / "benchmark"), ranks, Gpu(), networks)
     assert (ROOT / "results" / "scaling.md").read_text() == wanted, "run python -m experiments.scaling"

@@ -66,6 +66,7 @@ def test_one_line_from_a_spreadsheets_file_to_the_page(tmp_path: Path) -> None:
     assert max(columns(line) for line in done.stdout.splitlines()) <= 80
     assert "semicolons" in done.stdout
     assert "decimal commas" in done.stdout
+    assert re.search(r"Missing cells: stars \d+, \w+ \d+, \w+ \d+\.", done.stdout)
     assert re.search(r"About \d+ wrong labels \(90 % interval \d+ to \d+\)", done.stdout)
     folder = tmp_path / "my tickets-label-errors"
     with open(folder / "suspects.csv", newline="", encoding="utf-8") as file:

@@ -47,12 +47,12 @@ def test_a_table_is_measured_from_end_to_end(monkeypatch: pytest.MonkeyPatch) ->
     record = show.summary([found | {"name": "tumours", "origin": "sklearn", "machine": {}}])
     assert record["mean_recall"]["held_loss"] > record["mean_recall"]["self_influence_fixed"]
     assert 0.5 < record["mean_auroc"]["held_loss"] <= 1
-    assert "tumours" in show.page(record)
+    assert "tumours" in show.page(record, {})
 
 
 def test_the_committed_page_is_that_of_the_committed_record() -> None:
     record = json.loads((RESULTS / "evidence.json").read_text())
-    assert (RESULTS / "README.md").read_text() == show.page(record)
+    assert (RESULTS / "README.md").read_text() == show.page(record, show.speeds(RESULTS))
     assert len(record["tables"]) >= 20
     best = max(record["mean_recall"], key=lambda method: record["mean_recall"][method])
     assert best == "held_loss"  # the default rank is the one that the evidence supports

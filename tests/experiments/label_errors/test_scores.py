@@ -189,8 +189,8 @@ def test_what_pulls_towards_the_proposed_class() -> None:
     W = np.zeros((3, 5))
     W[1, 2] = 1.0  # feature 2 speaks for class 1
     row = int(found.X[:, 2].argmax())
-    (pulled,) = why.pulls(found, W, np.array([0]), np.array([1]), np.array([row]))
-    assert pulled == [(2, "", pytest.approx(found.X[row, 2] - found.X[:, 2].mean()))]
+    (parts,) = why.contributions(found, W, np.array([0]), np.array([1]), np.array([row]))
+    assert parts == [(2, "", pytest.approx(found.X[row, 2] - found.X[:, 2].mean()))]
     assert why.affordable(10**6, 1000, 500) == 20
     assert why.affordable(100, 10, 500) == 500
 

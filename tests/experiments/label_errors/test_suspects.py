@@ -125,7 +125,7 @@ def test_text_columns_and_a_test_part(tmp_path: Path) -> None:
         (
             "a,label\n1,x\n2,y\n3,z\n4,x\n5,y\n6,z",
             ["experiment.plant=true"],
-            "3 classes (x, y, z) and label fixing",
+            "3 classes (x, y, z). Labels are flipped between two classes: keep",
         ),
         ("a,label\n1,x\n2,y\n3,x\n4,y", ["data.id=b"], "no column 'b'; it has 'a', 'label': set data.id="),
         ("a,label\n1,x\n2,y\n3,x\n4,y", ["data.id=a"], "no column is left to learn from"),

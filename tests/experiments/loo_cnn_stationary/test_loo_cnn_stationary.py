@@ -60,7 +60,7 @@ def test_equal_runs_give_equal_numbers(tmp_path: Path, record: Record):
         ("experiment.dampings=[0.1]", "give 0 and no negative"),
         ("experiment.kernel=fast", "kernel must be"),
         ("experiment.seeds=2", "does not use it"),
-        ("+solver=cg", "uses no solver of yours"),
+        ("+solver=cg", "uses no solver"),
         ("experiment.removed=120", "experiment.removed=120"),
     ],
 )

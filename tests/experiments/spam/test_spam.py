@@ -292,7 +292,7 @@ def test_the_record_of_the_embedded_run(whole: dict[str, bytes], tmp_path: Path)
         ("experiment.flips=[]", "at least 1"),
         ("experiment.flips=[2,2]", "each number once"),
         ("experiment.step=0.4", "a share of the training set"),
-        ("experiment.step=0.001", "is not one: raise it"),
+        ("experiment.step=0.001", "is less than one: raise it"),
         ("experiment.tolerance=0", "give more than 0"),
         ("experiment.workers=-2", "experiment.workers=-2"),
     ],

@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.records import atomic
+from experiments.suite.commands import WIDTH
 from experiments.suite.ending import JobFailed
 from experiments.suite.explaining import explain
 from experiments.suite.job import execute
@@ -173,6 +174,8 @@ def test_help_teaches_and_loads_nothing_heavy() -> None:
     )
     assert "experiment=loo_linear" in found.stdout
     assert "data.mirror" in found.stdout
+    assert all(line.count("python -m experiments") <= 1 for line in found.stdout.splitlines())
+    assert max(map(len, found.stdout.splitlines())) <= WIDTH
     loaded = {line.split("|")[-1].strip().split(".")[0] for line in found.stderr.splitlines()}
     assert "hydra" in loaded
     assert not loaded & {

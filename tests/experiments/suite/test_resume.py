@@ -46,8 +46,12 @@ def test_kills_and_a_resume_give_the_same_bytes(tmp_path: Path) -> None:
     assert units_at_kill == sorted(units_at_kill)  # what was done stayed done
     assert not (broken / "record.json").exists()
 
+    journal = next(broken.glob("journal/*"))
+    for left in (broken / ".record.json.1.tmp", journal / ".part.npz.1.tmp"):  # of a kill during a write
+        left.write_bytes(b"half")
     finished = cli(*settings, f"output={broken}")
     assert finished.returncode == 0, finished.stderr
+    assert not list(broken.rglob("*.tmp"))
     for file in ("record.json", "arrays.npz", "loo_linear.svg"):
         assert (broken / file).read_bytes() == (whole / file).read_bytes(), file
 

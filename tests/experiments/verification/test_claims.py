@@ -90,7 +90,7 @@ def test_a_bound_that_says_nothing_is_refused(bad: Any) -> None:
         ({"reason": None}, "missing reason"),
         ({"minus": "a", "over": "b"}, "not both"),
         ({"bound": None}, "a bound is one of"),
-        ({"id": "second"}, "stand there twice"),
+        ({"id": "second"}, "occur twice"),
     ],
 )
 def test_the_yaml_is_read_strictly(tmp_path: Path, change: dict[str, Any], word: str) -> None:

@@ -228,7 +228,8 @@ def test_every_derivative_agrees_with_differences(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["LSTM", "encoder with mask", "EmbeddingBag", "LayerNorm", "once_differentiable"]
+    "name",
+    ["LSTM", "GRU", "RNN", "sdpa", "encoder with mask", "EmbeddingBag", "LayerNorm", "once_differentiable"],
 )
 def test_float32_agrees_with_float64(name):
     """In float32 torch takes other kernels (oneDNN's LSTM), so the choice is made for them."""

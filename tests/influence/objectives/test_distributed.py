@@ -50,14 +50,15 @@ def test_every_call_equals_one_process(processes: int, tmp_path: Path) -> None:
     ("case", "word"),
     [
         ("killed", "lost the others"),
-        ("disagree", "rank 0 one of"),
+        ("disagree", "on rank 0: give"),
         ("few", "cannot be spread over 2 ranks"),
         # the launcher gives a hung process 30 s before it kills it
         pytest.param("hung", "lost the others", marks=pytest.mark.faults),
     ],
 )
 def test_a_broken_job_ends_with_the_reason(case: str, word: str) -> None:
-    done = torchrun(2, WORKER, case, INFLUENCE_TIMEOUT="4")
+    # Only a rank that hangs is found by waiting; on a loaded machine ranks start far apart.
+    done = torchrun(2, WORKER, case, INFLUENCE_TIMEOUT="20" if case == "hung" else str(PATIENCE))
     assert done.returncode != 0
     assert word in done.stderr, done.stderr[-2000:]
 

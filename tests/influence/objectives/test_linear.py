@@ -174,7 +174,7 @@ def test_storage_is_chosen_by_density():
     [
         (lambda X, y: (X * torch.where(torch.arange(7) == 2, float("nan"), 1.0), y), r"NaN or inf.*\[0, 2\]"),
         (lambda X, y: (X[:, :, None], y), "matrix"),
-        (lambda X, y: (X, y[:-1]), "one target a row"),
+        (lambda X, y: (X, y[:-1]), "one target per row"),
         (lambda X, y: (X[:1], y[:1]), "at least 2"),
         (lambda X, y: (X, y * 0 + 1), "one class is empty"),
         (lambda X, y: (X, y * 3), "-1, \\+1"),

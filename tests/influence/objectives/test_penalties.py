@@ -94,12 +94,12 @@ def test_value_gradient_and_hessian(objective: Objective) -> None:
     H = torch.autograd.functional.hessian(oracle, at)
     torch.testing.assert_close(Hessian(objective, at).dense(), H)
     torch.testing.assert_close(objective.penalty_gradient(at), decay_vector() * at)
-    bare = Objective(net(), "cross_entropy", *data(), 0.0)
-    G = GaussNewton(bare, at).dense() + torch.diag(decay_vector())
+    unpenalised = Objective(net(), "cross_entropy", *data(), 0.0)
+    G = GaussNewton(unpenalised, at).dense() + torch.diag(decay_vector())
     torch.testing.assert_close(GaussNewton(objective, at).dense(), G)
     sampled = torch.tensor([3, 3, 7])
     V = torch.eye(objective.p, dtype=torch.float64)
-    part = bare.hessian_product(at, V, sampled) + torch.diag(decay_vector())
+    part = unpenalised.hessian_product(at, V, sampled) + torch.diag(decay_vector())
     torch.testing.assert_close(objective.hessian_product(at, V, sampled), part)
 
 
