@@ -160,6 +160,7 @@ def opened(cfg: DictConfig, folder: Path, experiment: str, data: str, tags: Iter
         os.environ[f"WANDB_{name}"] = str(place)
     import wandb
 
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
     for left in own.glob("offline-run-*"):  # of an attempt that ended early: a finished one never comes here
         shutil.rmtree(left)
     return wandb.init(
@@ -172,7 +173,7 @@ def opened(cfg: DictConfig, folder: Path, experiment: str, data: str, tags: Iter
         resume="allow" if os.environ["WANDB_MODE"] == "online" else None,
         dir=str(folder),
         tags=[tag[:64] for tag in dict.fromkeys([*tags, *cfg.tracking.tags]) if tag],
-        config=OmegaConf.to_container(cfg, resolve=True),
+        config=config,
         reinit="finish_previous",  # else the second job of a sweep gets the first one's id and config
         settings=wandb.Settings(init_timeout=patience(), console="off", disable_git=True),
     )
