@@ -12,6 +12,7 @@ attributes ``objective``, ``theta`` and ``plan``, so nothing below is out of rea
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -38,7 +39,7 @@ from influence.groups import group_change
 from influence.losses import QUANTITIES, Asked, Asking, Quantity, get_quantity
 from influence.objectives._base import TrainingObjective
 from influence.objectives.built import objective_of
-from influence.objectives.inputs import raw_length
+from influence.objectives.inputs import has_targets, raw_length
 from influence.objectives.penalties import Penalty
 from influence.picks import Labelled, Which, picked
 from influence.removal import TrainingGradient, removal_kind
@@ -57,7 +58,6 @@ _REMOVAL = {
     TrainingGradient.OBJECTIVE: "the model is fitted again with l2 relative to the mean loss of n - 1 points",
     TrainingGradient.LOSS: "the model is fitted again with l2 relative to the sum of the losses",
 }
-_SOURCES = (torch.utils.data.DataLoader, torch.utils.data.Dataset)
 _KEEP = 2 * 10**7  # scores kept whole; beyond that only the most helpful and harmful points are kept
 
 
@@ -67,7 +67,8 @@ class Influence:
     Args:
         model: the trained ``torch.nn.Module``, or an objective, which then brings loss, data and λ.
         loss: its name, a :class:`~influence.losses.Loss`, an ``nn`` loss module or a function.
-        data: the training data: ``(inputs, targets)``, a Dataset or a DataLoader in a fixed order.
+        data: the training data: ``(inputs, targets)``; a Dataset, a DataLoader in a fixed order, a list of
+            pairs or mappings; or a mapping in which the targets are called "labels".
         l2: λ of ``(λ/2)‖θ‖²`` beside the *mean* loss, as the model was trained (weight decay); or a mapping
             of parameter names or patterns to λ, such as ``{"body.*": 1e-3, "head.*": 0}``.
         theta: ``(p,)`` parameters at which influence is taken; the model's own by default.
@@ -115,6 +116,14 @@ class Influence:
 
     def _set(self) -> None:
         self.gradient_norm = float(self.objective.gradient(self.theta).norm())
+        losses = self.objective.example_losses(self.theta)
+        bad = (~torch.isfinite(losses)).nonzero()[:1, 0].tolist()
+        if bad or not math.isfinite(self.gradient_norm):
+            where = f"the loss of training point {bad[0]}" if bad else "the training gradient"
+            raise DataError(
+                f"{where} is NaN or infinite at theta; look at that point, or at a log, a root or "
+                "a division in the model"
+            )
         self.plan: Plan = make_plan(self.objective, self.theta, *self._asked)
         self._state: Any = None
 
@@ -358,7 +367,7 @@ class Influence:
                 raise DataError(f"the test objective has {test.p} parameters, the model {self.objective.p}")
             return test, True
         inputs, targets = test if isinstance(test, tuple) and len(test) == 2 else (test, None)
-        unlabelled = targets is None and isinstance(of, Quantity) and not isinstance(inputs, _SOURCES)
+        unlabelled = targets is None and isinstance(of, Quantity) and not has_targets(inputs)
         if unlabelled:
             objective = self.objective
             unlabelled = not get_quantity(of, objective.loss, objective.n_outputs, ()).needs_targets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ def as_tensor(
         DataError: text or other objects, or a ragged list.
     """
     if isinstance(values, Tensor):
-        return values
+        if values.is_nested:
+            raise DataError(f"{what} are a nested tensor; pad them by torch.nested.to_padded_tensor")
+        return values if values.layout == torch.strided else values.to_dense()
     if sparse.issparse(values):
         values = values.toarray()
     elif type(values).__module__.partition(".")[0] in ("pandas", "polars"):
@@ -36,6 +39,9 @@ def as_tensor(
         array = np.asarray(values)
     except ValueError as error:
         raise DataError(f"{what} are ragged ({error}); pad them to one length") from None
+    if array.dtype == object and array.size:  # tables of nullable or mixed columns may hold plain numbers
+        with contextlib.suppress(ValueError, TypeError):
+            array = np.array(array.tolist())
     if array.dtype.kind not in "fiub":
         raise DataError(
             f"{what} hold {_kind(array)}, not numbers; encode text as integers first "
@@ -44,7 +50,7 @@ def as_tensor(
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)
     if copy or not array.flags.writeable or any(stride < 0 for stride in array.strides):
-        return torch.tensor(np.ascontiguousarray(array), device=device)
+        return torch.tensor(np.ascontiguousarray(array).reshape(array.shape), device=device)
     return torch.as_tensor(array, device=device)
 
 

@@ -18,6 +18,7 @@ from influence.solvers import CG, Exact, Solver
 DENSE_BELOW = 3000  # unknowns: up to here a dense factor costs seconds, and the whole spectrum can be seen
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-5}
 _RELATIVE_DAMPING = 1e-4  # of the largest eigenvalue, if nothing smaller is known to be enough
+_TINY_DAMPING = 1e-10  # of it, if a float64 factor is made: only directions without curvature notice
 CURVATURES = ("auto", "hessian", "gauss_newton")
 SOLVERS = ("auto", "exact", "cg")
 
@@ -63,7 +64,8 @@ def make_plan(
     if not isinstance(damping, str):
         checked_number("damping", damping, least=0.0)
     unknowns = _unknowns(objective, theta)
-    base, name, delta, reasons = _curvature(objective, theta, unknowns, curvature, damping)
+    direct = isinstance(solver, Exact) or solver == "exact" or (solver == "auto" and unknowns <= DENSE_BELOW)
+    base, name, delta, reasons = _curvature(objective, theta, unknowns, curvature, damping, direct)
     operator = Damped(base, delta) if delta else base
     chosen, factored, why = _solver(objective, unknowns, solver)
     return Plan(operator, chosen, name, delta, factored, (*reasons, why))
@@ -81,13 +83,18 @@ def _unknowns(objective: TrainingObjective, theta: Tensor) -> int:
 
 
 def _curvature(
-    objective: TrainingObjective, theta: Tensor, unknowns: int, curvature: str, damping: float | str
+    objective: TrainingObjective,
+    theta: Tensor,
+    unknowns: int,
+    curvature: str,
+    damping: float | str,
+    direct: bool,
 ) -> tuple[Operator, str, float, list[str]]:
     """The undamped operator, its name, δ, and why."""
     given = None if isinstance(damping, str) else float(damping)
     if objective.linear_outputs and curvature == "auto" and objective.loss.convex:
         reason = "the Hessian is exact and positive semi-definite, because the outputs are linear in theta"
-        return _convex(objective, theta, given, reason)
+        return _convex(objective, theta, given, reason, direct)
     if curvature == "gauss_newton" or (curvature == "auto" and unknowns > DENSE_BELOW):
         why = "it was asked for" if curvature == "gauss_newton" else (
             f"with {objective.p:,} parameters the Hessian's smallest eigenvalue cannot be seen, and the "
@@ -113,13 +120,21 @@ def _curvature(
 
 
 def _convex(
-    objective: TrainingObjective, theta: Tensor, given: float | None, reason: str
+    objective: TrainingObjective, theta: Tensor, given: float | None, reason: str, direct: bool
 ) -> tuple[Operator, str, float, list[str]]:
     operator = Hessian(objective, theta)
     if given is not None:
         return operator, "Hessian", given, [f"Hessian: {reason}", "damping as given"]
     if objective.l2 > 0:
         return operator, "Hessian", 0.0, [f"Hessian: {reason}", "no damping: l2 keeps it positive definite"]
+    if direct and objective.dtype == torch.float64:
+        largest = lanczos_extremes(operator, 15)[1]
+        delta = _TINY_DAMPING * largest
+        why = (
+            f"damping {delta:.3g}, 1e-10 of the largest eigenvalue, because l2 is 0: only directions without "
+            "curvature notice"
+        )
+        return operator, "Hessian", delta, [f"Hessian: {reason}", why]
     delta, more = _relative(operator)
     return operator, "Hessian", delta, [f"Hessian: {reason}", f"{more}, because l2 is 0"]
 

@@ -27,7 +27,20 @@ from influence.objectives._base import TrainingObjective
 from influence.objectives.linear import LinearObjective
 from influence.scores import warn_unless_stationary
 
-SUPPORTED = "LogisticRegression, LinearSVC, Ridge, RidgeClassifier, and pipelines that end in one"
+SUPPORTED = (
+    "LogisticRegression, LinearSVC, LinearRegression, Ridge, RidgeClassifier, and pipelines that end in one"
+)
+_INSTEAD = {
+    "LogisticRegressionCV": "fit LogisticRegression(C=model.C_[0]) on the same data",
+    "RidgeCV": "fit Ridge(alpha=model.alpha_) on the same data",
+    "RidgeClassifierCV": "fit RidgeClassifier(alpha=model.alpha_) on the same data",
+    "SGDClassifier": "it stops wherever its steps end; fit LogisticRegression or LinearSVC",
+    "SGDRegressor": "it stops wherever its steps end; fit Ridge",
+    "Lasso": "an L1 penalty has no second derivative",
+    "ElasticNet": "an L1 penalty has no second derivative",
+    "CalibratedClassifierCV": "it averages several models; pass one of them, fitted on all the data",
+    "OneVsRestClassifier": "it holds one model per class; pass one of its estimators_ with its own labels",
+}
 
 
 def from_sklearn(
@@ -37,7 +50,7 @@ def from_sklearn(
 
     Args:
         estimator: fitted; one of LogisticRegression (binary or multinomial, L2 penalty or none), LinearSVC
-            (two classes), Ridge, RidgeClassifier, or a Pipeline that ends in one.
+            (two classes), LinearRegression, Ridge, RidgeClassifier, or a Pipeline that ends in one.
         X, y: what it was fitted on, before the pipeline's own steps.
         X: ``(n, d)`` inputs.
         y: ``(n,)`` targets.
@@ -50,9 +63,9 @@ def from_sklearn(
     It warns if the fit is not stationary: scikit-learn's tolerance is loose. ``fitted()`` goes on from there.
     """
     steps, last = _unwrapped(estimator)
-    fitted = _read(last, _through(steps, X), y, sample_weight)
+    fitted = _read(last, _through(steps, last, X), y, sample_weight)
     found = SklearnInfluence(fitted.objective, theta=fitted.theta, removal="loss", **settings)
-    found.steps, found.fitted_model = steps, fitted
+    found.steps, found.last, found.fitted_model = steps, last, fitted
     warn_unless_stationary(fitted.objective, fitted.theta)
     return found
 
@@ -61,11 +74,22 @@ class SklearnInfluence(Influence):
     """:class:`~influence.api.Influence` whose test points are raw rows and labels."""
 
     steps: tuple[Any, ...] = ()
+    last: Any = None
     fitted_model: Fitted
+
+    def explain(self) -> str:
+        """What was chosen and why, and what is held fixed, in a few lines."""
+        lines = [super().explain()]
+        if self.steps:
+            names = ", ".join(type(step).__name__ for step in self.steps)
+            lines.append(f"held fixed: the pipeline's {names}, which a refit of the pipeline would fit anew")
+        if getattr(self.last, "class_weight", None) == "balanced":
+            lines.append("class_weight='balanced': the weights stay, which a refit would balance anew")
+        return "\n".join(lines)
 
     def _points(self, inputs: Any, targets: Any) -> TrainingObjective:
         """The test points after the pipeline's steps."""
-        return self.objective.on(self.fitted_model.widened(_through(self.steps, inputs)), targets)
+        return self.objective.on(self.fitted_model.widened(_through(self.steps, self.last, inputs)), targets)
 
     def _labels(self, targets: Any) -> Any:
         """Labels encoded as in training."""
@@ -107,7 +131,9 @@ class Fitted:
 
     def encoded(self, y: Any) -> np.ndarray[Any, Any]:
         """Labels or numbers as the loss takes them."""
-        return _encoded(y, self.classes, self.objective.loss)
+        codes = _encoded(y, self.classes, self.objective.loss)
+        targets: np.ndarray[Any, Any] = _plus_minus(codes, self.classes, self.objective.loss)
+        return targets
 
 
 def _unwrapped(estimator: Any) -> tuple[tuple[Any, ...], Any]:
@@ -124,10 +150,39 @@ def _unwrapped(estimator: Any) -> tuple[tuple[Any, ...], Any]:
     return (*own, *inner), final
 
 
-def _through(steps: tuple[Any, ...], X: Any) -> Any:
-    for step in steps:
-        X = step.transform(X)
-    return X if sp.issparse(X) else np.asarray(X, dtype=np.float64)
+def _through(steps: tuple[Any, ...], last: Any, X: Any) -> Any:
+    """X after the pipeline's steps, as the last one takes it.
+
+    Raises:
+        DataError: a step that cannot take X, columns of other names or in another number, text, NaN.
+    """
+    try:
+        for step in steps:
+            X = step.transform(X)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"the pipeline's {type(step).__name__} cannot take X ({said})") from None
+    names, given = getattr(last, "feature_names_in_", None), getattr(X, "columns", None)
+    if names is not None and given is not None and list(names) != list(given):
+        raise DataError(
+            f"X has the columns {_few(given)}, but the model was fitted on {_few(names)}; give the same "
+            "columns in the same order"
+        )
+    if not sp.issparse(X):
+        try:
+            X = np.asarray(X, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"X must hold numbers ({error}); encode text first, in the pipeline") from None
+        X = X[None] if X.ndim == 1 else X
+    wanted = getattr(last, "n_features_in_", None)
+    if X.ndim != 2 or (wanted is not None and X.shape[1] != wanted):
+        raise DataError(f"X must have shape (n, {wanted}), as the model was fitted on, got {X.shape}")
+    return X
+
+
+def _few(names: Any, most: int = 6) -> str:
+    listed = list(map(str, names))
+    return ", ".join(listed[:most]) + (", …" if len(listed) > most else "")
 
 
 def _widened(X: Any, scaling: float | None) -> Any:
@@ -138,7 +193,8 @@ def _widened(X: Any, scaling: float | None) -> Any:
 
 
 def _encoded(y: Any, classes: np.ndarray[Any, Any] | None, loss: Loss) -> np.ndarray[Any, Any]:
-    given = np.asarray(y)
+    given = np.atleast_1d(np.asarray(y))
+    given = given[:, 0] if given.ndim == 2 and given.shape[1] == 1 else given
     if classes is None:
         return given.astype(np.float64)
     unknown = ~np.isin(given, classes)
@@ -150,18 +206,38 @@ def _encoded(y: Any, classes: np.ndarray[Any, Any] | None, loss: Loss) -> np.nda
     return codes
 
 
+def _plus_minus(codes: Any, classes: np.ndarray[Any, Any] | None, loss: Loss) -> Any:
+    """−1 and +1 for each class, where a RidgeClassifier has one output per class."""
+    if classes is None or loss.name != "squared_error" or len(classes) == 2:
+        return codes
+    return np.where(codes[:, None] == np.arange(len(classes))[None], 1.0, -1.0)
+
+
 def _read(estimator: Any, X: Any, y: Any, sample_weight: Any) -> Fitted:
-    from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+    from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, RidgeClassifier
     from sklearn.svm import LinearSVC
 
     name = type(estimator).__name__
-    readers = {LogisticRegression: _logistic, LinearSVC: _svc, Ridge: _ridge, RidgeClassifier: _ridge}
+    readers = {
+        LogisticRegression: _logistic,
+        LinearSVC: _svc,
+        LinearRegression: _ridge,
+        Ridge: _ridge,
+        RidgeClassifier: _ridge,
+    }
     reader = readers.get(type(estimator))
     if reader is None:
-        raise DataError(f"{name} is not supported; supported are {SUPPORTED}")
+        if isinstance(estimator, type):
+            raise DataError(f"pass a fitted model, not the class {estimator.__name__}")
+        found = getattr(estimator, "best_estimator_", None)
+        hint = "pass its best_estimator_" if found is not None else _INSTEAD.get(name)
+        raise DataError(f"{name} is not supported{f' ({hint})' if hint else ''}; supported are {SUPPORTED}")
     if "coef_" not in vars(estimator):
         raise DataError(f"this {name} is not fitted; call fit first")
     n = X.shape[0]
+    y = np.asarray(y)
+    if y.ndim == 2 and y.shape[1] == 1:  # scikit-learn takes a column for a vector
+        y = y[:, 0]
     if len(np.asarray(y)) != n:
         raise DataError(f"X has {n} rows but y has {len(np.asarray(y))} targets; pass what it was fitted on")
     weights = np.ones(n) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
@@ -202,6 +278,11 @@ def _logistic(estimator: Any, settings: dict[str, Any], X: Any, y: Any, weights:
 def _svc(estimator: Any, settings: dict[str, Any], X: Any, y: Any, weights: Any) -> Fitted:
     if len(estimator.classes_) != 2 or settings["penalty"] != "l2":
         raise DataError("LinearSVC is supported for two classes and the L2 penalty")
+    if settings["loss"] == "hinge":
+        raise DataError(
+            "the hinge loss has no second derivative, and its kinks carry the fit; fit LinearSVC with its "
+            "default loss='squared_hinge'"
+        )
     l2 = 1.0 / (float(settings["C"]) * X.shape[0])
     scaling = float(settings["intercept_scaling"]) if settings["fit_intercept"] else None
     return _linear(
@@ -211,8 +292,8 @@ def _svc(estimator: Any, settings: dict[str, Any], X: Any, y: Any, weights: Any)
 
 def _ridge(estimator: Any, settings: dict[str, Any], X: Any, y: Any, weights: Any) -> Fitted:
     if settings.get("positive"):
-        raise DataError("Ridge(positive=True) is a constrained fit, which influence does not describe")
-    alpha = np.asarray(settings["alpha"], dtype=np.float64)
+        raise DataError("positive=True is a constrained fit, which influence does not describe")
+    alpha = np.asarray(settings.get("alpha", 0.0), dtype=np.float64)  # LinearRegression has none
     if alpha.ndim and not bool((alpha == alpha.flat[0]).all()):
         raise DataError("one alpha per target is not supported; fit each target alone")
     classes = getattr(estimator, "classes_", None)  # RidgeClassifier has them, Ridge has none
@@ -233,9 +314,7 @@ def _linear(
 ) -> Fitted:
     """The objective, and the fitted coefficients as its θ."""
     chosen = get_loss(loss)
-    targets: Any = _encoded(y, classes, chosen)
-    if classes is not None and loss == "squared_error" and len(classes) > 2:  # RidgeClassifier: −1 and +1
-        targets = np.where(targets[:, None] == np.arange(len(classes))[None], 1.0, -1.0)
+    targets: Any = _plus_minus(_encoded(y, classes, chosen), classes, chosen)
     free = bool(intercept) and scaling is None
     outputs = len(classes) if loss == "cross_entropy" and classes is not None else None
     given = None if bool((weights == 1).all()) else torch.as_tensor(weights)

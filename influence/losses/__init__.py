@@ -73,6 +73,8 @@ def get_loss(name: LossLike, **settings: Any) -> Loss:
     """
     if isinstance(name, Loss):
         return name
+    if isinstance(name, type):
+        raise DataError(f"pass a loss, not its class: {name.__name__}()")
     if isinstance(name, nn.Module):
         return from_module(name)
     if not isinstance(name, str):

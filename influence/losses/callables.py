@@ -12,12 +12,26 @@ from torch.func import grad, jacrev, vmap
 
 from influence.errors import DataError
 from influence.losses._base import Loss, finite, placed
+from influence.losses.asked import called
 from influence.losses.classification import CrossEntropy
 from influence.losses.regression import BinaryCrossEntropy
 
 _STEPS = (1e-4, 1e-5, 1e-6)
 _AGREE = 1e-4  # relative; differences of a smooth loss at these steps are far nearer
 _EXAMPLES, _DRAWS = 4, 3
+_KINDS: tuple[Callable[[Tensor], Tensor], ...] = (  # outputs of any size, probabilities, shares
+    lambda noise: noise,
+    torch.sigmoid,
+    lambda noise: torch.softmax(noise, dim=1),
+)
+_FLAT = (
+    "has a gradient of zero wherever one looks (an accuracy, a count?), so no training point has any "
+    "influence; pass the loss that training lowered"
+)
+_OF_NUMBERS = (
+    nn.BCELoss, nn.BCEWithLogitsLoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.SoftMarginLoss,
+    nn.MultiLabelSoftMarginLoss, nn.PoissonNLLLoss, nn.KLDivLoss,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,20 +73,28 @@ class CallableLoss(Loss):
 
     def prepare(self, targets: Any, dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         tensor = placed(targets, device)
-        return finite(tensor.to(dtype) if tensor.is_floating_point() else tensor, "the targets")
+        inner = getattr(self.function, "function", self.function)
+        numbers = tensor.is_floating_point() or isinstance(inner, _OF_NUMBERS)
+        return finite(tensor.to(dtype) if numbers else tensor, "the targets")
 
     def check_range(self, targets: Tensor, n_outputs: int) -> None:
         generator = torch.Generator().manual_seed(0)
-        some = targets[:_EXAMPLES]
+        some = targets[_varied(targets)]
         reasons = []
-        for _ in range(_DRAWS):  # a kink may spoil one draw
-            drawn = torch.randn(len(some), n_outputs, generator=generator, dtype=torch.float64)
-            reasons.append(self._problem(drawn.to(some.device), _double(some)))
-            if reasons[-1] is None:
+        for draw in range(_DRAWS * len(_KINDS)):  # a kink may spoil one draw
+            noise, along = (
+                torch.randn(len(some), n_outputs, generator=generator, dtype=torch.float64) for _ in "ab"
+            )
+            outputs = _KINDS[draw % len(_KINDS)](noise).to(some.device)
+            beside = self._beside(outputs, _double(some))
+            if beside is not None:  # once is enough
+                raise DataError(f"the loss {_called(self.function)} {beside}")
+            reasons.append(self._problem(outputs, _double(some), (along / along.norm()).to(some.device)))
+            if reasons[-1] is None and bool((self.output_gradient(outputs, _double(some)) != 0).any()):
                 return
-        raise DataError(f"the loss {_called(self.function)} {reasons[-1]}")
+        raise DataError(f"the loss {_called(self.function)} {reasons[0] or _FLAT}")
 
-    def _problem(self, outputs: Tensor, targets: Tensor) -> str | None:
+    def _problem(self, outputs: Tensor, targets: Tensor, direction: Tensor) -> str | None:
         """Why this loss cannot be used, or None."""
         try:
             values = self.values(outputs, targets)
@@ -83,13 +105,54 @@ class CallableLoss(Loss):
             return f"fails on outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}: {error}"
         if not bool(torch.isfinite(values).all()):
             return "is NaN or infinite at ordinary outputs"
-        direction = torch.ones_like(outputs) / outputs.shape[1] ** 0.5
         if not _agrees(lambda o: self.values(o, targets)[:, None], outputs, direction, gradient):
             return "has a gradient in the outputs that differs from differences of its values"
         along = torch.einsum("nab,nb->na", hessian, direction)
         if not _agrees_with(lambda o: self.output_gradient(o, targets), outputs, direction, along):
             return "has a Hessian in the outputs that differs from differences of its gradient"
         return None
+
+    def _beside(self, outputs: Tensor, targets: Tensor) -> str | None:
+        """Whether more enters than each example's own outputs and target, in words; None if nothing does."""
+        try:
+            with torch.enable_grad():
+                whole = self.function(outputs.detach(), targets)
+            pairs = zip(outputs, targets, strict=True)
+            values = torch.stack([self._one(output, target).detach() for output, target in pairs])
+        except Exception:  # written for one example at a time, or not for such outputs
+            return None
+        if not isinstance(whole, Tensor):
+            return None
+        if whole.requires_grad:
+            return (
+                "depends on parameters of its own or of the model, which training moves but θ does not show; "
+                "put them into the model and their penalty into l2, or freeze them with requires_grad_(False)"
+            )
+        if not bool(torch.isfinite(values).all()):
+            return None
+        rows = len(whole) == len(values) if whole.ndim else False
+        sums = whole.reshape(len(whole), -1).sum(1) if rows else whole.sum()
+        wanted = (values,) if rows else (values.mean(), values.sum())
+        scale = max(1.0, float(values.abs().max()))
+        if any(float((sums - each).abs().max()) <= _AGREE * scale for each in wanted):
+            return None
+        return (
+            "gives a batch another number than the mean or the sum over its examples, so it has no loss per "
+            "example (contrastive, divided by the class weights or tokens of a batch, or outputs "
+            f"{tuple(outputs.shape)} broadcast against targets {tuple(targets.shape)}?); return one loss per "
+            "example, from its own outputs"
+        )
+
+
+def _varied(targets: Tensor) -> list[int]:
+    """A few examples, of different targets if there are any."""
+    found: dict[Any, int] = {}
+    for i, target in enumerate(targets[:1000].reshape(min(len(targets), 1000), -1)):
+        found.setdefault(tuple(target[:8].tolist()), i)
+        if len(found) == _EXAMPLES:
+            break
+    more = [i for i in range(min(len(targets), _EXAMPLES)) if i not in found.values()]
+    return sorted([*found.values(), *more][:_EXAMPLES])
 
 
 def _agrees(
@@ -117,9 +180,8 @@ def _double(targets: Tensor) -> Tensor:
 
 
 def _called(function: Callable[..., Any]) -> str:
-    if isinstance(function, nn.Module):
-        return type(function).__name__
-    return str(vars(function).get("__qualname__", "")) or repr(function).split(" at ")[0].strip("<>")
+    inner = getattr(function, "function", function)  # of one that sees outputs in the model's own shape
+    return called(inner)
 
 
 def from_module(module: nn.Module) -> Loss:

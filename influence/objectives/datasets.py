@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from influence.errors import DataError
 from influence.losses import LossLike, get_loss
-from influence.objectives.inputs import Inputs, check_order, leaves, split_batch
+from influence.objectives.inputs import Inputs, check_order, is_dataset, leaves, split_batch
 from influence.objectives.penalties import Penalty
 from influence.objectives.sequential import network_objective
 from influence.objectives.streaming import StreamedObjective, stream
@@ -107,7 +107,7 @@ def streamed_objective(
     Raises:
         DataError: other data, weights, or data that change from pass to pass.
     """
-    if not isinstance(data, DataLoader | Dataset):
+    if not is_dataset(data):
         raise DataError(f"stream=True needs a Dataset or DataLoader, got {type(data).__name__}")
     if settings.get("weights") is not None:
         raise DataError("streamed data take no weights; hold the data in memory, or weigh inside the loss")

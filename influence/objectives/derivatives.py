@@ -179,7 +179,8 @@ class Check:
                 return self._noted(second)
         raise DataError(
             f"differences of the {self._name()}'s gradients do not settle as their step shrinks, so its "
-            "second derivatives mean nothing: it jumps somewhere; use smooth operations there"
+            "second derivatives mean nothing: it jumps somewhere, or changes from pass to pass; use smooth "
+            "operations, and call model.eval()"
         )
 
     def choose_mixed(self, chosen: Derivatives) -> Way:
@@ -253,8 +254,8 @@ class Check:
                     f"the gradient in the parameter {piece.name} of {owner} is not that of the loss "
                     f"({float(g @ v):.6g} along a direction in which that changes by "
                     f"{float(losses.value):.6g}): an operation from there on has a wrong backward pass "
-                    "(straight-through estimator, padding_idx, checkpoint with use_reentrant=True); write it "
-                    "without, or freeze the parameter with requires_grad_(False)"
+                    "(detach, no_grad, numpy, straight-through estimator, padding_idx, checkpoint with "
+                    "use_reentrant=True); write it without, or freeze the parameter by requires_grad_(False)"
                 )
 
     def _second_derivatives(self, draw: Draw, chosen: Derivatives) -> Derivatives | None:

@@ -29,7 +29,9 @@ def map_tensors(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     if isinstance(inputs, Mapping):
         return {key: map_tensors(function, part) for key, part in inputs.items()}
     if isinstance(inputs, tuple | list):
-        return type(inputs)(map_tensors(function, part) for part in inputs)
+        parts = [map_tensors(function, part) for part in inputs]
+        named = isinstance(inputs, tuple) and hasattr(inputs, "_fields")  # a NamedTuple takes them one by one
+        return type(inputs)(*parts) if named else type(inputs)(parts)
     raise DataError(
         f"inputs must be tensors or tuples, lists or mappings of them, got {type(inputs).__name__}"
     )
@@ -45,6 +47,11 @@ def leaves(inputs: Inputs) -> list[Tensor]:
 
     map_tensors(keep, inputs)
     return found
+
+
+def versions(inputs: Inputs) -> list[int]:
+    """How often each tensor was changed in place; torch does not count it for inference tensors."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in leaves(inputs)]
 
 
 def take(inputs: Inputs, which: Any) -> Inputs:
@@ -114,6 +121,8 @@ def raw_length(inputs: Any) -> int:
 
 _TARGET_NAMES = ("labels", "label", "targets", "target", "y")
 _READ_AT_ONCE = 256  # examples of a Dataset
+_TWICE = 4  # examples that are read twice
+_TABLES = ("numpy", "pandas", "polars", "scipy", "torch")
 
 
 def as_data(inputs: Any, targets: Any, device: torch.device | None = None) -> tuple[Inputs, Tensor]:
@@ -127,19 +136,36 @@ def as_data(inputs: Any, targets: Any, device: torch.device | None = None) -> tu
     Raises:
         DataError: text, a shuffling DataLoader, batches that do not fit together, missing targets.
     """
-    if isinstance(inputs, DataLoader | Dataset):
+    if isinstance(inputs, DataLoader | Dataset) or (targets is None and is_dataset(inputs)):
         if targets is not None:
             raise DataError("a Dataset or DataLoader brings its own targets; pass targets=None with it")
         inputs, targets = _read(inputs)
         to = device if device is not None else torch.device("cpu")
         return map_tensors(lambda tensor: tensor.to(to), inputs), targets.to(to)
+    if targets is None and isinstance(inputs, Mapping) and has_targets(inputs):
+        inputs, targets = split_batch(inputs)
     if targets is None:
-        raise DataError("targets are missing; pass one per input (a Dataset or DataLoader holds its own)")
+        raise DataError(
+            "targets are missing; pass (inputs, targets), or a Dataset, DataLoader, mapping or list of pairs "
+            "that holds its own"
+        )
+    if _is_stack(inputs, targets):
+        inputs = [as_tensor(part, "the inputs", device) for part in inputs]
+        inputs = torch.stack(inputs)
     found = _tensors(inputs, "the inputs", device)
     wanted = as_tensor(targets, "the targets", device)
     if wanted.ndim == 0:
         found, wanted = map_tensors(lambda tensor: tensor[None], found), wanted[None]
     return found, wanted
+
+
+def _is_stack(inputs: Any, targets: Any) -> bool:
+    """Whether ``inputs`` is a list of examples, one per target, and not of the several inputs of a model."""
+    if not isinstance(inputs, list) or not inputs or not isinstance(inputs[0], Tensor | np.ndarray):
+        return False
+    n = len(targets) if hasattr(targets, "__len__") else 1
+    shapes = {tuple(part.shape) for part in inputs if isinstance(part, Tensor | np.ndarray)}
+    return len(inputs) == n and len(shapes) == 1 and next(iter(shapes))[:1] != (n,)
 
 
 def _tensors(inputs: Any, what: str, device: torch.device | None) -> Inputs:
@@ -153,20 +179,96 @@ def _tensors(inputs: Any, what: str, device: torch.device | None) -> Inputs:
     return as_tensor(inputs, what, device)
 
 
-def _read(source: DataLoader[Any] | Dataset[Any]) -> tuple[Inputs, Tensor]:
+def has_targets(data: Any) -> bool:
+    """Whether ``data`` brings targets of its own."""
+    return is_dataset(data) or (isinstance(data, Mapping) and any(name in data for name in _TARGET_NAMES))
+
+
+def is_dataset(data: Any) -> bool:
+    """Whether ``data`` gives one example after another, each with its target: ``len(data)`` and ``data[i]``.
+
+    Datasets of other libraries and lists of pairs or mappings do; arrays, tables and lists of inputs do not.
+    """
+    if isinstance(data, Dataset | DataLoader):
+        return True
+    if isinstance(data, Tensor | np.ndarray | Mapping | tuple | str) or not hasattr(data, "__len__"):
+        return False
+    if (
+        not hasattr(data, "__getitem__")
+        or type(data).__module__.partition(".")[0] in _TABLES
+        or not len(data)
+    ):
+        return False
+    try:
+        first = data[0]
+    except Exception:  # whatever the object does without such an index
+        return False
+    if isinstance(first, Mapping):
+        return any(name in first for name in _TARGET_NAMES)
+    tensors = isinstance(first, tuple | list) and any(isinstance(part, Tensor | np.ndarray) for part in first)
+    return tensors and len(first) > 1
+
+
+def _read(source: Any) -> tuple[Inputs, Tensor]:
     loader = source if isinstance(source, DataLoader) else _ordered(source)
     check_order(loader)
-    pairs = [split_batch(batch) for batch in loader]
+    check_repeats(loader.dataset)
+    one_by_one = loader.batch_size is None and loader.batch_sampler is None
+    pairs = [_with_axis(split_batch(batch), one_by_one) for batch in loader]
     if not pairs:
         raise DataError("the DataLoader gives no batch; check its dataset")
     try:
-        inputs = _joined([pair[0] for pair in pairs])
-        return inputs, torch.cat([pair[1] for pair in pairs])
-    except RuntimeError as error:
+        inputs, targets = _joined([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
+    except (RuntimeError, TypeError) as error:
         raise DataError(
             f"the batches do not fit together ({str(error).splitlines()[0]}); let collate_fn pad them to one "
             "shape"
         ) from None
+    whole: Any = None if one_by_one or isinstance(loader.dataset, IterableDataset) else loader.dataset
+    if whole is not None and len(targets) != len(whole):
+        raise DataError(
+            f"the DataLoader made {len(targets)} examples of the {len(whole)} in its dataset, so an index "
+            "would not name the same example; collate_fn must keep each"
+        )
+    return inputs, targets
+
+
+def _with_axis(pair: tuple[Inputs, Any], one_by_one: bool) -> tuple[Inputs, Tensor]:
+    """A batch; of a loader with ``batch_size=None``, which gives example by example, a batch of one."""
+    inputs, targets = pair[0], torch.as_tensor(pair[1])
+    if one_by_one and targets.ndim == 0:
+        return map_tensors(lambda tensor: tensor[None], inputs), targets[None]
+    return inputs, targets
+
+
+def check_repeats(dataset: Any) -> None:
+    """Refuses data that are others when they are read again: scores of moving data mean nothing.
+
+    Raises:
+        DataError: they are.
+    """
+    if isinstance(dataset, IterableDataset):
+        twice = [next(iter(dataset), None) for _ in "ab"]
+        pairs = [] if twice[1] is None else [tuple(twice)]  # a stream that can be read once only
+    else:
+        n = len(dataset)
+        pairs = [(dataset[i], dataset[i]) for i in sorted({j * n // _TWICE for j in range(min(n, _TWICE))})]
+    if any(_differ(a, b) for a, b in pairs):
+        raise DataError(
+            "the Dataset gives another example when it is read again (a random augmentation or order?), so "
+            "an index would not name the same example twice; make it give the same each time"
+        )
+
+
+def _differ(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor | np.ndarray):
+        a, b = np.asarray(a), np.asarray(b)
+        return a.shape != b.shape or not bool(((a == b) | ((a != a) & (b != b))).all())
+    if isinstance(a, Mapping):
+        return any(_differ(part, b[key]) for key, part in a.items())
+    if isinstance(a, tuple | list):
+        return len(a) != len(b) or any(_differ(p, q) for p, q in zip(a, b, strict=True))
+    return isinstance(a, int | float | str) and a != b and a == a
 
 
 def _ordered(dataset: Dataset[Any]) -> DataLoader[Any]:
@@ -182,6 +284,8 @@ def check_order(loader: DataLoader[Any]) -> None:
         DataError: it does.
     """
     if isinstance(loader.dataset, IterableDataset):
+        if loader.drop_last and loader.batch_size:
+            raise DataError("the DataLoader may drop its last batch (drop_last=True); pass drop_last=False")
         return
     batches = loader.batch_sampler
     sampler: Any = batches.sampler if isinstance(batches, BatchSampler) else batches or loader.sampler
@@ -191,10 +295,10 @@ def check_order(loader: DataLoader[Any]) -> None:
             "same example twice; pass DataLoader(..., shuffle=False)"
         )
     n = len(loader.dataset)  # type: ignore[arg-type]
-    if loader.drop_last and loader.batch_size and n % loader.batch_size:
+    size = getattr(batches, "batch_size", None) or 1
+    if getattr(batches, "drop_last", False) and n % size:
         raise DataError(
-            f"the DataLoader drops {n % loader.batch_size} of {n} examples (drop_last=True); pass "
-            "drop_last=False"
+            f"the DataLoader drops {n % size} of {n} examples (drop_last=True); pass drop_last=False"
         )
 
 

@@ -404,7 +404,9 @@ class Flatten(Linearized):
 
 def translate(module: nn.Module) -> list[Layer] | None:
     """The layers of a ``Sequential`` of known modules, or None where one is not known exactly."""
-    if isinstance(module, nn.Sequential):
+    if _altered(module):
+        return None
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         layers: list[Layer] = []
         for child in module:
             part = translate(child)
@@ -415,6 +417,12 @@ def translate(module: nn.Module) -> list[Layer] | None:
     if any(not w.requires_grad for w in module.parameters()):
         return None
     return _known(module, type(module))
+
+
+def _altered(module: Any) -> bool:
+    """Whether a call of the module is more than its class's ``forward``: hooks, or one of its own."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "forward")
+    return any(vars(module).get(name) for name in names)
 
 
 def _known(module: Any, kind: type[nn.Module]) -> list[Layer] | None:

@@ -16,21 +16,25 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from influence.arrays import as_tensor
 from influence.errors import DataError, DeviceError
 from influence.fits import Fit
 from influence.losses import LossLike, get_loss
+from influence.objectives import checked
 from influence.objectives._base import Product, TrainingObjective
 from influence.objectives.derivatives import Check, Derivatives
-from influence.objectives.inputs import Inputs, as_data, count, floating_leaf, leaves, take
-from influence.objectives.network import Network, Output, plain_module, same_device
+from influence.objectives.frozen import Frozen, Kept, find, own_copy
+from influence.objectives.inputs import Inputs, as_data, count, floating_leaf, leaves, map_tensors, take
+from influence.objectives.network import Network, Output, same_device
 from influence.objectives.output_shapes import for_outputs
 from influence.objectives.passes import Batch, Passes, Way
 from influence.objectives.penalties import ParameterRule, Penalty, penalty_of
+from influence.objectives.ready import plain_module
 from influence.objectives.selection import Chosen, with_parameters
+from influence.objectives.taps import Known
 
 
 class Objective(TrainingObjective):
@@ -57,6 +61,8 @@ class Objective(TrainingObjective):
         parameters: which are θ; the others are held fixed. A name, a pattern (``"head.*"``), a list of them,
             ``"last"``, or a rule ``(name, parameter) -> bool``; by default all with ``requires_grad=True``.
         dtype: floating type to compute in; default that of ``inputs``, or of the model for integer inputs.
+        cache_bytes: memory for what frozen layers return, so that they run once (:mod:`.frozen`); 2.5 GiB by
+            default. If it does not suffice, or is 0, they run in every pass.
 
     Raises:
         DataError: NaN or infinite inputs, targets the loss cannot take, a negative λ, a module without
@@ -75,6 +81,9 @@ class Objective(TrainingObjective):
     derivatives: Derivatives
     """Which way each derivative is computed; ``str()`` of it says it in words."""
 
+    inputs: Inputs
+    _frozen: Frozen | None = None  # the frozen calls whose outputs are kept
+
     def __init__(
         self,
         model: nn.Module,
@@ -89,10 +98,11 @@ class Objective(TrainingObjective):
         dtype: torch.dtype | None = None,
         output: Output = None,
         parameters: Chosen = None,
+        cache_bytes: int = int(2.5 * 2**30),
     ) -> None:
         inputs, targets = as_data(inputs, targets)
         model = with_parameters(plain_module(model), parameters)
-        dtype = dtype or _dtype_of(model, inputs)
+        dtype = dtype or checked.dtype_of(model, inputs)
         if dtype not in (torch.float32, torch.float64):
             raise DataError(
                 f"dtype must be a floating type, torch.float32 or torch.float64, got {dtype}; use "
@@ -108,8 +118,11 @@ class Objective(TrainingObjective):
         self.l2, self.l2_mask = penalty_of(self.network, l2, l2_parameters)
         self._set_data(inputs, targets)
         self.loss.check_targets(self.targets, self.n_outputs)
-        self.weights = None if weights is None else self._checked_weights(weights)
-        self._check_determinism()
+        self.weights = checked.weights_of(weights, self.n, self.l2_mask)
+        checked.check_determinism(lambda x: self._outputs_of(self.initial(), x), self.inputs, dtype)
+        self._frozen = find(self.network, self.inputs, int(cache_bytes))
+        if self._frozen is not None:
+            self.inputs = own_copy(self.inputs)
         self._choose_derivatives()
         if any(w.dtype in (torch.float16, torch.bfloat16) for w in model.parameters()):
             self.derivatives.notes.append(f"The model is in half precision and is computed in {dtype}")
@@ -118,13 +131,16 @@ class Objective(TrainingObjective):
 
     def _set_data(self, inputs: Inputs, targets: Tensor) -> None:
         inputs, targets = as_data(inputs, targets, self.device)
+        inputs, targets = map_tensors(Tensor.detach, inputs), targets.detach()
         for tensor in leaves(inputs):
             same_device("the inputs", tensor.device, "the model", self.device)
         same_device("the targets", targets.device, "the model", self.device)
         n = count(inputs)
         if n != len(targets) or n == 0:
             raise DataError(f"got {n} inputs and {len(targets)} targets; pass one target per input")
-        self.inputs = self.network.on_examples(inputs)
+        self.inputs, self._kept = self.network.on_examples(inputs), Kept()
+        if self._frozen is not None:
+            self.inputs = own_copy(self.inputs)
         self.n = n
         for tensor in leaves(self.inputs):
             if tensor.is_floating_point():
@@ -136,35 +152,19 @@ class Objective(TrainingObjective):
         self._targets = self.loss.prepare(targets, self.dtype, self.device)
         self.loss.check_range(self.targets, self.n_outputs)
 
-    def _checked_weights(self, weights: Tensor) -> Tensor:
-        weights = as_tensor(weights, "the weights")
-        if weights.shape != (self.n,) or not bool(torch.isfinite(weights).all()):
-            raise DataError(
-                f"weights must be finite, one for each of the {self.n} examples; got shape "
-                f"{tuple(weights.shape)}"
-            )
-        return weights.to(self.device, self.dtype)
-
-    def _check_determinism(self) -> None:
-        """Two passes in different batches must agree: catches dropout and batch norm in training mode."""
-        theta, m = self.initial(), min(self.n, 8)
-        half = m // 2
-        first = self._outputs_of(theta, take(self.inputs, slice(0, m)))
-        parts = (slice(a, b) for a, b in ((0, half), (half, m)) if b > a)
-        again = torch.cat([self._outputs_of(theta, take(self.inputs, part)) for part in parts])
-        allowed = 1e-9 if self.dtype == torch.float64 else 1e-3
-        if not torch.allclose(first, again, rtol=allowed, atol=allowed * (1 + float(first.abs().max()))):
-            raise DataError(
-                "the model's output for an example changes from pass to pass or with the batch around it "
-                "(dropout or batch norm in training mode?); call model.eval() first"
-            )
-
     def _choose_derivatives(self) -> None:
         """The fastest ways that agree with differences (:mod:`.derivatives`)."""
-        self.derivatives = self._check().choose()
+        self.derivatives = self._check(known=True).choose()
 
-    def _check(self) -> Check:
-        return Check(self.network, self.inputs, self.batch_size)
+    def _check(self, known: bool = False) -> Check:
+        outputs = self._known() if known else None
+        x = self.inputs if outputs is None else Known(self.inputs, outputs)
+        return Check(self.network, x, self.batch_size)
+
+    def _known(self) -> tuple[Tensor, ...] | None:
+        """What the frozen calls return for all examples, computed once; None if all layers are run."""
+        known = self._frozen and self._kept.outputs_for(self._frozen, self.inputs, self.batch_size)
+        return known or None
 
     @property
     def targets(self) -> Tensor:
@@ -173,13 +173,10 @@ class Objective(TrainingObjective):
 
     def fixed_words(self) -> str | None:
         """Which parameters are held fixed, in words; None if there are none."""
-        own = list(self.network.model.named_parameters())
-        fixed = [(name, w.numel()) for name, w in own if not w.requires_grad]
-        if not fixed:
-            return None
-        names = ", ".join(name for name, _ in fixed[:6]) + (", …" if len(fixed) > 6 else "")
-        total = sum(w.numel() for _, w in own)
-        return f"held fixed: {sum(size for _, size in fixed):,} of {total:,} parameters ({names})"
+        words = checked.fixed_words(self.network.model)
+        if words is None or self._frozen is None:
+            return words
+        return f"{words}; {self._frozen.words(self.n)}"
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -195,7 +192,10 @@ class Objective(TrainingObjective):
         """The same model, loss and λ on other data without weights, such as the test set (one will do)."""
         other = copy.copy(self)
         other.weights = None
-        other._set_data(inputs, targets)
+        inputs, targets = as_data(inputs, targets, self.device)
+        inputs = checked.with_axis(inputs, targets, self.inputs)
+        with checked.taking(inputs, self.inputs):
+            other._set_data(inputs, targets)
         return other
 
     def subset(self, idx: Tensor | slice) -> Self:
@@ -204,6 +204,7 @@ class Objective(TrainingObjective):
         chosen: Any = idx if isinstance(idx, slice) else self.index(idx)
         other.inputs, other._targets = take(self.inputs, chosen), self.targets[chosen]
         other.weights = None if self.weights is None else self.weights[chosen]
+        other._kept = self._kept.chosen(self.inputs, other.inputs, chosen)
         other.n = len(other._targets)
         if other.n == 0:
             raise DataError("the subset holds no example; pass at least one index")
@@ -212,7 +213,7 @@ class Objective(TrainingObjective):
     def with_weights(self, weights: Tensor | None) -> Self:
         """The same objective with other weights ``(n,)`` of the examples, or with none."""
         other = copy.copy(self)
-        other.weights = None if weights is None else self._checked_weights(weights)
+        other.weights = checked.weights_of(weights, self.n, self.l2_mask)
         return other
 
     # -- the network as a function of θ -------------------------------------------------------------------
@@ -231,6 +232,8 @@ class Objective(TrainingObjective):
 
     @property
     def _passes(self) -> Passes:
+        if torch.is_inference_mode_enabled():
+            raise DataError("torch computes no derivative inside torch.inference_mode(); use torch.no_grad()")
         return Passes(self.network, self.loss, self._double)
 
     @property
@@ -243,14 +246,21 @@ class Objective(TrainingObjective):
     def _outputs_of(self, theta: Tensor, x: Inputs) -> Tensor:
         return self._passes.outputs(self.derivatives.gradient, theta, x)
 
-    def _batches(self, idx: Tensor | None, weights: Tensor | None = None) -> Iterator[tuple[Batch, slice]]:
-        """Batches of the examples ``idx`` with their weights, and the place of each."""
+    def _batches(
+        self, idx: Tensor | None, weights: Tensor | None = None, *, whole: bool = False
+    ) -> Iterator[tuple[Batch, slice]]:
+        """Batches of the examples ``idx`` with their weights, and the place of each.
+
+        ``whole``: the frozen layers run too, as derivatives in the inputs need.
+        """
         m = self.n if idx is None else len(idx)
+        outputs = None if whole else self._known()
+        inputs = self.inputs if outputs is None else Known(self.inputs, outputs)
         for start in range(0, m, self.batch_size):
             place = slice(start, min(start + self.batch_size, m))
             chosen: Any = place if idx is None else idx[place]
             w = None if weights is None else weights[place]
-            yield Batch(take(self.inputs, chosen), self.targets[chosen], w), place
+            yield Batch(take(inputs, chosen), self.targets[chosen], w), place
 
     def _weights_of(self, idx: Tensor | None) -> Tensor | None:
         """The weights of the examples ``idx``, or None if each is 1."""
@@ -266,12 +276,14 @@ class Objective(TrainingObjective):
             theta = theta.theta
         if isinstance(theta, nn.Module):
             theta = dict(plain_module(theta).named_parameters(remove_duplicate=False))
+        if isinstance(theta, np.ndarray | list):
+            theta = torch.tensor(theta, dtype=self.dtype, device=self.device)
         if isinstance(theta, Mapping):
             theta = self.network.flatten(theta).to(self.device, self.dtype)
         return self._vector(theta)
 
     def _vector(self, theta: Any) -> Tensor:
-        if isinstance(theta, nn.Module | Mapping | Fit):
+        if isinstance(theta, nn.Module | Mapping | Fit | np.ndarray | list):
             return self.vector(theta)
         if not isinstance(theta, Tensor):
             raise DataError(
@@ -412,7 +424,7 @@ class Objective(TrainingObjective):
         out = torch.empty(shape, dtype=self.dtype, device=self.device)
         columns = S.T.contiguous()
         passes = self._passes
-        for batch, place in self._batches(idx):
+        for batch, place in self._batches(idx, whole=True):
             for j, s in enumerate(columns):
                 out[place, ..., j] = passes.mixed(way, theta, s, batch)
         return out
@@ -421,7 +433,7 @@ class Objective(TrainingObjective):
         """``[∇_x∇_θ L(z)] δ`` of one example, δ of its input's shape: ``(p,)`` (for I_pert,params)."""
         theta, idx = self._vector(theta), self.index(torch.tensor([index]))
         x = floating_leaf(self.inputs)
-        batch = next(iter(self._batches(idx)))[0]
+        batch = next(iter(self._batches(idx, whole=True)))[0]
         chosen = self.derivatives
         if chosen.mixed_direction is None:
             chosen.mixed_direction = self._check().choose_mixed_direction(chosen)
@@ -432,10 +444,3 @@ class Objective(TrainingObjective):
         if chosen.mixed is None:
             chosen.mixed = self._check().choose_mixed(chosen)
         return chosen.mixed
-
-
-def _dtype_of(model: nn.Module, inputs: Inputs) -> torch.dtype:
-    """The floating type of the inputs, or else of the model; float32 for half precision."""
-    floating = [t for t in (*leaves(inputs), *model.parameters()) if t.is_floating_point()]
-    dtype = floating[0].dtype if floating else torch.get_default_dtype()
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

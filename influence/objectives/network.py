@@ -17,8 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedParameter
 
 from influence.errors import DataError, DeviceError
-from influence.objectives.inputs import Inputs, convert, count, shape_of, take
+from influence.objectives.inputs import Inputs, convert, count, map_tensors, shape_of, take, versions
+from influence.objectives.ready import cast, copied, twin_of
 from influence.objectives.substitutes import PlainEmbeddingBag, substitute
+from influence.objectives.taps import Known, Taps, untapped
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Output = None | int | str | Callable[[Any], Tensor]
@@ -64,20 +66,30 @@ class Network:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, output: Output = None) -> None:
         self.output = output
-        self._given = copied(model).to(dtype)
-        self.model = copy.deepcopy(self._given)
+        self._given = cast(copied(model), dtype)
+        self.model = twin_of(self._given)
         if not substitute(self.model):
             self._given = self.model
         self._twin: nn.Module | None = None
         self._call: Callable[[Inputs], Arguments] | None = None
+        self.taps = Taps()
+        self._spoils = False  # whether a pass changes its inputs in place
         self.dtype = dtype
         trainable = [(name, w) for name, w in self.model.named_parameters() if w.requires_grad]
         if not trainable:
-            raise DataError("the model has no parameter with requires_grad=True, so nothing can be trained")
+            raise DataError(
+                "the model has no parameter with requires_grad=True, so nothing can be trained (quantised "
+                "layers hold none); choose some by parameters="
+            )
         self.device = trainable[0][1].device
         for name, w in self.model.named_parameters():
             if isinstance(w, UninitializedParameter):
                 raise DataError(f"the model's {name} has no shape yet; run one batch through the model first")
+            if w.is_complex() and w.requires_grad:
+                raise DataError(
+                    f"the model's {name} is complex, and θ is real; hold its real and imaginary parts as two "
+                    "parameters, or freeze it with requires_grad_(False)"
+                )
             if w.device.type != "meta" and not bool(torch.isfinite(w).all()):
                 raise DataError(f"the model's {name} holds NaN or infinite values; load a good checkpoint")
         for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
@@ -137,7 +149,7 @@ class Network:
 
     def module(self, theta: Tensor) -> nn.Module:
         """A copy of the module that carries θ as its parameters."""
-        model = copy.deepcopy(self._given)
+        model = untapped(twin_of(self._given))
         with torch.no_grad():
             own = dict(model.named_parameters())
             for name, value in self.unflatten(theta).items():
@@ -147,7 +159,7 @@ class Network:
     def to(self, dtype: torch.dtype) -> Self:
         """The same network in another floating type (a copy)."""
         other = copy.copy(self)
-        other.model = other._given = copy.deepcopy(self.model).to(dtype)
+        other.model = other._given = cast(twin_of(self.model), dtype)
         other._twin = None
         other.dtype = dtype
         other._rows = {name: row.to(dtype) for name, row in self._rows.items()}
@@ -161,22 +173,33 @@ class Network:
         Raises:
             DataError: the module returns no tensor with one row an example.
         """
-        args, kwargs = self._arguments(x)
         values = self.unflatten(theta)
         everywhere = {alias: values[name] for name, aliases in self._aliases.items() for alias in aliases}
-        # With tie_weights=True, torch leaves θ behind in a module that appears twice.
-        outputs = functional_call(self.model, everywhere, args, kwargs, tie_weights=False)
-        return self._rows_of(outputs, x)
+
+        def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            # With tie_weights=True, torch leaves θ behind in a module that appears twice.
+            return functional_call(self.model, everywhere, args, kwargs, tie_weights=False)
+
+        return self.answered(run, x)
+
+    def answered(self, run: Callable[[tuple[Any, ...], dict[str, Any]], Any], x: Inputs) -> Tensor:
+        """Outputs ``(m, c)`` of ``run(args, kwargs)``; frozen calls give what ``x`` knows of them."""
+        if not isinstance(x, Known):
+            return self._rows_of(run(*self._arguments(x)), x)
+        with self.taps.answering(x.outputs, count(x.inputs), self.dtype):
+            return self._rows_of(run(*self._arguments(x.inputs)), x.inputs)
 
     def _arguments(self, x: Inputs) -> Arguments:
         if self._call is None:
             self._call = self._first_that_runs(x)
-        return self._call(x)
+        return self._call(map_tensors(torch.clone, x) if self._spoils else x)
 
     def _first_that_runs(self, x: Inputs) -> Callable[[Inputs], Arguments]:
         """How the module takes its inputs, found by trying on two examples."""
-        few, said = take(x, slice(0, 2)), ""
+        said = ""
         for call in calls(self.model, x):
+            few = map_tensors(torch.clone, take(x, slice(0, 2)))  # a copy: the module may work on it in place
+            before = versions(few)
             args, kwargs = call(few)
             try:
                 with torch.no_grad(), self.settings(False):
@@ -184,10 +207,11 @@ class Network:
             except Exception as error:  # whatever the module raises
                 said = said or f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
             else:
+                self._spoils = before != versions(few)
                 return call
         raise DataError(
-            f"the model {type(self.model).__name__} cannot take inputs {shape_of(x)} ({said}); give them as "
-            "its forward wants them: one tensor, a tuple of arguments, or a mapping by name"
+            f"the model {type(self.model).__name__} cannot take inputs {shape_of(x)} ({said}); "
+            f"{_remedy(x, said, self.dtype)}"
         )
 
     def bind(self, theta: Tensor) -> Bound:
@@ -198,7 +222,7 @@ class Network:
         one.
         """
         if self._twin is None:
-            self._twin = copy.deepcopy(self.model)
+            self._twin = twin_of(self.model)
         own = dict(self._twin.named_parameters())
         with torch.no_grad():
             for name, value in self.unflatten(theta).items():
@@ -245,9 +269,8 @@ class Bound:
 
     def outputs(self, x: Inputs) -> Tensor:
         """``(m, c)``, with a graph."""
-        args, kwargs = self.network._arguments(x)
         with torch.enable_grad():
-            return self.network._rows_of(self.module(*args, **kwargs), x)
+            return self.network.answered(lambda args, kwargs: self.module(*args, **kwargs), x)
 
     def gradient(self, outputs: Tensor, u: Tensor | None = None, *, create_graph: bool = False) -> Tensor:
         """``Jᵀu`` as one vector ``(p,)``; with ``create_graph`` it can be differentiated again."""
@@ -339,48 +362,19 @@ def _without_fast_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def plain_module(model: nn.Module) -> nn.Module:
-    """The module inside a compiled or data-parallel one.
-
-    Raises:
-        DataError: a scripted or traced module, whose Python code is not there to be differentiated.
-    """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise DataError(
-            f"{type(model).__name__} is a scripted module; pass the nn.Module that it was made from"
+def _remedy(x: Inputs, said: str, dtype: torch.dtype) -> str:
+    """What to change if the module cannot take its inputs."""
+    if any(words in said for words in ("dtype", "expected scalar type", "Input type")):
+        return (
+            f"it is computed in {dtype}: pass floating inputs, let its forward follow their type instead of "
+            "casting to a fixed one, or pass dtype="
         )
-    if type(model).__name__ == "OptimizedModule":  # torch.compile's; its import would cost a second
-        return plain_module(model.get_submodule("_orig_mod"))
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return plain_module(model.module)
-    if not isinstance(model, nn.Module):
-        raise DataError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
-    return model
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """A copy of the module whose embeddings can be differentiated.
-
-    Raises:
-        DataError: it cannot be copied, or an embedding changes its own weights.
-    """
-    try:
-        twin = copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:
-        raise DataError(
-            f"the model {type(model).__name__} cannot be copied: "
-            f"{str(error).splitlines()[0].partition('.')[0]}; for weight_norm and spectral_norm use those of "
-            "torch.nn.utils.parametrizations"
-        ) from None
-    for name, part in twin.named_modules():
-        if isinstance(part, nn.Embedding | nn.EmbeddingBag):
-            if part.max_norm is not None:
-                raise DataError(
-                    f"the embedding {name or 'itself'} has max_norm, which changes its weights in every "
-                    "pass; renormalise them once and set max_norm=None"
-                )
-            part.sparse = False  # the gradient is needed dense
-    return twin
+    wanted = "give them as its forward wants them: one tensor, a tuple of arguments, or a mapping by name"
+    if isinstance(x, tuple):
+        return f"{wanted}; of the parts of a Dataset's example the last is the target, the others are inputs"
+    if isinstance(x, Mapping):
+        return f"{wanted}; leave out the entries {', '.join(map(repr, x))} that it does not take"
+    return wanted
 
 
 def _aliases(model: nn.Module, trainable: list[tuple[str, nn.Parameter]]) -> dict[str, list[str]]:

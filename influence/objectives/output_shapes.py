@@ -42,8 +42,9 @@ def for_outputs(loss: Loss, shape: tuple[int, ...], targets: Tensor) -> tuple[Lo
     Raises:
         DataError: the loss has no meaning for such outputs and targets.
     """
-    if isinstance(loss, CallableLoss) and shape == (1,) and targets.ndim == 1 and _of_torch(loss.function):
-        shape = ()  # torch's losses would broadcast outputs (m, 1) against targets (m,) to (m, m)
+    if isinstance(loss, CallableLoss) and shape in ((), (1,)) and _of_torch(loss.function):
+        # torch's losses would broadcast outputs (m, 1) against targets (m,), or the reverse, to (m, m)
+        shape = () if targets.ndim == 1 else (1,) if tuple(targets.shape[1:]) == (1,) else shape
     if isinstance(loss, CallableLoss) and len(shape) != 1:
         return replace(loss, function=Reshaped(loss.function, shape)), targets
     if len(shape) <= 1 or isinstance(loss, TokenCrossEntropy):
@@ -59,6 +60,11 @@ def for_outputs(loss: Loss, shape: tuple[int, ...], targets: Tensor) -> tuple[Lo
             )
         ignored = -100 if loss.ignore_index is None else loss.ignore_index
         return TokenCrossEntropy(ignored), targets
+    if isinstance(loss, CrossEntropy) and given == shape[1:]:
+        raise DataError(
+            f"the model gives outputs {('n', *shape)} with the classes second; pass output=lambda o: "
+            "o.flatten(2).transpose(1, 2), and targets.flatten(1)"
+        )
     raise DataError(
         f"the model gives outputs {('n', *shape)} and the targets are {('n', *given)}: for {loss.name} it "
         "must return (n, c); labels per token (n, T) go with outputs (n, T, V), the classes last "

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from influence.errors import DataError
-from influence.objectives.network import copied, plain_module
+from influence.objectives.ready import copied, plain_module
 
 Chosen = None | str | Sequence[str] | Callable[[str, nn.Parameter], bool]
 

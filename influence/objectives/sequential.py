@@ -18,8 +18,8 @@ from influence.errors import DataError
 from influence.losses import LossLike
 from influence.objectives.layers import Affine, translate
 from influence.objectives.module import Objective
-from influence.objectives.network import plain_module
 from influence.objectives.penalties import ParameterRule, Penalty
+from influence.objectives.ready import plain_module
 from influence.objectives.selection import with_parameters
 
 

@@ -12,7 +12,15 @@ import scipy.sparse as sp
 pytest.importorskip("sklearn")
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import Lasso, LogisticRegression, Ridge, RidgeClassifier
+from sklearn.linear_model import (
+    Lasso,
+    LinearRegression,
+    LogisticRegression,
+    Ridge,
+    RidgeClassifier,
+    RidgeCV,
+)
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
@@ -115,11 +123,20 @@ def test_a_loose_fit_is_warned_of_and_fitted_goes_on_from_it() -> None:
 
 
 REFUSED = [
-    (Lasso().fit(XR, YR), XR, YR, "Lasso is not supported; supported are LogisticRegression"),
+    (
+        Lasso().fit(XR, YR),
+        XR,
+        YR,
+        "Lasso is not supported .an L1 penalty has no second derivative",
+    ),
     (LogisticRegression(), X2, Y2, "not fitted"),
     (LogisticRegression(l1_ratio=0.5, solver="saga", max_iter=20), X2, Y2, "L1 penalty"),
     (LinearSVC(), X3, Y3, "two classes"),
     (Ridge(positive=True), XR, YR, "constrained"),
+    (LinearRegression(positive=True), XR, YR, "constrained"),
+    (RidgeCV(), XR, YR, "fit Ridge.alpha=model.alpha_"),
+    (LinearSVC(loss="hinge"), X2, Y2, "default loss='squared_hinge'"),
+    (GridSearchCV(Ridge(), {"alpha": [1.0]}), XR, YR, "pass its best_estimator_"),
 ]
 
 
@@ -142,3 +159,83 @@ def test_labels_and_rows_must_be_those_of_the_fit() -> None:
         found = from_sklearn(model, X2, Y2)
     with pytest.raises(DataError, match="none of the model's classes"):
         found.influence_on((X2[:1], ["unknown"]))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e2])
+def test_least_squares_without_a_penalty_are_the_refits(scale: float) -> None:
+    """No damping enters, however differently the features are scaled: changes are those of a refit."""
+    X = XR[:60] * np.array([scale, *[1.0] * 9])
+    model = LinearRegression().fit(X, YR[:60])
+    found = from_sklearn(model, X, YR[:60])
+    row = XR[60:61] * np.array([scale, *[1.0] * 9])
+    changes = found.influence_on((row, YR[60:61]), correction="leverage").changes
+    assert changes is not None
+
+    def loss(fitted: Any) -> float:
+        return float(0.5 * (fitted.predict(row)[0] - YR[60]) ** 2)
+
+    for i in range(0, 60, 7):
+        keep = np.arange(60) != i
+        actual = loss(LinearRegression().fit(X[keep], YR[:60][keep])) - loss(model)
+        # the correction is one exact step in the outputs; the loss of the test point is taken to first order
+        gap = float(model.predict(row)[0] - YR[60])
+        moved = (LinearRegression().fit(X[keep], YR[:60][keep]).predict(row)[0] - model.predict(row)[0]) * gap
+        assert float(changes[i, 0]) == pytest.approx(float(moved), rel=1e-4)
+        assert actual == pytest.approx(moved + moved**2 / (2 * gap**2), rel=1e-6)
+
+
+def test_an_unpenalised_logistic_model_is_not_damped_either() -> None:
+    model = LogisticRegression(C=np.inf, **TIGHT).fit(X2[:, :2], Y2)
+    found = from_sklearn(model, X2[:, :2], Y2)
+    weak = from_sklearn(LogisticRegression(C=1e9, **TIGHT).fit(X2[:, :2], Y2), X2[:, :2], Y2)
+    test = (X2[:3, :2], Y2[:3])
+    ours, theirs = found.influence_on(test).changes, weak.influence_on(test).changes
+    assert ours is not None
+    assert theirs is not None
+    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-4, atol=1e-8)
+
+
+def test_columns_are_those_of_the_fit() -> None:
+    import pandas as pd
+
+    names = list("abcdef")
+    table = pd.DataFrame(X2, columns=names)
+    model = LogisticRegression(**TIGHT).fit(table, Y2)
+    found = from_sklearn(model, table, Y2)
+    plain = found.influence_on((X2[:2], Y2[:2])).changes
+    assert plain is not None
+    named = found.influence_on((table[:2], Y2[:2])).changes
+    np.testing.assert_array_equal(named, plain)
+    with pytest.raises(DataError, match="give the same columns in the same order"):
+        found.influence_on((table[names[::-1]][:2], Y2[:2]))
+    with pytest.raises(DataError, match=r"X must have shape \(n, 6\)"):
+        found.influence_on((X2[:2, :5], Y2[:2]))
+    with pytest.raises(DataError, match="X must hold numbers"):
+        found.influence_on((np.array([["a"] * 6]), Y2[:1]))
+    one = found.influence_on((X2[0], Y2[0])).changes
+    np.testing.assert_allclose(one, plain[:, :1])
+    column = from_sklearn(model, table, Y2[:, None]).influence_on((X2[:2], Y2[:2, None])).changes
+    np.testing.assert_allclose(column, plain)
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(**TIGHT)).fit(X2, Y2)
+    with pytest.raises(DataError, match="the pipeline's StandardScaler cannot take X"):
+        from_sklearn(pipeline, X2, Y2).influence_on((X2[:2, :5], Y2[:2]))
+    with pytest.raises(DataError, match="not the class LogisticRegression"):
+        from_sklearn(LogisticRegression, X2, Y2)
+
+
+@pytest.mark.parametrize("name", ["ridge classifier", "multinomial", "ridge two targets"])
+def test_labels_of_test_points_are_those_of_training_points(name: str) -> None:
+    """What is asked of training points as test points is their own loss."""
+    estimator, X, y = MODELS[name]
+    found = from_sklearn(estimator.fit(X, y), X, y)
+    tests = found.tests((X[:5], y[:5]))
+    own = found.objective.example_losses(found.theta)[:5]
+    np.testing.assert_allclose(tests.example_losses(found.theta), own, rtol=1e-12)
+
+
+def test_explain_says_what_a_refit_would_do_anew() -> None:
+    estimator = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", **TIGHT))
+    said = from_sklearn(estimator.fit(X2, Y2), X2, Y2).explain()
+    assert "held fixed: the pipeline's StandardScaler" in said
+    assert "which a refit would balance anew" in said
+    assert "anew" not in from_sklearn(LogisticRegression(**TIGHT).fit(X2, Y2), X2, Y2).explain()
