@@ -31,6 +31,8 @@ RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['p
       > /tmp/packages.txt \
  && python -m pip install --constraint constraints.txt --requirement /tmp/packages.txt \
  && rm /tmp/packages.txt
+# What is inside: every package with its version, licence and origin.
+RUN python -m pip inspect > /packages.json
 COPY . ./
 
 # Any user may run it: nothing is written but /tmp and /results.

@@ -8,7 +8,7 @@ reproduce: .venv/installed
 	$(BIN)/python -m experiments experiment=loo_linear
 
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Every figure of the paper, then the sweeps, on all cores; MIRROR is a folder with the original files, without it
 # they are fetched. The same command resumes after a kill; OUTPUT takes records, tables and the report.

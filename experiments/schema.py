@@ -107,6 +107,7 @@ class Config:
     device: str = "cpu"  # cpu, cuda or cuda:N
     output: str | None = None  # folder of the run; null: outputs/<experiment>/<time>-<four letters>
     debug: bool = False  # true: full tracebacks
+    optimise: str | None = None  # metric that a sweeper such as Optuna minimises or maximises
 
 
 REGISTRY: dict[str, dict[str, type]] = {}

@@ -113,12 +113,17 @@ def main(given: Given) -> None:
     report.write(found, output / "report.html")
     print(tables.text(found.verdicts, given["wide"]))
     print("\n".join(tables.spots(found.details)), end="\n" if given["spot"] is not None else "")
-    print(f"report: {output / 'report.html'}")
+    print(f"report: {output / 'report.html'}", *totals(found), sep="\n")
     if given["update"]:
         for path in tables.update(found.verdicts, WORK):
             print(f"table written: {path}")
     if not found.accepted:
         raise JobFailed(1)
+
+
+def totals(found: Verification) -> list[str]:
+    """The time that all runs took, if they were run."""
+    return [f"total: {found.details['total']}"] if "total" in found.details else []
 
 
 def spot_checked(found: Verification, points: int, seed: int) -> None:
@@ -132,6 +137,7 @@ def spot_checked(found: Verification, points: int, seed: int) -> None:
             continue
         print(f"spot check of {name}", file=sys.stderr, flush=True)
         outcome.spot = spot.check(outcome.spec, outcome.record, outcome.provenance, points, seed)
+        print(f"{name}: {outcome.spot}", file=sys.stderr, flush=True)
         if outcome.spot.status == FAILED:
             found.verdicts = [
                 replace(verdict, status=NOT_REPRODUCED, remark=str(outcome.spot))

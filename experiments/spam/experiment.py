@@ -37,16 +37,24 @@ def run(cfg: DictConfig, context: Context) -> Record:
     if not plant:
         return suspects.ranked(cfg, context)
     work = work_of(cfg, data)
-    found = repeats(context, work, settings)
-    clean, n = found[CLEAN], len(work.y)
     units = [(k, r) for k in settings.flips for r in range(settings.repeats)]
+    found: dict[Any, dict[str, np.ndarray]] = {}
+
+    def refitted(places: np.ndarray) -> dict[str, np.ndarray]:
+        found.update(repeats(context, work, settings, [units[place] for place in places]))
+        return per_unit([found[units[place]] for place in places])
+
+    every = context.retrained(np.arange(len(units)), refitted)
+    clean, n = found[CLEAN], len(work.y)
 
     def stacked(name: str) -> np.ndarray:  # (flips, repeats, ...)
-        values = np.stack([found[unit][name] for unit in units])
-        return values.reshape(len(settings.flips), settings.repeats, *values.shape[1:])
+        return every[name].reshape(len(settings.flips), settings.repeats, *every[name].shape[1:])
 
-    fixed, accuracy, norms = stacked("fixed"), stacked("accuracy"), stacked("gradient_norm")
-    flipped_accuracy = stacked("flipped_accuracy")[..., 0]
+    fixed, accuracy = (
+        np.stack([stacked(f"{name}_{ranking}") for ranking in RANKINGS], axis=2)
+        for name in ("fixed", "accuracy")
+    )
+    norms, flipped_accuracy = stacked("gradient_norm"), stacked("flipped_accuracy")
     metrics: dict[str, Any] = {
         "n_train": n,
         "n_test": len(work.test_y),
@@ -170,9 +178,28 @@ def work_of(cfg: DictConfig, data: Dataset) -> LabelFixing:
     )
 
 
-def repeats(context: Context, work: LabelFixing, settings: DictConfig) -> dict[Any, dict[str, np.ndarray]]:
-    """Every unit's arrays, from the journal or from the workers; what they took goes to the timings."""
-    units: list[Any] = [CLEAN, *((k, r) for k in settings.flips for r in range(settings.repeats))]
+def per_unit(found: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of some units as the record names them, an entry a unit."""
+    whole = {name: np.stack([own[name] for own in found]) for name in ("fixed", "accuracy")}
+    return {
+        f"{name}_{ranking}": values[:, row]
+        for name, values in whole.items()
+        for row, ranking in enumerate(RANKINGS)
+    } | {
+        "gradient_norm": np.stack([own["gradient_norm"] for own in found]),
+        "flipped_accuracy": np.array([own["flipped_accuracy"][0] for own in found]),
+    }
+
+
+def repeats(
+    context: Context, work: LabelFixing, settings: DictConfig, asked: list[tuple[int, int]]
+) -> dict[Any, dict[str, np.ndarray]]:
+    """The arrays of the units ``asked``, of the one whose suspects are shown, and of the true labels.
+
+    They come from the journal or from the workers; what they took goes to the timings.
+    """
+    shown = [work.shown_unit] if work.shown_unit not in asked else []
+    units: list[Any] = [CLEAN, *shown, *asked]
     journal = context.journal("repeats")
     kept = {unit: journal.get(unit) for unit in units}
     found = {unit: arrays for unit, arrays in kept.items() if arrays is not None}

@@ -42,7 +42,7 @@ from typing import Any
 from experiments.errors import ConfigError
 from experiments.suite.ending import guarded
 
-WIDTH = 110
+WIDTH = 80
 EXIT_CODES = "0 done, 1 it failed, 2 a setting is wrong, 130 interrupted"
 
 
@@ -177,7 +177,8 @@ class Command:
 
     def help(self) -> str:
         """What ``--help`` prints."""
-        lines = [*textwrap.wrap(self.summary, WIDTH), "", f"usage: {self.usage}", ""]
+        lines = [*textwrap.wrap(self.summary, WIDTH), ""]
+        lines += [*textwrap.wrap(f"usage: {self.usage}", WIDTH, subsequent_indent=" " * 7), ""]
         table = [(self.words.usage, f"{self.words.help.rstrip('.')}.")] if self.words else []
         table += [(option.sample, self._explained(option)) for option in (*self.options, DEBUG)]
         lines += columns(table)
@@ -189,7 +190,7 @@ class Command:
             ]
         for paragraph in self.notes.strip().split("\n\n") if self.notes else []:
             lines += ["", *textwrap.wrap(" ".join(paragraph.split()), WIDTH)]
-        return "\n".join([*lines, "", f"Exit codes: {self.exit_codes}."])
+        return "\n".join([*lines, "", *textwrap.wrap(f"Exit codes: {self.exit_codes}.", WIDTH)])
 
     def _explained(self, option: Option) -> str:
         choices = f" One of {', '.join(option.choices)}." if option.choices else ""
@@ -253,7 +254,7 @@ class Command:
 def columns(rows: Sequence[tuple[str, str]], least: int = 2) -> list[str]:
     """Two columns, the second wrapped; a long first cell has a line of its own."""
     longest = max((len(left) for left, _ in rows), default=0)
-    width = min(longest, 34)
+    width = min(longest, 28)
     lines = []
     for left, right in rows:
         wrapped = textwrap.wrap(right, WIDTH - width - least - 2) or [""]

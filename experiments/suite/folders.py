@@ -19,6 +19,7 @@ from experiments.records import atomic
 
 MARKER, SWEEP_MARKER = "run.json", "multirun.yaml"
 FAILED = "failed.txt"  # beside a sweep's failed job: why, for experiments.sweep
+OVERRIDES = "overrides.json"  # of a sweep's job, for experiments.sweep: a search draws them as it goes
 # What may differ between two runs of one folder: none of it touches a number.
 FREE = (
     "output",
@@ -29,9 +30,10 @@ FREE = (
     "backbone.mirror",
     "sweep",
     "tier.profile",
+    "optimise",
     "experiment.workers",  # processes or threads side by side
 )
-_OF_NO_MATTER = {".lock", FAILED, ".DS_Store", ".submitit"}
+_OF_NO_MATTER = {".lock", FAILED, OVERRIDES, ".DS_Store", ".submitit"}
 
 
 def require_own(folder: Path, markers: Sequence[str]) -> None:

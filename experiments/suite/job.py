@@ -24,7 +24,7 @@ from experiments.suite import folders, inputs, used
 from experiments.suite.cli import in_a_sweep, stamp
 from experiments.suite.context import Context
 from experiments.suite.ending import JobFailed, sentence
-from experiments.suite.folders import FAILED, FREE, without
+from experiments.suite.folders import FAILED, FREE, OVERRIDES, without
 from experiments.suite.parallel import ranks
 
 
@@ -38,9 +38,25 @@ def folder_of(cfg: DictConfig) -> Path:
 
 def label() -> str:
     """Number and overrides of this job of a sweep: jobs that run side by side print side by side."""
-    job = HydraConfig.get().job
-    overrides = [o for o in HydraConfig.get().overrides.task if o.split("=")[0].lstrip("+") not in FREE]
-    return f"{job.num} ({' '.join(overrides)})"
+    return f"{HydraConfig.get().job.num} ({' '.join(overrides())})"
+
+
+def overrides() -> list[str]:
+    """The overrides of this job of a sweep that decide its numbers."""
+    return [o for o in HydraConfig.get().overrides.task if o.split("=")[0].lstrip("+") not in FREE]
+
+
+def answer(cfg: DictConfig, folder: Path) -> str | float:
+    """What Hydra's sweeper is told of a job: the metric named by ``optimise``, else the folder."""
+    if cfg.optimise is None:
+        return str(folder)
+    from experiments.suite.sweeps import value_at
+
+    try:
+        return value_at(Record.load(folder), cfg.optimise)
+    except UserError as error:
+        ranks.report(f"optimise={cfg.optimise}: {error}", error)
+        raise JobFailed(2) from None
 
 
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
@@ -59,6 +75,8 @@ def execute(cfg: DictConfig) -> Path:
             folders.require_run_folder(mine)  # before the lock: nothing of ours goes into a foreign folder
             with atomic.locked(mine):
                 (mine / FAILED).unlink(missing_ok=True)
+                if in_a_sweep() and not ranks.follower():
+                    atomic.write_json(mine / OVERRIDES, overrides())
                 made_or_found(cfg, folder, mine)
             if ranks.follower():
                 return folder
@@ -138,7 +156,15 @@ def say(folder: Path) -> None:
 def compute(experiment: Any, cfg: DictConfig, folder: Path, identity: str) -> None:
     """Runs the module ``experiment``, then writes its record, figures and W&B run."""
     context = Context(cfg, folder, identity)
-    record: Record = experiment.run(cfg, context)
+    try:
+        record: Record = experiment.run(cfg, context)
+    except Exception as error:
+        if not ranks.follower():
+            from experiments.suite import tracking
+
+            known = sentence(error)
+            tracking.failed(cfg, folder, known[0] if known else f"{type(error).__name__}: {error}")
+        raise
     if ranks.follower():
         return
     record.deviations = [

@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import ConfigError
-from experiments.suite.folders import require_sweep_folder
+from experiments.records.atomic import write_text
+from experiments.suite.folders import SWEEP_MARKER, require_sweep_folder
 from experiments.suite.launching import launched
 
 _PLUGINS = ("hydra_plugins.", "hydra._internal.core_plugins.")
@@ -82,11 +83,13 @@ def install() -> None:
         config = named["config"]
         if config.hydra.mode == RunMode.MULTIRUN:  # before Hydra writes its multirun.yaml there
             require_sweep_folder(Path(config.hydra.sweep.dir), list(config.hydra.overrides.task))
+            require_a_metric(config)
         launcher = make_launcher(self, **named)
         context, launch = named["hydra_context"], launcher.launch
         foreign = not type(launcher).__module__.startswith("hydra._internal")
 
         def checked(job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Any:
+            mark(config)
             for overrides in job_overrides:  # a launcher's own processes compose without this guard
                 if foreign:
                     context.config_loader.load_sweep_config(config, list(overrides))
@@ -99,6 +102,25 @@ def install() -> None:
     ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]
     ConfigLoaderImpl._process_config_searchpath = process_searchpath  # type: ignore[method-assign]  # noqa: SLF001
     Plugins.instantiate_launcher = instantiate_launcher  # type: ignore[method-assign, assignment]
+
+
+def searches(config: DictConfig) -> bool:
+    """Whether the sweeper draws its jobs as it goes; Hydra's own lists them."""
+    return "BasicSweeper" not in str(config.hydra.sweeper.get("_target_"))
+
+
+def mark(config: DictConfig) -> None:
+    """Writes the sweep's marker, as Hydra's own sweeper does; a search has none otherwise."""
+    path = Path(config.hydra.sweep.dir) / SWEEP_MARKER
+    if searches(config) and not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, OmegaConf.to_yaml(config))
+
+
+def require_a_metric(config: DictConfig) -> None:
+    """Raises ConfigError if a search is not told what to optimise."""
+    if searches(config) and config.get("optimise") is None:
+        raise ConfigError("this sweeper searches: name the metric with optimise=METRIC, such as pearson.")
 
 
 def check(config: DictConfig, arguments: Sequence[str] = ()) -> None:

@@ -30,7 +30,7 @@ from experiments.verification.claims import Spec
 from experiments.verification.spots import FAILED, IMPOSSIBLE, PASSED, Spot
 
 RETRAINED = (  # they retrain through Context.retrained
-    "loo_linear", "smooth_hinge", "leverage", "groups", "loo_cnn", "loo_cnn_stationary",
+    "loo_linear", "smooth_hinge", "leverage", "groups", "spam", "loo_cnn", "loo_cnn_stationary",
 )  # fmt: skip
 NEEDED = {"loo_cnn": ("states", "changes"), "loo_cnn_stationary": ("states", "theta")}
 LONGEST = 150.0  # seconds that the repetition of a whole run, or of a job, may have taken
@@ -73,6 +73,8 @@ class SpotContext(Context):
                 whole = whole[row] if row < len(whole) else None
             if whole is not None:
                 whole = np.moveaxis(np.array(whole), axis, 0)
+                if whole.size == len(index) * own[0].size:  # points on two axes, such as flips and repeats
+                    whole = whole.reshape(len(index), *own.shape[1:])
             # What the record does not hold (how each fit ended), or holds of another number of points.
             if whole is None or whole.shape[1:] != own.shape[1:] or len(whole) != len(index):
                 whole = np.resize(own, (len(index), *own.shape[1:]))

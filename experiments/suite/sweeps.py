@@ -7,6 +7,7 @@ interval is Student's for a mean (95 %).
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from experiments.records.csv import line as csv_line
 from experiments.records.places import CONF
 from experiments.records.record import Record
 from experiments.records.table import one_line
-from experiments.suite.folders import FAILED, FREE, SWEEP_MARKER, sweep_overrides
+from experiments.suite.folders import FAILED, FREE, OVERRIDES, SWEEP_MARKER, sweep_overrides
 
 LEVEL = 0.95  # of the interval of a mean over seeds
 
@@ -43,8 +44,31 @@ def started(folder: Path) -> list[dict[str, str]]:
     from omegaconf import OmegaConf
 
     task = sweep_overrides(folder)
-    params = OmegaConf.select(OmegaConf.load(folder / SWEEP_MARKER), "hydra.sweeper.params") or {}
+    sweeper = OmegaConf.select(OmegaConf.load(folder / SWEEP_MARKER), "hydra.sweeper") or {}
+    if "BasicSweeper" not in str(sweeper.get("_target_") or "BasicSweeper"):
+        return drawn(folder)
+    params = sweeper.get("params") or {}
     return product([*(f"{key}={value}" for key, value in params.items()), *task])
+
+
+def drawn(folder: Path) -> list[dict[str, str]]:
+    """The overrides of every job of a search, whose sweeper draws them as it goes, by job number.
+
+    Raises:
+        UserError: no job has begun, or one was lost.
+    """
+    jobs = {
+        int(path.parent.name): path for path in folder.glob(f"*/{OVERRIDES}") if path.parent.name.isdecimal()
+    }
+    lost = sorted(set(range(max(jobs, default=0) + 1)) - set(jobs))
+    if lost:
+        raise UserError(f"{folder} lacks job {lost[0]} of its search: it cannot be collected.")
+    found = [
+        dict(item.lstrip("+").split("=", 1) for item in json.loads(jobs[number].read_text()))
+        for number in sorted(jobs)
+    ]
+    known = {key for job in found for key in job}
+    return [{key: job.get(key, "") for key in sorted(known)} for job in found]
 
 
 def name_of(folder: Path) -> str:

@@ -17,19 +17,23 @@ from typing import Any
 from experiments.records.places import CONF
 from experiments.suite.commands import COMMANDS, WIDTH, columns, command, plain
 
-FIRST = """\
-  python -m experiments experiment=loo_linear                runs on embedded data, without a network
-  ... experiment=loo_linear --help                           says what it shows, its settings and its cost
-  ... experiment=loo_linear tier=paper data.mirror=FOLDER    runs on the paper's data
-  ... experiment=loo_linear output=FOLDER                    the same FOLDER again resumes
-  ... experiment=loo_linear --cfg job                        prints all settings and runs nothing
-  ... --multirun experiment=loo_linear seed=0,1,2            runs a sweep"""
+FIRST = (
+    ("experiment=loo_linear", "runs on embedded data, without a network"),
+    ("experiment=loo_linear --help", "says what it shows, its settings and its cost"),
+    ("experiment=loo_linear tier=paper data.mirror=FOLDER", "runs on the paper's data"),
+    ("experiment=loo_linear output=FOLDER", "the same FOLDER again resumes"),
+    ("experiment=loo_linear --cfg job", "prints all settings and runs nothing"),
+    ("--multirun experiment=loo_linear seed=0,1,2", "runs a sweep"),
+)
 SETTINGS = """\
-Settings are key=value, as --cfg job prints them. An unknown one is refused, and the known ones are named.
+Settings are key=value, as --cfg job prints them. An unknown one is refused, and
+the known ones are named.
 Common ones: seed=0 threads=2 output=FOLDER tracking=none debug=true
-             data.mirror=FOLDER (or the variable INFLUENCE_MIRROR): original files, so that nothing is fetched
+  data.mirror=FOLDER (or the variable INFLUENCE_MIRROR): original files, so that
+  nothing is fetched
 Tab completion: eval "$(influence-experiments completion bash)"
-Exit codes: 0 done, 1 the run failed, 2 a setting is wrong, 130 interrupted (the same output= resumes)."""
+Exit codes: 0 done, 1 the run failed, 2 a setting is wrong, 130 interrupted (the
+same output= resumes)."""
 GROUPS = ("data", "model", "solver", "backbone", "tier", "tracking", "sweep")
 
 
@@ -76,14 +80,17 @@ def overview() -> str:
     choices = [(group, ", ".join(options(group))) for group in GROUPS]
     return "\n".join(
         [
-            "Influence functions against the truth: the experiments of Koh & Liang (ICML 2017).",
+            *textwrap.wrap(
+                "Influence functions against the truth: the experiments of Koh & Liang (ICML 2017).", WIDTH
+            ),
             "",
-            FIRST,
+            *columns([(f"python -m experiments {left}", right) for left, right in FIRST]),
             "",
             "Experiments (experiment=NAME; tiers in brackets):",
             *columns(experiments),
             "",
-            "Commands (python -m experiments.NAME or influence-experiments NAME; each answers --help):",
+            "Commands (python -m experiments.NAME or influence-experiments NAME; each",
+            "answers --help):",
             *columns(commands),
             "",
             "Choices (group=option):",
@@ -100,19 +107,31 @@ def of_experiment(name: str, given: Sequence[str]) -> str:
     """
     path = CONF / "experiment" / f"{name}.yaml"
     settings = composed(given)
-    lines = [first_comment(path), ""]
+    lines = [*textwrap.wrap(first_comment(path), WIDTH), ""]
     for paragraph in shown_by(name).split("\n\n"):
         lines += [*textwrap.wrap(" ".join(plain(paragraph).split()), WIDTH), ""]
     header = re.match(r"(#.*\n)+", path.read_text())
-    lines += [line.removeprefix("#")[1:] for line in header.group(0).splitlines()[1:]] if header else []
+    for line in header.group(0).splitlines()[1:] if header else []:
+        lines += narrow(line.removeprefix("#")[1:])
     lines += [
         "",
-        "What it costs (measured on two cores; gpu: on the device that its record names):",
+        *textwrap.wrap(
+            "What it costs (measured on two cores; gpu: on the device that its record names):", WIDTH
+        ),
         *costs(name),
     ]
     tier = next((text.partition("=")[2] for text in given if text.startswith("tier=")), "smoke")
     lines += ["", f"Settings and their values at tier={tier} (name=value changes one):"]
     return "\n".join([*lines, *columns(setting_rows(settings)), "", SETTINGS])
+
+
+def narrow(line: str) -> list[str]:
+    """A line of a config's head: its remark below it if both do not fit; a command is never broken."""
+    if len(line) <= WIDTH:
+        return [line]
+    if "python -m" not in line:
+        return textwrap.wrap(line, WIDTH)
+    return [part if part.startswith("  ") else f"      {part}" for part in re.split(r"\s{2,}(?=\()", line)]
 
 
 def composed(given: Sequence[str]) -> Any:

@@ -8,7 +8,8 @@ FOLDER/wandb/offline-run-*`` uploads it later. All its files lie below the outpu
 One layout for every experiment: group = the experiment (in a sweep, with the sweep's folder), job type
 "experiment" (or "sweep" for a job of a sweep), tags = tier, data, git describe, the claims of conf/claims
 that this record bears on, and the user's own; tables ``points``, ``most_helpful`` and ``most_harmful``; the
-figures; the record as an artifact. ``tracking=csv`` writes metrics.csv instead.
+figures; curves by iteration; the record as an artifact. A run that fails after it has finished some work is
+marked failed. ``tracking=csv`` writes metrics.csv instead.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from experiments.suite.cli import in_a_sweep
 RECORD_FILES = ("record.json", "config.yaml", "arrays.npz")
 CSV = "metrics.csv"  # of tracking=csv
 MAX_ROWS = 10_000  # of the per-point table
+CURVES = {"attack_group": ("losses", "flipped", "movement")}  # by iteration
 EXTREME = 10  # points in each of the tables of the most helpful and the most harmful
 SCORES = ("predicted", "influence", "score")  # how the per-point table's column of scores begins
 MAX_ARRAYS = 50 * 2**20  # bytes of arrays.npz that still go into the artifact
@@ -125,13 +127,31 @@ def csv_of(record: Record, details: Mapping[str, Any]) -> str:
     return csv_line(["name", "value"]) + "".join(csv_line(row) for row in rows.items())
 
 
-def group_of(record: Record, folder: Path) -> str:
+def group_of(experiment: str, folder: Path) -> str:
     """The experiment; for a job of a sweep also the sweep's folder, so that two sweeps are not one group."""
-    return f"{record.experiment} {folder.parent.name}"[:128] if in_a_sweep() else record.experiment
+    return f"{experiment} {folder.parent.name}"[:128] if in_a_sweep() else experiment
 
 
-def _mirror(cfg: DictConfig, record: Record, folder: Path, details: Mapping[str, Any]) -> dict[str, Any]:
-    folder = folder.resolve()
+def failed(cfg: DictConfig, folder: Path, why: str) -> None:
+    """Leaves a W&B run that is marked failed, with its reason, for a run that had finished units of work.
+
+    A run that was refused before that gives its folder back and leaves nothing. The run that succeeds later
+    in the same folder takes its place.
+    """
+    if cfg.tracking.name != "wandb" or not any(folder.glob("journal/*/*.npz")):
+        return
+    try:
+        with opened(
+            cfg, folder.resolve(), cfg.experiment.name, cfg.data.name, [cfg.tier.name, "failed"]
+        ) as run:
+            run.summary.update({"error": why})
+            run.finish(exit_code=1)
+    except Exception as error:  # the reason of the failure itself is what the user must see
+        print(f"tracking: W&B failed ({type(error).__name__}: {error}).", file=sys.stderr)
+
+
+def opened(cfg: DictConfig, folder: Path, experiment: str, data: str, tags: Iterable[str]) -> Any:
+    """The W&B run of ``folder``, to be used in a with-statement."""
     own = folder / "wandb"
     own.mkdir(exist_ok=True)
     os.environ.setdefault("WANDB_MODE", "offline")
@@ -140,27 +160,40 @@ def _mirror(cfg: DictConfig, record: Record, folder: Path, details: Mapping[str,
         os.environ[f"WANDB_{name}"] = str(place)
     import wandb
 
-    for left in own.glob("offline-run-*"):  # of an attempt that was killed: a finished one never comes here
-        shutil.rmtree(left)
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    online = os.environ["WANDB_MODE"] == "online"
-    name = f"{record.experiment}-{record.data}-{folder.name}"
-    described = provenance.git("describe", "--always", "--tags")
-    tags = [record.tier, record.data, described or "", *claims_of(record), *cfg.tracking.tags]
-    with wandb.init(
+    for left in own.glob("offline-run-*"):  # of an attempt that ended early: a finished one never comes here
+        shutil.rmtree(left)
+    return wandb.init(
         project=cfg.tracking.project,
         entity=cfg.tracking.entity,
-        group=group_of(record, folder),
+        group=group_of(experiment, folder),
         job_type="sweep" if in_a_sweep() else "experiment",
-        name=name,
+        name=f"{experiment}-{data}-{folder.name}",
         id=sha256(str(folder).encode() + (folder / "run.json").read_bytes())[:16],
-        resume="allow" if online else None,
+        resume="allow" if os.environ["WANDB_MODE"] == "online" else None,
         dir=str(folder),
-        tags=[tag[:64] for tag in dict.fromkeys(tags) if tag],
+        tags=[tag[:64] for tag in dict.fromkeys([*tags, *cfg.tracking.tags]) if tag],
         config=config,
         reinit="finish_previous",  # else the second job of a sweep gets the first one's id and config
         settings=wandb.Settings(init_timeout=patience(), console="off", disable_git=True),
-    ) as run:
+    )
+
+
+def curves_of(record: Record) -> dict[str, np.ndarray]:
+    """What changed as the run went on: arrays of one length, an entry a step."""
+    return {name: record.arrays[name] for name in CURVES.get(record.experiment, ()) if name in record.arrays}
+
+
+def _mirror(cfg: DictConfig, record: Record, folder: Path, details: Mapping[str, Any]) -> dict[str, Any]:
+    folder = folder.resolve()
+    described = provenance.git("describe", "--always", "--tags")
+    tags = [record.tier, record.data, described or "", *claims_of(record)]
+    with opened(cfg, folder, record.experiment, record.data, tags) as run:
+        import wandb
+
+        curves = curves_of(record)
+        for step in range(min(map(len, curves.values()), default=0)):
+            run.log({f"curve/{name}": values[step].item() for name, values in curves.items()})
         run.summary.update({**dict(flat(record.metrics)), **spent(details)})
         if record.table:
             columns = [record.arrays[column][:MAX_ROWS].tolist() for column in record.table]

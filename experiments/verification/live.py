@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from experiments.verification.schedule import Job, Schedule
+from experiments.verification.schedule import Job, Schedule, clock
 
 _LINE_EVERY = 60.0  # seconds between lines if nobody watches a terminal
 _SHOWN = 44  # characters of what a job says
@@ -94,10 +94,3 @@ def _lines(schedule: Schedule) -> Callable[[Schedule], None]:
             print(f"  about {found.minutes_left():.0f} minutes left", file=sys.stderr, flush=True)
 
     return show
-
-
-def clock(seconds: float) -> str:
-    """``m:ss``, or ``h:mm:ss`` from an hour on."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

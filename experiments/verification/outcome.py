@@ -110,6 +110,7 @@ def verify(
     ``extra``: overrides added to every command, such as where the data are.
     """
     specs = {claim.run.name: claim.run for claim in claims}
+    details = {"from": source, "tiers": sorted({claim.tier for claim in claims}), "code": provenance.code()}
     if source == "results":
         outcomes = {name: read(spec, results / name) for name, spec in specs.items()}
     else:
@@ -117,5 +118,5 @@ def verify(
         with live.display(schedule) as show:
             jobs = schedule.run(show)
         outcomes = {name: of_job(jobs[name]) for name in specs}
-    details = {"from": source, "tiers": sorted({claim.tier for claim in claims}), "code": provenance.code()}
+        details["total"] = schedule.total()
     return Verification(verdicts_of(claims, outcomes), outcomes, details)

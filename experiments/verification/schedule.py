@@ -5,8 +5,9 @@ far as memory allows. Headline figures come first, then the sweeps; within each 
 whose command reads the record of another job of the same run waits for that job and reads its new record,
 so no job is judged against a committed record that this run makes again.
 
-Killed at any moment, the same call resumes: every job has its own journal, and a finished one ends at once.
-``schedule.json`` keeps the seconds that each job took, over all calls.
+Killed at any moment, even by SIGKILL, it leaves no job running, and the same call resumes: every job has its
+own journal, and a finished one ends at once. ``schedule.json`` keeps the seconds that each job took, over all
+calls. The time left is estimated from the minutes of the records, times the pace of the jobs that have ended.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ from experiments.records.places import WORK
 from experiments.verification.claims import Spec
 
 GIB = 2.0  # of a job whose claims file names no figure
+TIED = "INFLUENCE_TIED"  # experiments.suite.launch then ends with the pipe that is its standard input
+_KEEP_EVERY = 10.0  # seconds between two writings of schedule.json while jobs run
 _PATIENCE = 20.0  # seconds between SIGTERM and SIGKILL
+_JUDGED = 120.0  # seconds that ended jobs were expected to take, before their pace is believed
+_PACES = (0.2, 10.0)
 _TAIL = 4096  # bytes of a log that are read for its last line
 
 
@@ -98,6 +103,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         self.cores, self.gib = self.room or (cores(), available_gib())
+        self._begun = self._kept = time.monotonic()
         before = self._seconds()
         names = {spec.name for spec in self.specs}
         for spec in sorted(self.specs, key=order):
@@ -120,6 +126,7 @@ class Schedule:
             return {}
 
     def _keep(self) -> None:
+        self._kept = time.monotonic()
         atomic.write_json(self.path, {job.name: round(job.took, 1) for job in self.jobs})
 
     # -- running -------------------------------------------------------------------------------------------
@@ -132,16 +139,36 @@ class Schedule:
         """Jobs that have not begun in this call."""
         return [job for job in self.jobs if job.process is None and job.code is None]
 
+    def pace(self) -> float:
+        """How many times as long as expected the ended jobs took: this machine against the records'."""
+        ended = [job for job in self.jobs if job.code == 0 and job.spec.minutes]
+        expected = 60 * sum(job.spec.minutes or 0.0 for job in ended)
+        if expected < _JUDGED:
+            return 1.0
+        return min(_PACES[1], max(_PACES[0], sum(job.took for job in ended) / expected))
+
     def minutes_left(self) -> float:
-        """Estimated from the minutes that stand with the claims; a job is never expected to be over time."""
-        left, alone = 0.0, 0.0
+        """Estimated from the minutes that stand with the claims, and the pace so far.
+
+        The jobs of one core each share the cores, but the longest of them is not over before its own end. A
+        job is never expected to be over time.
+        """
+        alone, shared = 0.0, [0.0]
         for job in (*self.running(), *self.waiting()):
-            rest = max(0.1, (job.spec.minutes or 1.0) - job.took / 60)
+            rest = max(0.1, (job.spec.minutes or 1.0) * self.pace() - job.took / 60)
             if job.spec.all_cores:
                 alone += rest
             else:
-                left += rest
-        return alone + left / max(1, self.cores)
+                shared.append(rest)
+        return alone + max(sum(shared) / max(1, self.cores), *shared)
+
+    def total(self) -> str:
+        """What all jobs took, over all calls, in words."""
+        seconds = sum(job.took for job in self.jobs)
+        return (
+            f"{len(self.jobs)} runs, {clock(seconds)} of their time over all calls; this call took "
+            f"{clock(time.monotonic() - self._begun)} on {self.cores} cores"
+        )
 
     def run(self, show: Callable[[Schedule], None] = lambda _: None, every: float = 0.2) -> dict[str, Job]:
         """Runs all jobs; a failed one does not stop the others.
@@ -156,6 +183,8 @@ class Schedule:
                 time.sleep(every)
                 for job in self.running():
                     self._advance(job)
+                if time.monotonic() - self._kept > _KEEP_EVERY:
+                    self._keep()
         finally:
             self._end_children()
             self._keep()
@@ -181,12 +210,12 @@ class Schedule:
         self._step(job)
 
     def _step(self, job: Job) -> None:
-        environment = dict(os.environ)
+        environment = dict(os.environ) | {TIED: "1"}
         if not job.spec.all_cores:  # the numbers then do not depend on how many jobs run side by side
             environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         command = [sys.executable, "-m", *job.steps[job.step]]
         job.process = subprocess.Popen(
-            command, cwd=WORK, env=environment, stdin=subprocess.DEVNULL, stdout=job.stream,
+            command, cwd=WORK, env=environment, stdin=subprocess.PIPE, stdout=job.stream,
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
@@ -194,6 +223,7 @@ class Schedule:
         code = job.process.poll() if job.process is not None else None
         if code is None:
             return
+        _let_go(job)
         job.step += 1
         if job.step < len(job.steps):  # the collector is asked even if a job of the sweep failed
             self._step(job)
@@ -218,6 +248,7 @@ class Schedule:
             except subprocess.TimeoutExpired:
                 _signal_group(job, signal.SIGKILL)
                 job.process.wait()
+            _let_go(job)
             self._finish(job, -signal.SIGTERM)
 
 
@@ -225,11 +256,24 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def _let_go(job: Job) -> None:
+    """Closes this end of the pipe of a process that has ended."""
+    if job.process is not None and job.process.stdin is not None:
+        job.process.stdin.close()
+
+
 def _signal_group(job: Job, number: int) -> None:
     if job.process is None:
         return
     with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
         os.killpg(job.process.pid, number)
+
+
+def clock(seconds: float) -> str:
+    """``m:ss``, or ``h:mm:ss`` from an hour on."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def order(spec: Spec) -> tuple[bool, bool, float]:

@@ -136,16 +136,16 @@ def test_the_profile_of_a_measurement_accounts_for_all_of_its_time(tmp_path: Pat
 
 def test_what_cannot_run_is_skipped_with_its_reason(tmp_path: Path) -> None:
     wanted = {"by": "peer_pydvl", "method": "cg", "dtype": "float32", "repeats": 1}
-    skipped, answer = runner.run(tmp_path, wanted, peers=tmp_path / "none", threads=1, timeout=5)
+    skipped, answer = runner.run(tmp_path, wanted, peers=tmp_path / "none", threads=1, timeout=PATIENCE)
     assert answer is None
     assert skipped["status"] == "skipped"
     assert "make peers" in skipped["reason"]
     unpublished, _ = runner.run(
-        tmp_path, wanted | {"by": "peer_nobody"}, peers=tmp_path, threads=1, timeout=5
+        tmp_path, wanted | {"by": "peer_nobody"}, peers=tmp_path, threads=1, timeout=PATIENCE
     )
     assert "package index" in unpublished["reason"]
     greedy, _ = runner.run(
-        tmp_path, wanted | {"by": "ours", "needs_gib": 1e9}, peers=tmp_path, threads=1, timeout=5
+        tmp_path, wanted | {"by": "ours", "needs_gib": 1e9}, peers=tmp_path, threads=1, timeout=PATIENCE
     )
     assert "GiB" in greedy["reason"]
 

@@ -51,24 +51,44 @@ def test_a_sweep_over_seeds_has_intervals_though_a_worker_was_killed(tmp_path: P
     assert f"{len(DEPTHS) * len(SEEDS)} of 6 jobs of the sweep done" in done.stdout
     assert "job 5 (" in done.stdout
 
-    y = "solvers.lissa.scores_relative_error"
-    table = cli(str(folder), "x=solver.depth", f"y={y}", "log=xy", module="experiments.sweep")
+    check_means(folder, DEPTHS, len(SEEDS))
+
+
+Y = "solvers.lissa.scores_relative_error"
+
+
+def check_means(folder: Path, depths: tuple[int, ...], seeds: int) -> None:
+    """Collects the sweep: each mean and interval is that of its jobs' own records."""
+    table = cli(str(folder), "x=solver.depth", f"y={Y}", "log=xy", module="experiments.sweep")
     assert table.returncode == 0, table.stderr
     assert "mean over seeds, 95 % interval, n" in table.stdout
     rows = list(csv.DictReader((folder / "sweep.csv").open()))
-    assert [row["n"] for row in rows] == ["3"] * len(DEPTHS)
+    assert [row["n"] for row in rows] == [str(seeds)] * len(depths)
     record = Record.load(folder)
-    assert record.arrays["seeds"].tolist() == [3] * len(DEPTHS)
-    for place, depth in enumerate(DEPTHS):
-        jobs = [Record.load(folder / str(place * len(SEEDS) + seed)) for seed in SEEDS]
+    assert record.arrays["seeds"].tolist() == [seeds] * len(depths)
+    for place, depth in enumerate(depths):
+        jobs = [Record.load(folder / str(place * seeds + seed)) for seed in range(seeds)]
         values = [job.metrics["solvers"]["lissa"]["scores_relative_error"] for job in jobs]
-        assert len(set(values)) == len(SEEDS)  # the seed reaches the sampled batches
-        half = t.ppf(0.975, 2) * np.std(values, ddof=1) / math.sqrt(3)
+        assert len(set(values)) == seeds  # the seed reaches the sampled batches
+        half = t.ppf(0.975, seeds - 1) * np.std(values, ddof=1) / math.sqrt(seeds)
         assert record.arrays["x"][place] == depth
         assert record.arrays["y"][place] == pytest.approx(np.mean(values))
         assert record.arrays["half_width"][place] == pytest.approx(half)
         assert float(rows[place]["high"]) == pytest.approx(np.mean(values) + half)
     assert (folder / "sweep_multirun.svg").stat().st_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+def test_three_settings_of_five_seeds_have_intervals_under_every_launcher(
+    launcher: str, tmp_path: Path
+) -> None:
+    depths, seeds = (50, 200, 800), range(5)
+    swept = (f"solver.depth={','.join(map(str, depths))}", f"seed={','.join(map(str, seeds))}")
+    done = cli(*SWEEP[:-2], *swept, f"hydra/launcher={launcher}", f"output={tmp_path}", timeout=1800)
+    assert done.returncode == 0, done.stderr
+    assert "15 of 15 jobs of the sweep done" in done.stdout
+    check_means(tmp_path, depths, len(seeds))
 
 
 class Result:

@@ -12,32 +12,54 @@ import pytest
 
 from experiments.errors import ConfigError, UserError
 from experiments.records.record import Record
+from experiments.suite.ending import JobFailed
+from experiments.suite.job import execute
 from experiments.verification import tables
 from experiments.verification.claims import NOT_REPRODUCED, NOT_RUN, REPRODUCED, Bound, Claim, Spec, load
-from experiments.verification.outcome import chosen, verify
+from experiments.verification.outcome import Outcome, chosen, read, verdicts_of, verify
 from experiments.verify import COMMAND
+from tests.experiments.test_configs import composed
 from tests.experiments.verification import verifying
 from tests.helpers import ROOT, cli, one_sentence
 
+SMOKE = chosen(load(), ["smoke"], None)
+RUNS = {claim.run.name: claim.run for claim in SMOKE}
 
-def test_the_embedded_tier_runs_holds_and_can_fail(tmp_path: Path) -> None:
-    """Every experiment's embedded variant, as ``verify tier=smoke`` runs it, to record and figure."""
-    claims = chosen(load(), ["smoke"], None)
-    assert {claim.run.experiment for claim in claims} <= {
-        p.stem for p in (ROOT / "conf/experiment").glob("*.yaml")
-    }
-    done = cli(f"output={tmp_path}", module="experiments.verify", timeout=1500)
+
+def made(spec: Spec, folder: Path) -> Outcome:
+    """The outcome of a run here, without a process of its own, or of its failure."""
+    try:
+        execute(composed(*spec.arguments, "tracking=none", f"output={folder}"))
+    except JobFailed:
+        return Outcome(spec, folder, problem="failed")
+    return read(spec, folder)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_embedded_run_holds_and_each_of_its_claims_can_fail(name: str, tmp_path: Path) -> None:
+    """Every experiment's embedded variant, to record and figure (test_configs.py: none is left out)."""
+    claims = [claim for claim in SMOKE if claim.run.name == name]
+    outcome = made(RUNS[name], tmp_path / "run")
+    assert outcome.record is not None, outcome.problem
+    record, folder = outcome.record, outcome.folder
+    assert [verdict.status for verdict in verdicts_of(claims, {name: outcome})] == [REPRODUCED] * len(claims)
+    for claim in claims:
+        verifying.check_that_it_can_fail(claim, record)
+    assert record.arrays
+    assert [path for path in folder.glob("*.svg") if path.stat().st_size > 1000]
+    assert [path for path in folder.glob("*.png") if path.stat().st_size > 1000]
+    values = {key: record.metric(entry.get("metric", key)) for key, entry in record.paper.items()}
+    assert None not in values.values(), f"{name}: a value of the paper has no metric: {values}"
+
+
+def test_runs_in_processes_of_their_own_end_in_tables_and_a_report(tmp_path: Path) -> None:
+    """The command itself, on the claims of two runs of the embedded tier."""
+    claims = [claim for claim in SMOKE if claim.run.experiment in ("components", "readmission")]
+    assert len({claim.run.name for claim in claims}) == 2
+    asked = ",".join(claim.id for claim in claims)
+    done = cli(f"claims={asked}", f"output={tmp_path}", module="experiments.verify")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(claims)} claims: {len(claims)} holds" in done.stdout
-    for claim in claims:
-        verifying.check_that_it_can_fail(claim, Record.load(tmp_path / "runs" / claim.run.name))
-    for folder in {tmp_path / "runs" / claim.run.name for claim in claims}:
-        record = Record.load(folder)
-        assert record.arrays
-        assert [path for path in folder.glob("*.svg") if path.stat().st_size > 1000]
-        assert [path for path in folder.glob("*.png") if path.stat().st_size > 1000]
-        values = {key: record.metric(entry.get("metric", key)) for key, entry in record.paper.items()}
-        assert None not in values.values(), f"{folder.name}: a value of the paper has no metric: {values}"
     assert not list(tmp_path.glob("runs/**/wandb"))  # tracking=none
     found = json.loads((tmp_path / "verification.json").read_text())
     assert [row["id"] for row in found["claims"]] == [claim.id for claim in claims]
@@ -59,9 +81,8 @@ def test_a_wrong_setting_is_caught_by_the_claims(tmp_path: Path, overrides: str,
     spec = Spec("wrong", f"experiment=loo_linear {overrides}", "smoke")
     claims = [claim for claim in load() if claim.run.name == "smoke/loo_linear"]
     wrong = [dataclasses.replace(claim, run=spec) for claim in claims]
-    found = verify(wrong, "run", tmp_path, tmp_path)
-    assert failing <= {verdict.claim.id for verdict in found.verdicts if verdict.status == NOT_REPRODUCED}
-    assert not found.accepted
+    found = verdicts_of(wrong, {"wrong": made(spec, tmp_path / "run")})
+    assert failing <= {verdict.claim.id for verdict in found if verdict.status == NOT_REPRODUCED}
 
 
 def alter_metric(folder: Path) -> None:

@@ -169,3 +169,16 @@ def test_every_setting_of_an_experiment_has_a_meaning(name: str) -> None:
     rows = dict(setting_rows(composed([f"experiment={name}"])))
     unexplained = sorted(setting for setting, meaning in rows.items() if not meaning)
     assert not unexplained, f"{name}: a comment beside the field of its schema is missing: {unexplained}"
+
+
+def test_help_fits_a_terminal_and_breaks_no_command() -> None:
+    texts = {name: command(name).help() for name in COMMANDS}
+    texts |= {name: of_experiment(name, [f"experiment={name}"]) for name in options("experiment")}
+    texts["all"] = overview()
+    assert [
+        (name, line)
+        for name, text in texts.items()
+        for line in text.splitlines()
+        if len(line) > 80 and not line.strip().startswith("python -m ")
+    ] == []
+    assert "\n  python -m experiments experiment=loo_linear\n" in texts["all"]

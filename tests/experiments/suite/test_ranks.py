@@ -39,7 +39,7 @@ SMALL = {
     ("name", "processes"),
     [
         ("loo_linear", 2),
-        ("readmission", 2),
+        pytest.param("readmission", 2, marks=pytest.mark.slow),  # as loo_linear, on other data
         ("loo_cnn", 2),
         pytest.param("loo_linear", 4, marks=pytest.mark.slow),  # each process imports everything
     ],

@@ -31,6 +31,12 @@ RUNS = {
     "groups": (["experiment.shares=[0.01,0.1]"], "refit", ("largest_refit",)),
     "readmission": ([], "actual", ("children_checked", "worst_ratio")),
     "components": ([], "full", ("harmful", "score")),
+    "spam": (
+        ["experiment.repeats=3", "experiment.flips=[1,2]", "experiment.checks=2", "experiment.shown=3",
+         "experiment.workers=0"],
+        "accuracy_loss",
+        ("k1", "accuracy", "loss", 0),
+    ),
     "loo_cnn": (
         ["experiment.steps=150", "experiment.retraining_steps=12", "experiment.removed=5",
          "experiment.rates=[[0,0.02]]", "experiment.checkpoints=2", "experiment.seeds=2",
@@ -46,6 +52,7 @@ RUNS = {
     ),
 }  # fmt: skip
 DRAWN = {
+    "spam": 4,
     "leverage": 8,
     "loo_linear": 4,
     "smooth_hinge": 4,
@@ -116,7 +123,7 @@ def test_every_drawn_point_is_seen_and_the_seed_draws_it(tmp_path: Path) -> None
 
 
 def test_what_cannot_be_checked_is_named(tmp_path: Path) -> None:
-    for name, said in (("spam", "4000 s"), ("loo_cnn", "lacks the array states")):
+    for name, said in (("attack_single", "4000 s"), ("loo_cnn", "lacks the array states")):
         spec = Spec(name, f"experiment={name} tier=paper", "paper")
         found = spot.check(spec, verifying.record(), {"wall_seconds": 4000.0}, 20, 0)
         assert (found.status, said in found.what) == (IMPOSSIBLE, True), found

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments.errors import UserError
 from experiments.records import provenance
 from experiments.records.record import Record
-from experiments.suite.tracking import EXTREME, claims_of, extremes
+from experiments.suite.ending import JobFailed
+from experiments.suite.job import execute
+from experiments.suite.tracking import EXTREME, claims_of, curves_of, extremes
+from tests.experiments.test_configs import composed
 from tests.helpers import cli
 from tests.wandb_file import read_run
 
@@ -118,6 +124,62 @@ def test_an_unreachable_wandb_never_fails_an_experiment(tmp_path: Path) -> None:
     assert "the record is complete" in found.stderr
     assert Record.load(tmp_path / "run").metrics["removed"] == 4
     assert "error" in json.loads((tmp_path / "run" / "provenance.json").read_text())["tracking"]
+
+
+@pytest.fixture
+def wandb_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """W&B in this process, offline; its service ends with the test."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    import wandb
+
+    yield
+    wandb.teardown()
+
+
+@pytest.mark.usefixtures("wandb_here")
+def test_a_run_that_fails_midway_is_marked_failed_and_one_that_succeeds_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    from experiments.loo_linear import experiment
+
+    cfg = composed(*SMALL, f"output={tmp_path / 'run'}")
+
+    def broken(*_: object, **__: object) -> None:
+        raise UserError("the figure could not be drawn.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment, "Record", broken)  # after the retraining, whose units are kept
+        with pytest.raises(JobFailed):
+            execute(cfg)
+    assert "error: the figure could not be drawn." in capsys.readouterr().err
+    wandb.teardown()  # its service writes the file to the end
+    (path,) = tmp_path.glob("run/wandb/offline-run-*/*.wandb")
+    run = read_run(path)
+    assert run.exit_code == 1
+    assert run.summary["error"] == "the figure could not be drawn."
+    assert {"failed", "smoke"} <= set(run.tags)
+    assert (run.group, run.config["experiment"]["removed"]) == ("loo_linear", 4)
+
+    execute(cfg)
+    wandb.teardown()
+    (path,) = tmp_path.glob("run/wandb/offline-run-*/*.wandb")
+    assert (read_run(path).exit_code, read_run(path).run_id) == (0, run.run_id)
+
+
+def test_a_run_that_is_refused_leaves_no_run(tmp_path: Path) -> None:
+    with pytest.raises(JobFailed):
+        execute(composed(*SMALL, "experiment.test_index=99999", f"output={tmp_path / 'run'}"))
+    assert not list(tmp_path.rglob("*wandb*"))
+
+
+def test_curves_are_the_arrays_by_iteration() -> None:
+    arrays = {"losses": np.array([3.0, 2.0]), "flipped": np.array([0, 1]), "index": np.arange(9)}
+    assert list(curves_of(Record("attack_group", {}, arrays))) == ["losses", "flipped"]
+    assert curves_of(Record("spam", {}, arrays)) == {}
 
 
 def test_the_most_helpful_and_the_most_harmful_points() -> None:

@@ -17,7 +17,7 @@ import experiments.data
 from experiments.records.record import Record
 from experiments.suite.job import execute
 from experiments.verification.claims import NOT_REPRODUCED, REPRODUCED, Claim, Spec, judge, load
-from experiments.verification.outcome import verify
+from experiments.verification.outcome import read, verdicts_of
 from tests.experiments.test_configs import composed
 from tests.experiments.verification import verifying
 
@@ -114,10 +114,11 @@ def test_a_spoiled_run_fails_its_claims(
 ) -> None:
     spec = Spec("spoiled", f"experiment={experiment} {overrides}", "smoke")
     claims = [dataclasses.replace(claim, run=spec) for claim in spoiled(experiment)]
-    found = verify(claims, "run", tmp_path, tmp_path)
-    assert found.outcomes["spoiled"].record is not None, found.outcomes["spoiled"].problem
-    assert failing <= {verdict.claim.id for verdict in found.verdicts if verdict.status == NOT_REPRODUCED}
-    assert not found.accepted
+    execute(composed(*spec.arguments, "tracking=none", f"output={tmp_path / 'run'}"))
+    outcome = read(spec, tmp_path / "run")
+    assert outcome.record is not None, outcome.problem
+    found = verdicts_of(claims, {"spoiled": outcome})
+    assert failing <= {verdict.claim.id for verdict in found if verdict.status == NOT_REPRODUCED}
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def torchrun(
 WORKER = "tests/influence/objectives/distributed_worker.py"
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_call_equals_one_process(processes: int, tmp_path: Path) -> None:
     done = torchrun(processes, WORKER, "equal", SCORES=str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
