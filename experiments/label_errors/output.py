@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SUSPECTS, PAGE, REPORT = "suspects.csv", "report.html", "report.json"
 SHOWN = 10
+# Cells that stay as they are: ASCII that begins with a letter or digit, and negative numbers.
+HARMLESS = r"[A-Za-z0-9_.][^\x00-\x1f\x7f-\U0010ffff]*|-[0-9]+([.,][0-9]+)*([eE][-+]?[0-9]+)?"
 NAMED = 8  # columns with missing cells that are named in the terminal
 _WIDTH = 80
 
@@ -65,9 +67,7 @@ def csv_text(frame: Any) -> str:
             safe[name] = column
             continue
         texts = column.astype("str").fillna("")
-        harmless = texts.str.fullmatch(r"[A-Za-z0-9_.][^\x00-\x1f\x7f-\U0010ffff]*").to_numpy(
-            dtype=bool, na_value=False
-        )
+        harmless = texts.str.fullmatch(HARMLESS).to_numpy(dtype=bool, na_value=False)
         values = texts.to_numpy(dtype=object)
         for place in np.flatnonzero(~harmless):
             values[place] = cell(values[place])

@@ -14,9 +14,10 @@ import pytest
 from experiments.errors import ConfigError, UserError
 from experiments.label_errors import find_label_errors
 from experiments.label_errors.__main__ import COMMAND, folder_of
-from experiments.label_errors.output import columns, table_lines, wrapped
+from experiments.label_errors.output import columns, csv_text, table_lines, wrapped
 from experiments.label_errors.page import html, page_data
 from experiments.label_errors.settings import settings
+from experiments.records.csv import cell
 from tests.helpers import cli, one_sentence
 
 WORDS = {
@@ -199,3 +200,17 @@ def test_the_terminals_lines_are_never_too_wide() -> None:
     lines = wrapped(text, 80)
     assert max(columns(line) for line in lines) <= 80
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+
+
+def test_only_odd_cells_are_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = ["-1.5", "-2", "-1,5", "-3e-7", "plain", "-1+2", "=1", "", "-x", "\uff1d1", "-1.5\n"]
+    slow: list[str] = []
+
+    def counted(value: str) -> str:
+        slow.append(value)
+        return cell(value)
+
+    monkeypatch.setattr("experiments.label_errors.output.cell", counted)
+    text = csv_text(pd.DataFrame({"c": pd.array(cells, dtype="str")}))
+    assert [row[0] for row in csv.reader(text.splitlines(keepends=True))][1:] == [cell(x) for x in cells]
+    assert slow == ["-1+2", "=1", "", "-x", "\uff1d1", "-1.5\n", "c"]
