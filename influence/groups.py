@@ -59,7 +59,8 @@ def group_change(
         method: ``"sum"``, ``"newton"`` or ``"refit"``.
         removal: the convention (:mod:`influence.removal`).
         steps: Newton steps of ``"newton"``, one solve each. On digits at λ = 1e-2, with groups of up to 20 %,
-            one step is off by 11 % of the mean change, two by under 2 %, and the sum by 41 %.
+            one step is off by 11 % of the mean change, two by under 2 %, and the sum by 41 %. The first is taken
+            whole; a further one that would raise the objective is halved until it does not.
         evaluate: ``"newton"`` evaluates the test losses at the stepped parameters; False takes their gradient
             times the step instead.
         operator: the (damped) Hessian or Gauss-Newton operator of all points; the Hessian by default. Of a
@@ -190,10 +191,24 @@ class _Steps:
     def without(self, group: Tensor, steps: int = 1) -> Tensor:
         """θ after Newton steps without ``group``: ``(p,)``."""
         left, theta = retained(self.objective, group, self.kind), self.theta
-        for _ in range(steps):
-            H = self.curvature(left.objective, theta, left.factor)
-            theta = theta - self.solve(H, left.objective.gradient(theta))
+        rest = left.objective
+        for number in range(steps):
+            step = -self.solve(self.curvature(rest, theta, left.factor), rest.gradient(theta))
+            # The first is taken whole: it is the prediction by its name. Newton's method may overshoot later.
+            length = 1.0 if number == 0 else _shortened(rest, theta, step)
+            theta = theta + length * step
         return theta
+
+
+def _shortened(objective: TrainingObjective, theta: Tensor, step: Tensor) -> float:
+    """1, halved until the objective is no higher after that much of the step; 0 if no part of it helps."""
+    before, length = float(objective.value(theta)), 1.0
+    rounding = 1e-14 * max(1.0, abs(before))
+    while length > 1e-6:
+        if float(objective.value(theta + length * step)) <= before + rounding:
+            return length
+        length *= 0.5
+    return 0.0
 
 
 @dataclass(frozen=True)

@@ -169,3 +169,16 @@ def test_what_is_wrong_is_named():
     for k in (0, 40, 2.5):
         with pytest.raises(DataError, match=f"k must be an integer >= 1 and < 40, got {k}"):
             most_influential_set(objective, theta, test, 0, k)
+
+
+def test_further_newton_steps_never_raise_the_objective():
+    """Whole steps raise it here from 0.033 to 1.65 and 85; shortened ones end at the refit."""
+    generator = torch.Generator().manual_seed(55)
+    X = 3 * torch.randn(60, 30, generator=generator, dtype=torch.float64)
+    y = torch.where(torch.rand(60, generator=generator) < 0.5, -1, 1)
+    train = LinearObjective(X, y, "logistic", l2=1e-3)
+    theta = fit(train).theta
+    group = torch.arange(60)[y == 1][:20]
+    refit = group_change(train, theta, group, train, method="refit")
+    stepped = group_change(train, theta, group, train, steps=20)
+    torch.testing.assert_close(stepped, refit, rtol=1e-6, atol=1e-8)
