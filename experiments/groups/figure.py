@@ -72,4 +72,6 @@ def errors(record: Record, panel: Axes) -> None:
     panel.set_xlabel("Size of the group (% of the training set)")
     panel.set_ylabel("Mean error (% of the mean actual change)")
     panel.set_title("Error by size")
-    panel.legend(fontsize=8)
+    least, most = panel.get_ylim()
+    panel.set_ylim(least * (least / most) ** 0.35, most)  # room for the legend
+    panel.legend(fontsize=8, loc="lower right")
