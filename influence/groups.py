@@ -59,8 +59,8 @@ def group_change(
         method: ``"sum"``, ``"newton"`` or ``"refit"``.
         removal: the convention (:mod:`influence.removal`).
         steps: Newton steps of ``"newton"``, one solve each. On digits at λ = 1e-2, with groups of up to 20 %,
-            one step is off by 11 % of the mean change, two by under 2 %, and the sum by 41 %. The first is taken
-            whole; a further one that would raise the objective is halved until it does not.
+            one step is off by 11 % of the mean change, two by under 2 %, and the sum by 41 %. The first is
+            taken whole; a further one that would raise the objective is halved until it does not.
         evaluate: ``"newton"`` evaluates the test losses at the stepped parameters; False takes their gradient
             times the step instead.
         operator: the (damped) Hessian or Gauss-Newton operator of all points; the Hessian by default. Of a
