@@ -37,7 +37,7 @@ class Misclassified(Pick):
     >>> import torch
     >>> from influence import LinearObjective
     >>> o = LinearObjective(torch.tensor([[1.0], [2.0], [-1.0]]), torch.tensor([1, -1, 1]), "logistic", 0.1)
-    >>> Misclassified().choose(o, torch.ones(1)).tolist()
+    >>> Misclassified().choose(o, torch.ones(1, dtype=torch.float64)).tolist()
     [1, 2]
     """
 
@@ -52,7 +52,7 @@ class Correct(Pick):
     >>> import torch
     >>> from influence import LinearObjective
     >>> o = LinearObjective(torch.tensor([[1.0], [2.0], [-1.0]]), torch.tensor([1, -1, 1]), "logistic", 0.1)
-    >>> Correct().choose(o, torch.ones(1)).tolist()
+    >>> Correct().choose(o, torch.ones(1, dtype=torch.float64)).tolist()
     [0]
     """
 
@@ -71,7 +71,7 @@ class HighestLoss(Pick):
     >>> import torch
     >>> from influence import LinearObjective
     >>> o = LinearObjective(torch.tensor([[1.0], [2.0], [-1.0]]), torch.tensor([1, -1, 1]), "logistic", 0.1)
-    >>> HighestLoss(2).choose(o, torch.ones(1)).tolist()
+    >>> HighestLoss(2).choose(o, torch.ones(1, dtype=torch.float64)).tolist()
     [1, 2]
     """
 
@@ -92,7 +92,7 @@ class LowestMargin(Pick):
     >>> import torch
     >>> from influence import LinearObjective
     >>> o = LinearObjective(torch.tensor([[1.0], [2.0], [-1.0]]), torch.tensor([1, -1, 1]), "logistic", 0.1)
-    >>> LowestMargin(1).choose(o, torch.ones(1)).tolist()
+    >>> LowestMargin(1).choose(o, torch.ones(1, dtype=torch.float64)).tolist()
     [1]
     """
 
@@ -114,7 +114,7 @@ class Labelled(Pick):
     >>> import torch
     >>> from influence import LinearObjective
     >>> o = LinearObjective(torch.tensor([[1.0], [2.0], [-1.0]]), torch.tensor([1, -1, 1]), "logistic", 0.1)
-    >>> Labelled(1).choose(o, torch.ones(1)).tolist()
+    >>> Labelled(1).choose(o, torch.ones(1, dtype=torch.float64)).tolist()
     [0, 2]
     """
 

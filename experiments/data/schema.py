@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from experiments.ranges import COUNT, SEED, Range, at_least, ranged
+from experiments.ranges import COUNT, NOT_NEGATIVE, SEED, Range, at_least, ranged
 from experiments.schema import Data, register
 
 
@@ -124,6 +124,7 @@ class EnronData(Data):
 
 @register("data", "csv")
 @ranged(min_df=COUNT, levels=COUNT, words=COUNT, test_fraction=Range(0, 1, high_open=True), seed=SEED)
+@ranged(skip=NOT_NEGATIVE)
 @dataclass
 class CsvData(Data):
     """A table of the user's own."""

@@ -285,7 +285,7 @@ def test_the_record_of_the_embedded_run(whole: dict[str, bytes], tmp_path: Path)
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data=digits", "10 classes .* needs two"),
+        ("data=digits", "10 classes .* between two classes"),
         ("model=svm", "choose model=logistic"),
         ("experiment.repeats=0", "experiment.repeats=0: give at least 1"),
         ("experiment.flips=[0,1]", "at least 1"),
