@@ -123,8 +123,14 @@ class EnronData(Data):
 
 
 @register("data", "csv")
-@ranged(min_df=COUNT, levels=COUNT, words=COUNT, test_fraction=Range(0, 1, high_open=True), seed=SEED)
-@ranged(skip=NOT_NEGATIVE)
+@ranged(
+    min_df=COUNT,
+    levels=COUNT,
+    words=COUNT,
+    test_fraction=Range(0, 1, high_open=True),
+    seed=SEED,
+    skip=NOT_NEGATIVE,
+)
 @dataclass
 class CsvData(Data):
     """A table of the user's own."""

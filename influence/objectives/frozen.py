@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from influence.errors import DataError
-from influence.losses import Loss
+from influence.objectives.derivatives import Probe
 from influence.objectives.inputs import Inputs, count, leaves, map_tensors, take, versions
 from influence.objectives.network import Network
 from influence.objectives.passes import Batch, Method, Passes, Way
@@ -153,19 +153,6 @@ def _frozen_parts(model: nn.Module, trainable: set[int]) -> list[nn.Module]:
         parts = _frozen_parts(child, trainable) if own else [child]
         found |= {id(part): part for part in parts}
     return list(found.values())
-
-
-class _Probe(Loss):
-    """``c·o + ½‖o‖²``."""
-
-    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return (targets * outputs + 0.5 * outputs**2).sum(dim=1)
-
-    def output_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return targets + outputs
-
-    def output_hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return torch.diag_embed(torch.ones_like(outputs))
 
 
 class _Search:
@@ -316,7 +303,7 @@ class _Search:
         return self._close(self._raw(known), expected, self.near)
 
     def _gradients_agree(self) -> bool:
-        passes = Passes(self.network, _Probe())
+        passes = Passes(self.network, Probe())
         known = Known(self.x, tuple(Frozen(self.network, 0, 1).of_batch(self.x)))
         targets = torch.ones_like(self._raw(self.x))
         for method in (Method.TRANSFORMS, Method.AUTOGRAD):

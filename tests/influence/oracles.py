@@ -5,12 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from influence.objectives.inputs import take
 from influence.objectives.module import Objective
 
 H = 1e-5
+
+
+def by_double_backward(
+    model: nn.Module, losses: Callable[[slice], Tensor], n: int, total: int, l2: float
+) -> tuple[Tensor, Tensor]:
+    """Hessian ``(p, p)`` of the first ``n`` examples' mean loss with L2, and all gradients ``(total, p)``.
+
+    losses: ``rows -> (m,)``, with a graph. It is torch's own double backward through the whole network.
+    """
+    weights = [w for w in model.parameters() if w.requires_grad]
+
+    def flat(value: Tensor, graph: bool = False) -> Tensor:
+        found = torch.autograd.grad(
+            value, weights, create_graph=graph, retain_graph=True, materialize_grads=True
+        )
+        return torch.cat([g.reshape(-1) for g in found])
+
+    penalty = 0.5 * l2 * sum(w.square().sum() for w in weights)
+    gradient = flat(losses(slice(0, n)).mean() + penalty, True)
+    hessian = torch.stack([flat(entry) for entry in gradient])
+    return hessian, torch.stack([flat(losses(slice(i, i + 1)).sum()) for i in range(total)])
+
+
+def damped_scores(hessian: Tensor, each: Tensor, n: int, damping: float) -> tuple[Tensor, float]:
+    """``−g_testᵀ (H + δI)⁻¹ ∇ℓ_i`` ``(n, tests)``; δ is the damping beyond the lowest eigenvalue below 0."""
+    shift = damping + max(0.0, -float(torch.linalg.eigvalsh((hessian + hessian.T) / 2)[0]))
+    eye = torch.eye(len(hessian), dtype=hessian.dtype)
+    return -each[:n] @ torch.linalg.solve(hessian + shift * eye, each[n:].T), shift
 
 
 class Differences:

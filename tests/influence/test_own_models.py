@@ -1,10 +1,8 @@
-"""Models, losses and data as people bring them: the right number, or one sentence. Never wrong in silence."""
+"""Models and losses as people bring them: the right number, or one sentence. Never wrong in silence."""
 
 from __future__ import annotations
 
-import copy
 import threading
-from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
 
@@ -13,63 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    SequentialSampler,
-    TensorDataset,
-)
 
-from influence import DataError, Influence, Probability
-
-N, TEST, L2, DAMPING, D = 16, 3, 0.05, 2.0, torch.float64
-G = torch.Generator().manual_seed(0)
-X = torch.randn(N + TEST, 4, generator=G, dtype=D)
-Y = torch.arange(N + TEST) % 3
-R = torch.randn(N + TEST, generator=G, dtype=D)
-TRAIN, TESTS = slice(0, N), slice(N, N + TEST)
-
-
-def net(outputs: int = 3) -> nn.Sequential:
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, outputs)).double()
-
-
-def ours(
-    model: Any, loss: Any = "cross_entropy", train: Any = None, test: Any = None, **settings: Any
-) -> Tensor:
-    train = (X[TRAIN], Y[TRAIN]) if train is None else train
-    test = (X[TESTS], Y[TESTS]) if test is None else test
-    influence = Influence(model, loss, train, L2, damping=DAMPING, curvature="hessian", **settings)
-    changes = influence.influence_on(test, correction="first_order").changes
-    assert changes is not None
-    return changes
-
-
-def by_hand(model: nn.Module, loss: Any = None, x: Tensor = X, y: Tensor = Y) -> Tensor:
-    """Changes by removal ``(N, TEST)`` from double backward and a dense solve, without the library."""
-    model = copy.deepcopy(model)
-    weights = [w for w in model.parameters() if w.requires_grad]
-    each_loss = loss or (lambda o, t: F.cross_entropy(o, t, reduction="none"))
-
-    def flat(value: Tensor, graph: bool = False) -> Tensor:
-        found = torch.autograd.grad(
-            value, weights, create_graph=graph, retain_graph=True, materialize_grads=True
-        )
-        return torch.cat([g.reshape(-1) for g in found])
-
-    def losses(rows: slice) -> Tensor:
-        return each_loss(model(x[rows].clone()), y[rows])
-
-    penalty = 0.5 * L2 * sum(w.square().sum() for w in weights)
-    gradient = flat(losses(TRAIN).mean() + penalty, True)
-    H = torch.stack([flat(entry) for entry in gradient])
-    theta = torch.cat([w.detach().reshape(-1) for w in weights])
-    each = torch.stack([flat(losses(slice(i, i + 1)).sum()) for i in range(N + TEST)])
-    s = torch.linalg.solve(H + DAMPING * torch.eye(len(H), dtype=D), each[TESTS].T)
-    return (each[TRAIN] + L2 * theta) @ s / (N - 1)
+from influence import DataError
+from tests.influence.own import TESTS, TRAIN, D, N, R, X, Y, by_hand, close, net, ours
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])
@@ -80,10 +24,6 @@ def test_one_number_per_example_with_and_without_its_axis(loss: Any, targets: Te
     found = ours(model, loss, (X[TRAIN], targets[TRAIN]), (X[TESTS], targets[TESTS]))
     half = 0.5 if loss == "squared_error" else 1.0
     close(found, by_hand(net(1), lambda o, t: half * (o[:, 0] - t) ** 2, y=R))
-
-
-def close(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
 
 
 # -- losses ------------------------------------------------------------------------------------------------
@@ -382,142 +322,3 @@ def test_what_is_complex_stays_complex(held: bool) -> None:
 def test_a_complex_parameter_is_refused() -> None:
     with pytest.raises(DataError, match="turn is complex, and θ is real"):
         ours(Rotates(trained=True))
-
-
-# -- data --------------------------------------------------------------------------------------------------
-
-
-class Pairs(Dataset[Any]):
-    def __init__(self, of: Callable[[int], Any]) -> None:
-        self.of = of
-
-    def __len__(self) -> int:
-        return N
-
-    def __getitem__(self, i: int) -> Any:
-        if i >= N:
-            raise IndexError(i)
-        return self.of(i)
-
-
-class Foreign:
-    """A dataset of another library: a length and an index, no base class of torch's."""
-
-    def __len__(self) -> int:
-        return N
-
-    def __getitem__(self, i: int) -> Any:
-        return {"x": X[i], "label": int(Y[i])}
-
-
-class ByName(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = net()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
-class Stream(IterableDataset[Any]):
-    def __init__(self, order: Callable[[], Any]) -> None:
-        self.order = order
-
-    def __iter__(self) -> Any:
-        return iter([(X[i], Y[i]) for i in self.order()])
-
-
-Example = namedtuple("Example", ["x", "y"])
-BY_NAME = ({"x": X[TESTS]}, Y[TESTS])
-GOOD: dict[str, tuple[Any, Any]] = {
-    "list of pairs": ([(X[i], Y[i]) for i in range(N)], None),
-    "list of pairs with numbers": ([(X[i].numpy(), int(Y[i])) for i in range(N)], None),
-    "list of mappings": ([{"x": X[i], "labels": Y[i]} for i in range(N)], BY_NAME),
-    "mapping": ({"x": X[TRAIN], "targets": Y[TRAIN]}, {"x": X[TESTS], "targets": Y[TESTS]}),
-    "foreign dataset": (Foreign(), BY_NAME),
-    "named tuples": (Pairs(lambda i: Example(X[i], Y[i])), None),
-    "no batches": (DataLoader(TensorDataset(X[TRAIN], Y[TRAIN]), batch_size=None), None),
-    "whole batches": (DataLoader([(X[:9], Y[:9]), (X[9:N], Y[9:N])], batch_size=None), None),  # type: ignore[arg-type]
-    "stream": (Stream(lambda: range(N)), None),
-    "random numbers that are no example": (Pairs(lambda i: (X[i], Y[i])), None),
-}
-
-
-def test_one_test_point_and_lists_and_tables_of_numbers() -> None:
-    import pandas as pd
-
-    expected = by_hand(net())
-    for one in ((X[N], Y[N]), (X[N], int(Y[N])), (X[N].tolist(), int(Y[N])), (X[N], Y[N : N + 1])):
-        close(ours(net(), test=one), expected[:, :1])
-    for rows in (
-        list(X[TRAIN]),
-        list(X[TRAIN].numpy()),
-        X[TRAIN].to_sparse(),
-        X[TRAIN].to_sparse_csr(),
-        X[TRAIN].clone().requires_grad_(True),
-        pd.DataFrame(X[TRAIN].numpy()).astype(object),
-        pd.DataFrame(X[TRAIN].numpy()).astype("Float64"),
-    ):
-        found = ours(net(), train=(rows, pd.Series(Y[TRAIN].numpy()).astype("Int64")))
-        assert not found.requires_grad
-        close(found, expected)
-    theta = torch.cat([w.detach().reshape(-1) for w in net().parameters()])
-    close(ours(net(), theta=theta.numpy()), expected)
-    with pytest.raises(DataError, match="hold text"):
-        ours(net(), train=(X[TRAIN], pd.Series(list("ab" * (N // 2))).astype("category")))
-
-
-@pytest.mark.parametrize("name", GOOD)
-def test_data_that_hold_their_targets(name: str) -> None:
-    train, test = GOOD[name]
-    close(ours(net() if test is None else ByName(), train=train, test=test), by_hand(net()))
-
-
-def test_a_mapping_that_holds_targets_is_no_unlabelled_one() -> None:
-    influence = Influence(ByName(), "cross_entropy", {"x": X[TRAIN], "labels": Y[TRAIN]}, L2)
-    asked = influence.influence_on({"x": X[TESTS], "labels": Y[TESTS]}, of=Probability())
-    plain = influence.influence_on(({"x": X[TESTS]}, Y[TESTS]), of="probability")
-    assert asked.changes is not None
-    assert plain.changes is not None
-    close(asked.changes, plain.changes)
-
-
-def twice(items: list[Any]) -> tuple[Tensor, Tensor]:
-    x, y = torch.stack([i[0] for i in items]), torch.stack([i[1] for i in items])
-    return torch.cat([x, x + 0.1]), torch.cat([y, y])
-
-
-HELD = TensorDataset(X[TRAIN], Y[TRAIN])
-BAD: dict[str, tuple[Any, str]] = {
-    "batch sampler that drops": (
-        DataLoader(
-            TensorDataset(X[TRAIN], Y[TRAIN]),
-            batch_sampler=BatchSampler(SequentialSampler(range(N)), 3, True),
-        ),
-        "drops 1 of 16 examples",
-    ),
-    "stream that drops": (
-        DataLoader(Stream(lambda: range(N)), batch_size=3, drop_last=True),
-        "may drop its last",
-    ),
-    "collate_fn that adds": (
-        DataLoader(HELD, batch_size=4, collate_fn=twice),
-        "made 32 examples of the 16",
-    ),
-    "augmentation": (Pairs(lambda i: (X[i] + torch.randn(4), Y[i])), "another example when it is read again"),
-    "stream in a random order": (Stream(lambda: torch.randperm(N)), "another example when it is read again"),
-    "an index as the last part": (Pairs(lambda i: (X[i], Y[i], i)), "the last is the target, the others are"),
-    "an entry too many": (
-        [{"x": X[i], "labels": Y[i], "id": i} for i in range(N)],
-        "leave out the entries 'x', 'id' that it does not take",
-    ),
-    "no targets": ([X[i] for i in range(N)], r"pass \(inputs, targets\)"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_data_in_which_an_index_would_lie_are_refused(name: str) -> None:
-    train, said = BAD[name]
-    torch.manual_seed(0)
-    with pytest.raises(DataError, match=said):
-        ours(ByName(), train=train)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from influence import CG, Damped, Exact, Hessian, Objective, test_gradients, up_loss
-from tests.influence.oracles import gap
+from tests.influence.oracles import by_double_backward, damped_scores, gap
 
 N, TEST, L2, D = 16, 3, 0.02, torch.float64
 G = torch.Generator().manual_seed(0)
@@ -116,27 +116,14 @@ NETS = {
 
 
 def brute_force(model, loss, inputs, targets, damping):
-    """``−g_testᵀ (H + δI)⁻¹ ∇ℓ_i`` of all training points ``(N, TEST)``, and the δ that was used."""
+    """Scores of all training points ``(N, TEST)``, and the δ that was used."""
     model = model.eval()
-    weights = list(model.parameters())
     several = inputs if isinstance(inputs, tuple) else (inputs,)
 
     def losses(rows):
         return loss(model(*(x[rows] for x in several)), targets[rows])
 
-    def gradient(value, create_graph=False):
-        found = torch.autograd.grad(
-            value, weights, create_graph=create_graph, retain_graph=True, materialize_grads=True
-        )
-        return torch.cat([g.reshape(-1) for g in found])
-
-    penalty = 0.5 * L2 * sum(w.square().sum() for w in weights)
-    g = gradient(losses(slice(0, N)).mean() + penalty, create_graph=True)
-    H = torch.stack([gradient(entry) for entry in g])
-    each = torch.stack([gradient(losses(slice(i, i + 1)).sum()) for i in range(N + TEST)])
-    lowest = float(torch.linalg.eigvalsh((H + H.T) / 2)[0])
-    shift = damping + max(0.0, -lowest)
-    return -each[:N] @ torch.linalg.solve(H + shift * torch.eye(len(H), dtype=D), each[N:].T), shift
+    return damped_scores(*by_double_backward(model, losses, N, N + TEST, L2), N, damping)
 
 
 def averaged_embeddings(bag):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from influence import Damped, DataError, Exact, Hessian, Influence, Objective, test_gradients, up_loss
 from influence.objectives.inputs import take
-from tests.influence.oracles import gap
+from tests.influence.oracles import by_double_backward, damped_scores, gap
 
 N, TEST, L2, D = 14, 3, 0.02, torch.float64
 G = torch.Generator().manual_seed(0)
@@ -141,25 +141,13 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
 
 
 def brute_force(model: nn.Module, inputs: Any) -> tuple[Tensor, float]:
-    """``−g_testᵀ (H + δI)⁻¹ ∇ℓ_i`` by double backward through the whole network, and δ."""
-    weights = [w for w in model.parameters() if w.requires_grad]
+    """Scores through the whole network, and the damping."""
     several = inputs if isinstance(inputs, tuple) else (inputs,)
 
     def losses(rows: slice) -> Tensor:
         return F.cross_entropy(model(*(x[rows] for x in several)), Y[rows], reduction="none")
 
-    def gradient(value: Tensor, create_graph: bool = False) -> Tensor:
-        found = torch.autograd.grad(
-            value, weights, create_graph=create_graph, retain_graph=True, materialize_grads=True
-        )
-        return torch.cat([g.reshape(-1) for g in found])
-
-    penalty = 0.5 * L2 * sum(w.square().sum() for w in weights)
-    g = gradient(losses(slice(0, N)).mean() + penalty, create_graph=True)
-    H = torch.stack([gradient(entry) for entry in g])
-    each = torch.stack([gradient(losses(slice(i, i + 1)).sum()) for i in range(N + TEST)])
-    shift = 0.1 + max(0.0, -float(torch.linalg.eigvalsh((H + H.T) / 2)[0]))
-    return -each[:N] @ torch.linalg.solve(H + shift * torch.eye(len(H), dtype=D), each[N:].T), shift
+    return damped_scores(*by_double_backward(model, losses, N, N + TEST, L2), N, 0.1)
 
 
 def made(name: str, **settings: Any) -> tuple[Objective, Objective, nn.Module]:
