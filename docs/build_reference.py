@@ -125,7 +125,7 @@ def build(folder: Path) -> None:
 
         return convert(ROLE.sub(code, docstring), docformat, source_file)
 
-    pdoc.docstrings.convert = with_links  # type: ignore[assignment]
+    pdoc.docstrings.convert = with_links  # type: ignore[assignment]  # pdoc has no setting for it
     try:
         pdoc.render.configure(docformat="google", math=False, show_source=False)
         with warnings.catch_warnings():
@@ -134,7 +134,7 @@ def build(folder: Path) -> None:
             )  # a package names its modules too, and each is named here
             pdoc.pdoc(*names, output_directory=folder)
     finally:
-        pdoc.docstrings.convert = convert  # type: ignore[assignment]
+        pdoc.docstrings.convert = convert  # type: ignore[assignment]  # as it was
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def ranged(**ranges: Range) -> Callable[[type], type]:
     """Class decorator for a schema: the range of each of its numeric fields, beside those it inherits."""
 
     def wrap(cls: type) -> type:
-        cls.RANGES = getattr(cls, "RANGES", {}) | ranges  # type: ignore[attr-defined]
+        cls.RANGES = getattr(cls, "RANGES", {}) | ranges  # type: ignore[attr-defined]  # made here
         return cls
 
     return wrap

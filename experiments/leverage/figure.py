@@ -42,11 +42,11 @@ def slopes(record: Record, panel: Axes) -> None:
                 capsize=2, markersize=6, label=f"{label}, {part} points",
             )  # fmt: skip
     panel.set_xscale("log")
-    panel.set_ylim(0, max(1.1, panel.get_ylim()[1]))
+    panel.set_ylim(0, 1.45 * max(1.1, panel.get_ylim()[1]))  # room for the legend
     panel.set_xlabel("λ (L2 penalty beside the mean loss)")
     panel.set_ylabel("Slope of predicted on actual change")
     panel.set_title("Are the sizes right?")
-    panel.legend(fontsize=8, loc="lower right")
+    panel.legend(fontsize=8, loc="upper right")
 
 
 def errors(record: Record, panel: Axes) -> None:

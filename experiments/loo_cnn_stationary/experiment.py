@@ -272,7 +272,8 @@ def take_away(
             out[2].append((thetas - theta[:, None]).norm(dim=0).numpy())
             out[3].append(np.concatenate([part["passes"] for part in parts]))
             previous = fraction
-    return tuple(np.stack(rows) for rows in out)  # type: ignore[return-value]
+    actual, norms, moved, passes = (np.stack(rows) for rows in out)
+    return actual, norms, moved, passes
 
 
 def spectrum(curvature: Curvature) -> dict[str, Any]:
