@@ -19,9 +19,11 @@ from tests.influence.objectives.distributed_worker import linear
 
 
 def torchrun(
-    processes: int, *arguments: str, timeout: float = PATIENCE, **extra: str
+    processes: int, *arguments: str, timeout: float = PATIENCE, look_every: float = 0.1, **extra: str
 ) -> subprocess.CompletedProcess[str]:
+    """The job, and what it said. look_every: seconds between the launcher's looks at its ranks."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    launcher.append(f"--monitor-interval={look_every}")
     return subprocess.run(
         [sys.executable, *launcher, *arguments],
         cwd=ROOT,
@@ -58,7 +60,9 @@ def test_every_call_equals_one_process(processes: int, tmp_path: Path) -> None:
 )
 def test_a_broken_job_ends_with_the_reason(case: str, word: str) -> None:
     # Only a rank that hangs is found by waiting; on a loaded machine ranks start far apart.
-    done = torchrun(2, WORKER, case, INFLUENCE_TIMEOUT="20" if case == "hung" else str(PATIENCE))
+    patience = "20" if case == "hung" else str(PATIENCE)
+    # The launcher ends the other ranks once it sees one dead: it looks late, so that they can speak first.
+    done = torchrun(2, WORKER, case, look_every=5, INFLUENCE_TIMEOUT=patience)
     assert done.returncode != 0
     assert word in done.stderr, done.stderr[-2000:]
 
