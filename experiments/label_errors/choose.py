@@ -44,12 +44,14 @@ class Model:
     tried: tuple[tuple[float, float], ...]
 
 
-def chosen_l2(
-    X: Any, y: np.ndarray, classes: int, weights: np.ndarray | None, seed: int
-) -> tuple[float, tuple[tuple[float, float], ...]]:
-    """λ with the smallest mean leave-one-out loss, and what was tried.
+Choice = tuple[float, tuple[tuple[float, float], ...], np.ndarray | None]
+
+
+def chosen_l2(X: Any, y: np.ndarray, classes: int, weights: np.ndarray | None, seed: int) -> Choice:
+    """λ with the smallest mean leave-one-out loss, what was tried, and W ``(c, d)`` at that λ.
 
     On a part of many rows, drawn by ``seed`` with every class in it; the penalty ``λ·rows`` carries over.
+    The fit to all rows may begin at W.
 
     Raises:
         UserError: no model could be fitted at any λ.
@@ -60,7 +62,7 @@ def chosen_l2(
     part, labels = Design(X[rows]), y[rows]
     w = None if weights is None else weights[rows] / max(weights[rows].mean(), 1e-12)
     found: list[tuple[float, float]] = []
-    start, best = None, np.inf
+    start, best, chosen = None, np.inf, None
     for l2 in GRID:
         try:
             fitted = classifier(part, labels, classes, l2, w, start)
@@ -68,7 +70,9 @@ def chosen_l2(
             break
         loss = _mean(fitted.held_loss, w)
         found.append((l2, loss))
-        start, best = fitted.W, min(best, loss)
+        start = fitted.W
+        if loss < best:
+            best, chosen = loss, fitted.W
         if loss > WORSE * best:
             break
     if not found:
@@ -76,7 +80,7 @@ def chosen_l2(
             "no model could be fitted at any l2; look for columns with extreme values, or set l2=."
         )
     l2 = min(found, key=lambda pair: pair[1])[0]
-    return l2 * len(rows) / n, tuple(found)
+    return l2 * len(rows) / n, tuple(found), chosen
 
 
 def _mean(losses: np.ndarray, weights: np.ndarray | None) -> float:
@@ -105,10 +109,9 @@ def models(
     X = features.X
     if settings.model != "curved":
         step("choosing l2")
-        l2, tried = _l2(X, y, classes, weights, settings)
+        l2, tried, start = _l2(X, y, classes, weights, settings)
         step(f"fitting {classes} classes on {X.shape[0]} rows and {X.shape[1]} features")
-        design = Design(X)
-        found.append(Model("linear", design, classifier(design, y, classes, l2, weights), weights, tried))
+        found.append(_model("linear", X, y, classes, l2, weights, tried, start))
     if settings.model == "linear":
         return found
     why = not_curved(X, classes, settings.model == "curved")
@@ -116,26 +119,40 @@ def models(
         if settings.model == "curved":
             raise UserError(f"model=curved does not fit this table: {why}; set model=linear.")
         return found
-    best: tuple[float, Any, float, Any] | None = None
+    best: tuple[float, Any, Choice] | None = None
     for width in WIDTHS:
         step("trying curved features")
         wide = curved(X, width, _landmarks(classes), settings.seed)
-        l2, tried = _l2(wide, y, classes, weights, settings)
-        loss = min((pair[1] for pair in tried), default=0.0)
+        choice = _l2(wide, y, classes, weights, settings)
+        loss = min((pair[1] for pair in choice[1]), default=0.0)
         if best is None or loss < best[0]:
-            best = (loss, wide, l2, tried)
+            best = (loss, wide, choice)
     assert best is not None
     step("fitting with curved features")
-    _, wide, l2, tried = best
-    design = Design(wide)
-    found.append(Model("curved", design, classifier(design, y, classes, l2, weights), weights, tried))
+    _, wide, (l2, tried, start) = best
+    found.append(_model("curved", wide, y, classes, l2, weights, tried, start))
     return found
 
 
-def _l2(
-    X: Any, y: np.ndarray, classes: int, weights: np.ndarray | None, settings: Settings
-) -> tuple[float, tuple[tuple[float, float], ...]]:
-    return (settings.l2, ()) if settings.l2 is not None else chosen_l2(X, y, classes, weights, settings.seed)
+def _model(
+    name: str,
+    X: Any,
+    y: np.ndarray,
+    classes: int,
+    l2: float,
+    weights: np.ndarray | None,
+    tried: tuple[tuple[float, float], ...],
+    start: np.ndarray | None,
+) -> Model:
+    design = Design(X)
+    fitted = classifier(design, y, classes, l2, weights, start, keep=True)
+    return Model(name, design, fitted, weights, tried)
+
+
+def _l2(X: Any, y: np.ndarray, classes: int, weights: np.ndarray | None, settings: Settings) -> Choice:
+    if settings.l2 is not None:
+        return settings.l2, (), None
+    return chosen_l2(X, y, classes, weights, settings.seed)
 
 
 def not_curved(X: Any, classes: int, forced: bool) -> str:

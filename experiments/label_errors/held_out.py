@@ -29,6 +29,7 @@ from influence.errors import NotConvergedWarning
 
 CORE = 6000  # rows of the largest softmax core that is factored; beyond it: one model a class
 TOLERANCE = 1e-7  # gradient norm of a fit
+KEPT = 2**30  # bytes of factors that stay in memory for the reasons; larger ones are made again
 _ROWS = 2048  # rows whose small matrices are held at once
 
 
@@ -46,6 +47,8 @@ class Fitted:
         held_loss: ``(n,)`` the same without the row itself.
         self_influence: ``(n,)`` ``∇ℓ_iᵀ H⁻¹ ∇ℓ_i``.
         gradient_norm: the largest of the fits' gradient norms.
+        factors: of the Hessian at W, if they were to be kept and are small enough: one ``ExactState`` for a
+            softmax, a ``FeatureFactor`` or ``RowFactor`` for each logistic model; else empty.
     """
 
     form: str
@@ -57,6 +60,7 @@ class Fitted:
     held_loss: np.ndarray
     self_influence: np.ndarray
     gradient_norm: float
+    factors: tuple[Any, ...] = ()
 
     @property
     def mean_held_loss(self) -> float:
@@ -72,6 +76,7 @@ def classifier(
     weights: np.ndarray | None = None,
     start: np.ndarray | None = None,
     held: bool = True,
+    keep: bool = False,
 ) -> Fitted:
     """Fits and holds out every row.
 
@@ -83,13 +88,14 @@ def classifier(
         weights: ``(n,)`` ≥ 0, or None for ones. They should have mean 1.
         start: the W of a nearby fit.
         held: False leaves out what is said without the row itself (``held`` is then ``seen``).
+        keep: the factors of the Hessian stay in ``factors``, up to ``KEPT`` bytes.
 
     Raises:
         UserError: the factor does not fit into memory.
     """
     if classes == 2 or (classes - 1) * design.d > CORE:
-        return _one_vs_rest(design, y, classes, l2, weights, start, held)
-    return _softmax(design.X, y, classes, l2, weights, start, held)
+        return _one_vs_rest(design, y, classes, l2, weights, start, held, keep)
+    return _softmax(design.X, y, classes, l2, weights, start, held, keep)
 
 
 def objective_of(X: Any, y: Any, loss: str, l2: float, weights: np.ndarray | None, c: int) -> LinearObjective:
@@ -121,14 +127,17 @@ def _softmax(
     weights: np.ndarray | None,
     start: np.ndarray | None,
     hold: bool,
+    keep: bool,
 ) -> Fitted:
     objective = objective_of(X, torch.from_numpy(y), "cross_entropy", l2, weights, classes)
     theta, norm = _fitted(objective, start)
     outputs = objective.outputs(theta)
     held, own = outputs.clone(), torch.full((objective.n,), torch.nan, dtype=outputs.dtype)
+    factors: tuple[Any, ...] = ()
     if hold:
         state = Exact(form="core").prepare(Hessian(objective, theta))
         inverse = torch.cholesky_inverse(state.factor)
+        factors = (state,) if keep and state.factor.nbytes <= KEPT else ()
     for begin in range(0, objective.n if hold else 0, _ROWS):
         rows = torch.arange(begin, min(begin + _ROWS, objective.n))
         w = None if weights is None else torch.from_numpy(weights)[rows]
@@ -145,6 +154,7 @@ def _softmax(
         -log_softmax(loo, axis=1)[place],
         own.clamp(min=0).numpy(),
         norm,
+        factors,
     )
 
 
@@ -189,6 +199,7 @@ def _one_vs_rest(
     weights: np.ndarray | None,
     start: np.ndarray | None,
     hold: bool,
+    keep: bool,
 ) -> Fitted:
     """A logistic model a class (one for two classes); the probabilities are normalised over the classes.
 
@@ -198,12 +209,19 @@ def _one_vs_rest(
     _enough_memory(min(n, design.d), f"{n} rows and {design.d} features")
     w = np.ones(n) if weights is None else weights
     f, g, thetas, own, norm = [], [], [], np.zeros(n), 0.0
-    for k in [1] if classes == 2 else range(classes):
+    factors: list[Any] = []
+    modelled = [1] if classes == 2 else range(classes)
+    for k in modelled:
         signs = np.where(y == k, 1.0, -1.0)
         theta, reached = logistic.fit(
             design, signs, l2, weights, None if start is None else start[k], TOLERANCE
         )
-        q = logistic.quadratics(design, theta, l2, weights) if hold else np.zeros(n)
+        q = np.zeros(n)
+        if hold:
+            factor = logistic.factored(design, theta, l2, weights)
+            q = np.maximum(factor.quadratics(), 0.0)
+            if keep and factor.nbytes * len(modelled) <= KEPT:
+                factors.append(factor)
         margin = np.asarray(design.X @ theta).ravel()
         s = expit(-signs * margin)
         leverage = q / n  # K_i
@@ -225,7 +243,7 @@ def _one_vs_rest(
         loss, held_loss = (-part[np.arange(n), y] for part in logs)
         W = np.stack(thetas)
     form = "logistic" if classes == 2 else "one-vs-rest"
-    return Fitted(form, l2, W, seen, held, loss, held_loss, own, norm)
+    return Fitted(form, l2, W, seen, held, loss, held_loss, own, norm, tuple(factors))
 
 
 def probabilities(form: str, outputs: np.ndarray) -> np.ndarray:

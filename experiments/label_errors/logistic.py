@@ -113,52 +113,116 @@ def _solved(design: Design, D: np.ndarray, l2: float, gradient: np.ndarray, norm
     return x
 
 
-def quadratics(design: Design, theta: np.ndarray, l2: float, weights: np.ndarray | None = None) -> np.ndarray:
-    """``q_i = x_iᵀ H⁻¹ x_i`` at θ: ``(n,)``.
+def factored(
+    design: Design, theta: np.ndarray, l2: float, weights: np.ndarray | None = None
+) -> FeatureFactor | RowFactor:
+    """H at θ, factored in the smaller of its two forms.
 
     Raises:
         NotPositiveDefiniteError: λ is so small that H is singular in float64.
     """
     f = np.asarray(design.X @ theta).ravel()
     D = expit(f) * expit(-f) * (1.0 if weights is None else weights)
-    found = by_features(design, D, l2) if design.d <= design.n else by_rows(design, D, l2)
-    return np.maximum(found, 0.0)
+    return FeatureFactor(design, D, l2) if design.d <= design.n else RowFactor(design, D, l2)
+
+
+def quadratics(design: Design, theta: np.ndarray, l2: float, weights: np.ndarray | None = None) -> np.ndarray:
+    """``q_i = x_iᵀ H⁻¹ x_i`` at θ: ``(n,)``.
+
+    Raises:
+        NotPositiveDefiniteError: λ is so small that H is singular in float64.
+    """
+    return np.maximum(factored(design, theta, l2, weights).quadratics(), 0.0)
+
+
+class FeatureFactor:
+    """``H = LLᵀ``, ``(d, d)``; D ``(n,)`` is the curvature of each loss, weights included."""
+
+    def __init__(self, design: Design, D: np.ndarray, l2: float) -> None:
+        self.design = design
+        self.lower, info = lapack.dpotrf(design.hessian(D, l2), lower=1, clean=1)
+        if info != 0:
+            raise _singular(l2)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that keeping it takes."""
+        return int(self.lower.nbytes)
+
+    def quadratics(self) -> np.ndarray:
+        """``x_iᵀ H⁻¹ x_i`` of every row, ``(n,)``."""
+        design = self.design
+        out = np.empty(design.n)
+        for start in range(0, design.n, _ROWS):
+            block = slice(start, start + _ROWS)
+            half = solve_triangular(self.lower, _dense(design.X[block]).T, lower=True, check_finite=False)
+            out[block] = np.einsum("ij,ij->j", half, half)
+        return out
+
+    def between(self, rows: np.ndarray) -> np.ndarray:
+        """``x_iᵀ H⁻¹ x_j`` of every row i and the b given rows j, ``(n, b)``."""
+        solved = lapack.dpotrs(self.lower, _dense(self.design.X[rows]).T, lower=1)[0]
+        return np.asarray(self.design.X @ solved)
+
+
+class RowFactor:
+    """``A = nλI + D^½ K D^½ = CCᵀ`` by ``C⁻¹ (n, n)``: H where features outnumber rows."""
+
+    def __init__(self, design: Design, D: np.ndarray, l2: float) -> None:
+        self.design, self.D, self.l2, self.root = design, D, l2, np.sqrt(D)
+        A = design.kernel * self.root[:, None]
+        A *= self.root
+        A.flat[:: design.n + 1] += design.n * l2
+        factor, info = lapack.dpotrf(A.T, lower=1, overwrite_a=1, clean=1)  # A = Aᵀ; A.T is Fortran order
+        if info == 0:
+            self.inverse, info = lapack.dtrtri(factor, lower=1, overwrite_c=1)
+        if info != 0:
+            raise _singular(l2)
+        # Of these rows the loss has no curvature to speak of, and the short form would cancel.
+        self.flat = np.flatnonzero(D * design.kernel.diagonal() < _CANCELS * design.n * l2)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that keeping it takes."""
+        return int(self.inverse.nbytes)
+
+    def quadratics(self) -> np.ndarray:
+        """``x_iᵀ H⁻¹ x_i`` of every row, ``(n,)``."""
+        n, K, flat = self.design.n, self.design.kernel, self.flat
+        diagonal = np.einsum("ij,ij->j", self.inverse, self.inverse)  # A⁻¹ = C⁻ᵀ C⁻¹
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = n * (1 - n * self.l2 * diagonal) / self.D
+        if len(flat):
+            half = self.inverse @ (self.root[:, None] * K[:, flat])
+            found[flat] = (K.diagonal()[flat] - np.einsum("ij,ij->j", half, half)) / self.l2
+        return found
+
+    def between(self, rows: np.ndarray) -> np.ndarray:
+        """``x_iᵀ H⁻¹ x_j`` of every row i and the b given rows j, ``(n, b)``.
+
+        ``XH⁻¹Xᵀ = n D^-½ A⁻¹ D^½ K``, or ``(K − K D^½ A⁻¹ D^½ K)/λ`` where D is nearly 0.
+        """
+        n, K, flat = self.design.n, self.design.kernel, self.flat
+        solved = self.inverse.T @ (self.inverse @ (self.root[:, None] * K[:, rows]))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = n * solved / self.root[:, None]
+        if len(flat):
+            found[flat] = (K[np.ix_(flat, rows)] - K[flat] @ (self.root[:, None] * solved)) / self.l2
+        return found
 
 
 def by_features(design: Design, D: np.ndarray, l2: float) -> np.ndarray:
     """All q_i from the ``(d, d)`` factor; D ``(n,)`` the curvature of each loss, weights included."""
-    factor, info = lapack.dpotrf(design.hessian(D, l2), lower=1, clean=1)
-    if info != 0:
-        raise _singular(l2)
-    out = np.empty(design.n)
-    for start in range(0, design.n, _ROWS):
-        rows = design.X[start : start + _ROWS]
-        dense = rows.toarray() if sp.issparse(rows) else rows
-        half = solve_triangular(factor, dense.T, lower=True, check_finite=False)
-        out[start : start + _ROWS] = np.einsum("ij,ij->j", half, half)
-    return out
+    return FeatureFactor(design, D, l2).quadratics()
 
 
 def by_rows(design: Design, D: np.ndarray, l2: float) -> np.ndarray:
     """All q_i from the ``(n, n)`` factor."""
-    n, root, shift = design.n, np.sqrt(D), design.n * l2
-    A = design.kernel * root[:, None]
-    A *= root
-    A.flat[:: n + 1] += shift
-    factor, info = lapack.dpotrf(A.T, lower=1, overwrite_a=1, clean=1)  # A = Aᵀ; A.T is Fortran order
-    if info == 0:
-        inverse, info = lapack.dtrtri(factor, lower=1, overwrite_c=1)
-    if info != 0:
-        raise _singular(l2)
-    diagonal = np.einsum("ij,ij->j", inverse, inverse)  # A⁻¹ = C⁻ᵀ C⁻¹
-    own = design.kernel.diagonal()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found = n * (1 - shift * diagonal) / D
-    small = np.flatnonzero(D * own < _CANCELS * shift)
-    if len(small):
-        half = inverse @ (root[:, None] * design.kernel[:, small])
-        found[small] = (own[small] - np.einsum("ij,ij->j", half, half)) / l2
-    return found
+    return RowFactor(design, D, l2).quadratics()
+
+
+def _dense(X: Any) -> np.ndarray:
+    return X.toarray() if sp.issparse(X) else np.asarray(X)
 
 
 def _singular(l2: float) -> NotPositiveDefiniteError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,14 @@ if TYPE_CHECKING:
 
 SUSPECTS, PAGE, REPORT = "suspects.csv", "report.html", "report.json"
 SHOWN = 10
-# Cells that stay as they are: ASCII that begins with a letter or digit, and negative numbers.
-HARMLESS = r"[A-Za-z0-9_.][^\x00-\x1f\x7f-\U0010ffff]*|-[0-9]+([.,][0-9]+)*([eE][-+]?[0-9]+)?"
+# Cells that stay as they are: ASCII that begins with a letter or digit, and negative numbers. pandas matches a
+# whole column in C++ only if a pattern has no \U in it.
+HARMLESS = r"[A-Za-z0-9_.][\x20-\x7e]*|-[0-9]+([.,][0-9]+)*([eE][-+]?[0-9]+)?"
+PLAIN = r"[A-Za-z0-9_.][\x20\x21\x23-\x2b\x2d-\x7e]*|-[0-9]+([.][0-9]+)*([eE][-+]?[0-9]+)?"  # needs no quotes
 NAMED = 8  # columns with missing cells that are named in the terminal
 _WIDTH = 80
+_CHUNK = 20_000  # rows whose cells are Python texts at once
+_HARMLESS = re.compile(HARMLESS)
 
 
 def save(found: Findings, folder: Path) -> dict[str, Path]:
@@ -57,25 +62,41 @@ def report(found: Findings) -> dict[str, Any]:
 
 
 def csv_text(frame: Any) -> str:
-    """A DataFrame as CSV of which a spreadsheet computes nothing."""
+    """A DataFrame as CSV of which a spreadsheet computes nothing.
+
+    Lines end in CR LF (RFC 4180): with LF alone a carriage return within a cell would end a line elsewhere.
+    """
+    out: list[str] = []
+    for start in range(0, len(frame), _CHUNK):
+        part = frame.iloc[start : start + _CHUNK]
+        columns = [_cells(part.iloc[:, place]) for place in range(part.shape[1])]
+        out += map(_line, zip(*columns, strict=True))
+    return _line(_quoted(cell(str(name))) for name in frame.columns) + "".join(out)
+
+
+def _cells(column: Any) -> list[str]:
+    """The cells of a column as they stand in the file. Only odd texts are looked at one by one."""
     import pandas as pd
 
-    safe = {}
-    for name in frame.columns:
-        column = frame[name]
-        if column.dtype.kind in "iuf" or pd.api.types.is_numeric_dtype(column.dtype):
-            safe[name] = column
-            continue
-        texts = column.astype("str").fillna("")
-        harmless = texts.str.fullmatch(HARMLESS).to_numpy(dtype=bool, na_value=False)
-        values = texts.to_numpy(dtype=object)
-        for place in np.flatnonzero(~harmless):
-            values[place] = cell(values[place])
-        safe[name] = values
-    out = pd.DataFrame(safe)
-    out.columns = [cell(str(name)) for name in frame.columns]
-    # Lines end in CR LF (RFC 4180): with LF alone the writer leaves a carriage return in a cell bare.
-    return out.to_csv(index=False, lineterminator="\r\n")
+    if column.dtype.kind in "iuf" or pd.api.types.is_numeric_dtype(column.dtype):
+        lines = column.to_csv(index=False, header=False, lineterminator="\n").split("\n")[:-1]
+        return ["" if text == '""' else text for text in lines]  # a line of one empty cell
+    texts = column.astype("str").fillna("")
+    plain = texts.str.fullmatch(PLAIN).to_numpy(dtype=bool, na_value=False)
+    values: list[str] = texts.tolist()
+    for place in np.flatnonzero(~plain):
+        text = values[place]
+        values[place] = _quoted(text if _HARMLESS.fullmatch(text) else cell(text))
+    return values
+
+
+def _quoted(text: str) -> str:
+    """A text as a cell of CSV."""
+    return f'"{text.replace(chr(34), chr(34) * 2)}"' if set(text) & set(',"\r\n') else text
+
+
+def _line(cells: Any) -> str:
+    return (",".join(cells) or '""') + "\r\n"  # a line of nothing would be no row
 
 
 def terminal(found: Findings, width: int = _WIDTH) -> str:

@@ -122,6 +122,8 @@ def _key(found: Findings) -> str:
 
 def clip(text: str) -> str:
     """The beginning of a long cell; a lone surrogate becomes a mark, for the page is UTF-8."""
+    if len(text) <= CLIP and text.isascii():
+        return text
     text = text if len(text) <= CLIP else text[: CLIP - 1] + "\N{HORIZONTAL ELLIPSIS}"
     return text.encode("utf-8", "replace").decode("utf-8")
 

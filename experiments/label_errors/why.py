@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
-from scipy.linalg import cho_factor, cho_solve
 from scipy.special import expit
 
 from experiments.data.tables.features import Features
 from experiments.label_errors.choose import Model
 from experiments.label_errors.held_out import objective_of
-from experiments.label_errors.logistic import Design
+from experiments.label_errors.logistic import Design, FeatureFactor
 from influence import Exact, Hessian
 
 COUNT = 5  # training rows, and features, named on each side
 WORK = 6e10  # floating-point operations spent on this in all
 _BLOCK = 64  # suspects whose influences are held at once
+_CELLS = 4_000_000  # numbers of suspects and features that are held at once
 _CG = (200, 1e-4)  # steps and relative residual of a solve where features outnumber rows
 
 
@@ -87,25 +87,24 @@ def of_classes(model: Model, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray
     if fitted.form == "softmax":
         return _softmax(model, y, w)
     outputs = np.asarray(design.X @ fitted.W.T)
+    modelled = [1] if fitted.form == "logistic" else list(range(len(fitted.W)))
+    between = [factor.between for factor in fitted.factors] or [
+        _between(design, w * expit(outputs[:, k]) * expit(-outputs[:, k]), fitted.l2, lazy=len(modelled) > 1)
+        for k in modelled
+    ]
     if fitted.form == "logistic":
         signs = np.where(y == 1, 1.0, -1.0)
         slope = -signs * expit(-signs * outputs[:, 1])
-        solve = _solver(design, w * expit(outputs[:, 1]) * expit(-outputs[:, 1]), fitted.l2)
-        return lambda rows: -(slope * w)[:, None] * (design.X @ solve(rows)) * slope[rows] / design.n
-    classes = fitted.W.shape[0]
-    solvers = [
-        _solver(design, w * expit(outputs[:, k]) * expit(-outputs[:, k]), fitted.l2, lazy=True)
-        for k in range(classes)
-    ]
+        return lambda rows: -(slope * w)[:, None] * between[0](rows) * slope[rows] / design.n
 
     def influence(rows: np.ndarray) -> np.ndarray:
         total = np.zeros((design.n, len(rows)))
-        for k in range(classes):
+        for k in modelled:
             signs = np.where(y == k, 1.0, -1.0)
             slope = -signs * expit(-signs * outputs[:, k])  # of the training loss of model k
             # of −log of the normalised probability of the given class, in output k
             own = -((y[rows] == k) - fitted.seen[rows, k]) * expit(-outputs[rows, k])
-            total -= (slope * w)[:, None] * (design.X @ solvers[k](rows)) * own / design.n
+            total -= (slope * w)[:, None] * between[k](rows) * own / design.n
         return total
 
     return influence
@@ -117,7 +116,7 @@ def _softmax(model: Model, y: np.ndarray, w: np.ndarray) -> Callable[[np.ndarray
         model.design.X, torch.from_numpy(y), "cross_entropy", fitted.l2, model.weights, len(fitted.W)
     )
     theta = torch.from_numpy(np.ascontiguousarray(fitted.W)).reshape(-1)
-    state = Exact(form="core").prepare(Hessian(objective, theta))
+    state = fitted.factors[0] if fitted.factors else Exact(form="core").prepare(Hessian(objective, theta))
 
     def influence(rows: np.ndarray) -> np.ndarray:
         gradients = objective.example_gradients(theta, torch.from_numpy(rows)).T.contiguous()
@@ -131,25 +130,22 @@ def of_numbers(
     design: Design, residual: np.ndarray, w: np.ndarray, l2: float
 ) -> Callable[[np.ndarray], np.ndarray]:
     """The same for linear regression with residuals ``prediction − target``."""
-    solve = _solver(design, w, l2)
-    return lambda rows: -(residual * w)[:, None] * (design.X @ solve(rows)) * residual[rows] / design.n
+    between = _between(design, w, l2)
+    return lambda rows: -(residual * w)[:, None] * between(rows) * residual[rows] / design.n
 
 
-def _solver(
+def _between(
     design: Design, D: np.ndarray, l2: float, lazy: bool = False
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """``rows -> H⁻¹ X_rowsᵀ (d, b)`` with ``H = XᵀDX/n + λI``."""
+    """``rows -> X H⁻¹ X_rowsᵀ (n, b)`` with ``H = XᵀDX/n + λI``.
+
+    lazy: the factor is made again in every call, for there are several that would not fit together.
+    """
     X: Any = design.X
     if design.d <= min(design.n, 6000):
-        kept: list[Any] = []
-
-        def exact(rows: np.ndarray) -> np.ndarray:
-            factor = kept[0] if kept else cho_factor(design.hessian(D, l2), lower=True)
-            if not (kept or lazy):
-                kept.append(factor)
-            return cho_solve(factor, _dense(X[rows]).T)
-
-        return exact
+        if not lazy:
+            return FeatureFactor(design, D, l2).between
+        return lambda rows: FeatureFactor(design, D, l2).between(rows)
     transposed = X.T.tocsr() if sp.issparse(X) else X.T
 
     def conjugate(rows: np.ndarray) -> np.ndarray:
@@ -167,7 +163,7 @@ def _solver(
                 break
             direction = residual + new / np.maximum(square, 1e-300) * direction
             square = new
-        return solved
+        return np.asarray(X @ solved)
 
     return conjugate
 
@@ -195,18 +191,28 @@ def contributions(
     d = len(features.names) - 1
     mean = np.asarray(features.X[:, :d].mean(0)).ravel()
     owner, words = features.owner[:d], np.array([c.kind == "text" for c in features.columns])
-    is_word = words[owner]
+    own = np.flatnonzero(words[owner])
+    other = np.flatnonzero(~words[owner])
+    size = max(1, min(512, _CELLS // d))
     found = []
-    for start in range(0, len(rows), 512):
-        block = slice(start, start + 512)
-        difference = W[proposed[block], :d] - W[given[block], :d]
-        value = difference * (_dense(features.X[rows[block], :d]) - mean)
-        for one in value:
-            sums = np.bincount(owner[~is_word], weights=one[~is_word], minlength=len(words))
+    for start in range(0, len(rows), size):
+        block = slice(start, start + size)
+        value = W[proposed[block], :d] - W[given[block], :d]
+        value *= _dense(features.X[rows[block], :d]) - mean
+        best = _first(value[:, own]) if len(own) else np.zeros((len(value), 0), dtype=np.int64)
+        for one, places in zip(value, best, strict=True):
+            sums = np.bincount(owner[other], weights=one[other], minlength=len(words))
             items = [(int(c), "", float(sums[c])) for c in np.argsort(-sums)[:COUNT] if sums[c] > 1e-9]
-            if is_word.any():
-                own = np.flatnonzero(is_word)
-                best = own[np.argsort(-one[own])[:COUNT]]
-                items += [(int(owner[f]), features.names[f], float(one[f])) for f in best if one[f] > 1e-3]
+            items += [
+                (int(owner[f]), features.names[f], float(one[f])) for f in own[places] if one[f] > 1e-3
+            ]
             found.append(sorted(items, key=lambda item: -item[2])[:COUNT])
     return found
+
+
+def _first(values: np.ndarray) -> np.ndarray:
+    """``(k, 5)`` places of the largest entries of each row, by place; all of them if there are fewer."""
+    width = values.shape[1]
+    if width <= COUNT:
+        return np.tile(np.arange(width), (len(values), 1))
+    return np.sort(np.argpartition(values, width - COUNT, axis=1)[:, width - COUNT :], axis=1)

@@ -131,18 +131,22 @@ def _leak(column: Column, labels: Labels) -> None:
             power = float(np.corrcoef(a, b)[0, 1] ** 2)
             _tell(column, power, power > 1 - 1e-9, "the label up to scale", None)
         return
-    codes, count = _codes(column)
-    classes = len(labels.classes)
-    if count <= max(2 * classes, min(50, len(codes) // 10)):
+    classes, rows = len(labels.classes), np.arange(len(labels.y))
+    few = max(2 * classes, min(50, len(rows) // 10))
+    if column.kind == "number" and len(np.unique(column.values[: 4 * few])) > few + 1:  # NaN is one of them
+        codes, count = rows, len(rows)  # it has more values than matter below
+    else:
+        codes, count = _codes(column)
+    if count <= few:
         places = codes + (codes.min() < 0)
         table = np.zeros((places.max() + 1, classes))
         np.add.at(table, (places, labels.y), 1)
         copy = table.max(1).sum() == len(codes) and len(table) == len(set(table.argmax(1))) == classes
-        few = table.sum(1) < TELLS_FEW
-        right = float(np.where(few, table[:, table.sum(0).argmax()], table.max(1)).sum() / table.sum())
+        rare = table.sum(1) < TELLS_FEW
+        right = float(np.where(rare, table[:, table.sum(0).argmax()], table.max(1)).sum() / table.sum())
         _tell(column, right, copy, "each of its values goes with one label", labels.y)
     elif column.kind == "number":
-        rows = np.arange(len(codes))[:: max(1, len(codes) // _SAMPLE)]
+        rows = rows[:: max(1, len(rows) // _SAMPLE)]
         if not _few_cuts(column.values[rows], labels.y[rows], 2 * classes):
             return
         from sklearn.tree import DecisionTreeClassifier
@@ -324,10 +328,13 @@ def _text(column: Column, settings: Options, known: np.ndarray) -> tuple[Any, li
         min_df=settings.min_df, max_features=settings.words, sublinear_tf=True, dtype=np.float64, **how
     )
     try:
-        vectorizer.fit([texts[row] for row in known])
+        if np.array_equal(known, np.arange(len(texts))):  # each text is cut into words once
+            X = vectorizer.fit_transform(texts)
+        else:
+            X = vectorizer.fit([texts[row] for row in known]).transform(texts)
     except ValueError:  # no word twice
         return None, []
-    X = vectorizer.transform(texts).tocsr() * TEXT_SCALE
+    X = X.tocsr() * TEXT_SCALE
     found = [f"{column.name}:{word}" for word in vectorizer.get_feature_names_out()]
     unit = "signs and pairs of signs" if spaceless else "words"
     column.encoded = f"{len(found)} {unit}, tf-idf"

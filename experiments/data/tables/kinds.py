@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.data.tables.dates import MOSTLY, dates_of, parsed
 from experiments.data.tables.options import Options
 
-MOSTLY = 0.9  # a column with this share of numbers (dates) is one of them with stray cells
 WORDS = 3.0  # mean words a cell from which a column of many values is text
 _ID_NAME = re.compile(
     r"(^|[\W_])(id|ids|uuid|guid|index|idx|key|rowid|rownames?|row names|nr|no|num|number)$", re.I
@@ -20,14 +20,9 @@ _UNITS = "%|€|\\$|£|¥|kg|g|mg|km|m|cm|mm|ml|l|h|min|s|years?|yrs?|°|°C|°F
 _AFFIXED = re.compile(
     rf"\s*[€$£¥]?\s*([-+]?)\s*[€$£¥]?\s*([\d.,'_ \u00a0\u202f]*\d[.]?)([eE][-+]?\d+)?\s*({_UNITS})?\s*"
 )
-DATE_FORMATS = (
-    *("%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%d %b %Y", "%b %d, %Y"),
-    *("%d %B %Y", "%B %d, %Y", "%d-%b-%Y", "%d-%b-%y", "%d/%m/%y", "%m/%d/%y", "%d.%m.%y", "%Y.%m.%d"),
-)
-_CLOCK = ("%H:%M", "%H:%M:%S", "%I:%M %p", "%I:%M:%S %p")  # a time without a day
 _COMPACT = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
-_LONG = 60  # signs from which a cell is neither a number nor a date
-_TIMES = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
+_FIRST = 50  # cells that are looked at before a whole column is
+_LONG = 60  # signs from which a cell is no number
 
 
 @dataclass
@@ -90,11 +85,14 @@ def kind_of(series: Any, settings: Options, decimal: str | None, where: Callable
         column = _number_column(name, series, missing, settings, decimal, where, forced == "numbers")
         if column is not None:
             return column
+    said: list[str] = []
     if forced in (None, "dates"):
-        column = _date_column(name, series, missing, settings, where, forced == "dates")
+        column = _date_column(name, series, missing, settings, where, forced == "dates", said)
         if column is not None:
             return column
-    return _words_column(name, _objects(series, missing), missing)
+    column = _words_column(name, _objects(series, missing), missing)
+    column.words = said
+    return column
 
 
 def _forced(series: Any, missing: np.ndarray, settings: Options) -> str | None:
@@ -209,8 +207,11 @@ def _compact(series: Any, missing: np.ndarray) -> bool:
     """Whether every cell is a day written as 20240131."""
     if series.dtype.kind in "fbmMc" or missing.all():
         return False
+    first = series.iloc[:_FIRST][~missing[:_FIRST]].astype("str")
+    if not first.str.fullmatch(_COMPACT).all():
+        return False
     cells = series[~missing].astype("str")
-    return bool(cells.str.fullmatch(_COMPACT).all()) and bool(_parsed(cells, "%Y%m%d").notna().all())
+    return bool(cells.str.fullmatch(_COMPACT).all()) and bool(parsed(cells, "%Y%m%d").notna().all())
 
 
 def _naive(series: Any) -> np.ndarray:
@@ -230,39 +231,18 @@ def _date_column(
     settings: Options,
     where: Callable[[int], str],
     forced: bool,
+    said: list[str],
 ) -> Column | None:
-    """The column as dates, None if too few cells are dates."""
-
-    texts = series.astype("str").str.strip().mask(missing)
-    present = texts[~missing]
-    sample = present.iloc[:200].str.slice(0, _LONG)
-    if (
-        not forced
-        and sample.str.contains(r"\d.*[-/. :].*\d|\d{1,2}.*[A-Za-z]{3}.*\d", regex=True).mean() < MOSTLY
-    ):
+    """The column as dates, None if too few cells are dates; ``said`` gets what the reader should know then."""
+    found = dates_of(series, missing, settings.day_first, forced)
+    if found is None:
         return None
-    if float(present.iloc[:200].str.len().mean()) > _LONG:
+    words = [f"column {name!r}: {word}" for word in found.words]
+    if found.values is None:
+        said += words
         return None
-    shares = {form: _parsed(sample, form).notna().mean() for form in _forms(sample, settings)}
-    form = max(shares, key=lambda key: shares[key], default=None)
-    if form is None or shares[form] < (0.01 if forced else MOSTLY):
-        return None
-    dates = _parsed(texts, form)
-    note = "" if form == "ISO8601" else f"as {_spoken(form)}"
-    twin = form.replace("%d", "\0").replace("%m", "%d").replace("\0", "%m")
-    words = []
-    if twin in shares and twin != form:
-        alternative = _parsed(present, twin)
-        if alternative.notna().all() and dates[~missing].notna().all():
-            words.append(
-                f"column {name!r}: day and month cannot be told apart; it is read {note} (day_first= sets it)"
-            )
-        elif alternative.notna().mean() > dates[~missing].notna().mean():
-            dates, note = _parsed(texts, twin), f"as {_spoken(twin)}"
-    column = _dates(name, dates.to_numpy(dtype="datetime64[s]"), missing, note)
+    column = _dates(name, found.values, missing, found.note)
     stray = np.isnat(column.values) & ~missing
-    if not forced and stray.sum() > (1 - MOSTLY) * len(present):
-        return None
     if stray.any():
         row = int(np.flatnonzero(stray)[0])
         words.append(
@@ -271,31 +251,6 @@ def _date_column(
         )
     column.words = words
     return column
-
-
-def _forms(sample: Any, settings: Options) -> list[str]:
-    """The formats worth trying, the preferred order of day and month first."""
-    first = "%d" if settings.day_first == "true" else "%m"
-    forms = ["ISO8601", "%Y%m%d", *_CLOCK]
-    for day in DATE_FORMATS:
-        numeric = "%b" not in day and "%B" not in day and not day.startswith("%Y")
-        if numeric and settings.day_first != "auto" and not day.startswith(first):
-            continue
-        forms += [day + time for time in _TIMES]
-    return forms
-
-
-def _spoken(form: str) -> str:
-    """A format in words: day/month/year."""
-    words = {"d": "day", "m": "month", "b": "month", "B": "month", "Y": "year", "y": "year", "H": "hour"}
-    words |= {"I": "hour", "M": "minute", "S": "second", "p": "AM/PM"}
-    return re.sub("%(.)", lambda found: words[found.group(1)], form)
-
-
-def _parsed(texts: Any, form: str) -> Any:
-    import pandas as pd
-
-    return pd.to_datetime(texts, format=form, errors="coerce", utc=True).dt.tz_localize(None)
 
 
 def _words_column(name: str, values: np.ndarray, missing: np.ndarray) -> Column:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.tables.kinds import MOSTLY, missing_cells, numbers_of
+from experiments.data.tables.dates import MOSTLY
+from experiments.data.tables.kinds import missing_cells, numbers_of
 from experiments.data.tables.options import Options
 from experiments.data.tables.reading import Table
 from experiments.errors import UserError

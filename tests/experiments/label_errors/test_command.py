@@ -214,3 +214,25 @@ def test_only_odd_cells_are_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch
     text = csv_text(pd.DataFrame({"c": pd.array(cells, dtype="str")}))
     assert [row[0] for row in csv.reader(text.splitlines(keepends=True))][1:] == [cell(x) for x in cells]
     assert slow == ["-1+2", "=1", "", "-x", "\uff1d1", "-1.5\n", "c"]
+
+
+def test_suspects_are_written_as_pandas_writes_harmless_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.label_errors.output._CHUNK", 3)
+    texts = ["plain", "a,b", 'say "x"', "two\nlines", "=1+1", "", "-1,5", "-1.5", "ä, ö", None, "cr\rlf", "@x"]
+    n = len(texts)
+    frame = pd.DataFrame(
+        {
+            "rank": np.arange(1, n + 1),
+            "score": [1e-9, np.nan, 1e22, -0.0, 1 / 3, np.inf, 5.0, 1e-5, 123456789.125, 0.1, -2.5, 7.0],
+            "single": np.linspace(0, 1, n, dtype=np.float32),
+            "yes": np.arange(n) % 2 == 0,
+            "gaps": pd.array([None, *range(1, n)], dtype="Int64"),
+            "text, quoted": pd.array(texts, dtype="str"),
+            "objects": np.array([1, "=2", None, 2.5, "x", True] * 2, dtype=object),
+        }
+    )
+    plain = frame.copy()
+    for name in ("text, quoted", "objects"):
+        plain[name] = [cell(text) for text in frame[name].astype("str").fillna("")]
+    assert csv_text(frame) == plain.to_csv(index=False, lineterminator="\r\n")
+    assert csv_text(frame[["gaps"]].iloc[:2]) == 'gaps\r\n""\r\n1\r\n'

@@ -101,6 +101,10 @@ def test_both_factors_give_the_same_quadratics(sparse: bool, weighted: bool) -> 
     np.testing.assert_allclose(logistic.by_features(design, D, 1e-3), truth, rtol=1e-8)
     np.testing.assert_allclose(logistic.by_rows(design, D, 1e-3), truth, rtol=1e-8)
     np.testing.assert_allclose(logistic.quadratics(design, theta, 1e-3, w), truth, rtol=1e-8)
+    rows = np.array([3, 0, 17])
+    pairs = X @ np.linalg.solve(H, X[rows].T)
+    for factor in (logistic.FeatureFactor(design, D, 1e-3), logistic.RowFactor(design, D, 1e-3)):
+        np.testing.assert_allclose(factor.between(rows), pairs, rtol=1e-7, atol=1e-9 * np.abs(pairs).max())
 
 
 def test_quadratics_of_rows_that_the_model_is_sure_of_do_not_cancel() -> None:
@@ -108,6 +112,8 @@ def test_quadratics_of_rows_that_the_model_is_sure_of_do_not_cancel() -> None:
     D = np.full(30, 1e-12)
     truth = (X**2).sum(1) / 1e-3  # without curvature H is λI
     np.testing.assert_allclose(logistic.by_rows(Design(X), D, 1e-3), truth, rtol=1e-6)
+    pairs = logistic.RowFactor(Design(X), D, 1e-3).between(np.arange(3))
+    np.testing.assert_allclose(pairs, X @ X[:3].T / 1e-3, rtol=1e-6, atol=1e-6 * np.abs(pairs).max())
 
 
 def test_a_fit_is_the_minimum() -> None:

@@ -104,12 +104,12 @@ def test_the_expected_number_of_errors() -> None:
 
 def test_lambda_is_that_of_the_smallest_loss_and_many_rows_are_sampled() -> None:
     found, y, _ = blobs(n=200)
-    l2, tried = chosen_l2(found.X, y, 3, None, 0)
+    l2, tried, _ = chosen_l2(found.X, y, 3, None, 0)
     losses = {pair[0]: classifier(Design(found.X), y, 3, pair[0]).mean_held_loss for pair in tried}
     np.testing.assert_allclose([pair[1] for pair in tried], list(losses.values()), rtol=1e-4)
     assert l2 == min(losses, key=lambda key: losses[key])
     many, labels, _ = blobs(n=5000)
-    l2, tried = chosen_l2(many.X, labels, 3, None, 0)
+    l2, tried, _ = chosen_l2(many.X, labels, 3, None, 0)
     assert any(np.isclose(l2, g * 2000 / 5000, rtol=0.01) for g in GRID)  # the penalty l2·n carries over
 
 
@@ -226,3 +226,53 @@ def test_outlying_numbers_come_first() -> None:
     change = why.of_numbers(found.design, found.residual, np.ones(200), found.l2)(wrong[:1])[:, 0]
     assert change.shape == (200,)
     assert change[wrong[0]] < 0  # the row itself supports its label
+
+
+@pytest.mark.parametrize("form", ["softmax", "logistic", "one-vs-rest", "wide"])
+def test_reasons_from_kept_factors_are_those_of_new_ones(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, y, _ = blobs(n=60, classes=2 if form == "logistic" else 3)
+    classes, X = int(y.max()) + 1, found.X
+    if form == "wide":  # more features than rows: the factor is of the rows
+        X = sp.csr_matrix(np.c_[np.random.default_rng(1).normal(size=(60, 90)), X])
+    if form in ("one-vs-rest", "wide"):
+        monkeypatch.setattr("experiments.label_errors.held_out.CORE", 3)
+    design, rows = Design(X), np.array([4, 0, 31])
+    kept = classifier(design, y, classes, 1e-2, keep=True)
+    monkeypatch.setattr("experiments.label_errors.held_out.KEPT", 8)
+    anew = classifier(design, y, classes, 1e-2, keep=True)
+    assert len(kept.factors) == (classes if form in ("one-vs-rest", "wide") else 1)
+    assert anew.factors == ()
+    one, two = (why.of_classes(Model("linear", design, f, None, ()), y)(rows) for f in (kept, anew))
+    close = 1e-3 if form == "wide" else 1e-8  # the wide way without a factor is by conjugate gradients
+    np.testing.assert_allclose(one, two, rtol=close, atol=close * np.abs(two).max())
+
+
+def test_the_words_named_are_those_of_the_largest_contribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(2)
+    X = np.c_[generator.random((7, 40)) * (generator.random((7, 40)) < 0.5), np.full(7, 10.0)]
+    columns = [Column("t", "text"), Column("x", "number")]
+    names = [*(f"t:{i}" for i in range(39)), "x", "intercept"]
+    found = Features(sp.csr_matrix(X), names, np.array([*[0] * 39, 1, -1]), columns)
+    W, rows = generator.normal(size=(2, 41)), np.array([5, 2, 0])
+    zero, one = np.zeros(3, dtype=int), np.ones(3, dtype=int)
+    listed = why.contributions(found, W, zero, one, rows)
+    value = (W[1] - W[0])[:40] * (X[rows, :40] - X[:, :40].mean(0))
+    for items, row in zip(listed, value, strict=True):
+        first = [(0, names[f], row[f]) for f in np.argsort(-row[:39])[:5]]
+        first += [(1, "", row[39])] if row[39] > 0 else []
+        first = sorted(first, key=lambda item: -item[2])[:5]
+        assert [item[:2] for item in items] == [item[:2] for item in first]
+        np.testing.assert_allclose([item[2] for item in items], [item[2] for item in first])
+    monkeypatch.setattr(why, "_CELLS", 40)  # a row at a time
+    assert why.contributions(found, W, zero, one, rows) == listed
+
+
+def test_a_fit_that_begins_at_that_of_the_sample_ends_where_any_other_does() -> None:
+    found, y, _ = blobs(n=4000)
+    linear = models(found, y, 3, None, settings(model="linear"), quiet)[0]
+    cold = classifier(Design(found.X), y, 3, linear.fitted.l2)
+    np.testing.assert_allclose(linear.fitted.held, cold.held, atol=1e-5)
+    assert linear.fitted.gradient_norm <= 1e-7
+    np.testing.assert_array_equal(
+        np.argsort(linear.fitted.held_loss)[-100:], np.argsort(cold.held_loss)[-100:]
+    )

@@ -110,6 +110,54 @@ def test_days_that_could_be_months_are_told() -> None:
     np.testing.assert_array_equal(other, np.array(["2024-04-03", "2024-03-04"], dtype="datetime64[s]"))
 
 
+MIXED = ["2024-01-31", "15/02/2024", "2024-03-01", "28/02/2024", "2024-12-24"]
+
+
+def test_dates_in_two_formats_are_read_if_each_cell_can_be_read_in_one_way_only() -> None:
+    found = column(MIXED * 8)
+    assert (found.kind, found.missing, found.note) == ("date", 0, "as year-month-day and day/month/year")
+    truth = ["2024-01-31", "2024-02-15", "2024-03-01", "2024-02-28", "2024-12-24"]
+    np.testing.assert_array_equal(found.values, np.array(truth * 8, dtype="datetime64[s]"))
+    assert found.words == [
+        "column 'c': its dates have two formats: year-month-day (cells: 24) and day/month/year (16)"
+    ]
+    stray = column([*MIXED * 8, "soon", ""])
+    assert (stray.kind, stray.missing) == ("date", 2)
+    assert "'soon' on line" in stray.words[1]
+    clocks = column(["09:30", "10:15", "01:45 PM"] * 8)
+    assert (clocks.kind, clocks.missing) == ("date", 0)
+    numbers = column(["31/01/2024", "15/02/2024", "02/28/2024", "12/24/2024"] * 8)  # no cell fits both
+    np.testing.assert_array_equal(
+        numbers.values[:4], np.array(["2024-01-31", "2024-02-15", "2024-02-28", "2024-12-24"], "datetime64[s]")
+    )
+
+
+def test_two_formats_that_do_not_tell_day_from_month_are_said() -> None:
+    cells = ["2024-01-31", "05/06/2024", "2024-03-01", "07/06/2024"] * 8
+    found = column(cells)
+    assert found.kind == "category"
+    assert "in two formats" in found.words[0]
+    assert "two different days" in found.words[0]
+    for first, day in (("true", "2024-06-05"), ("false", "2024-05-06")):
+        decided = column(cells, day_first=first)
+        assert decided.kind == "date"
+        assert decided.values[1] == np.datetime64(day)
+    forced = column(cells, dates=("c",))  # the user says so: one format, and the other cells are missing
+    assert (forced.kind, forced.missing) == ("date", 16)
+    both = column(["31/01/2024", "01/31/2024", "05/06/2024"] * 8)  # both orders, and a cell that fits either
+    assert both.kind == "category"
+    assert "two different days" in both.words[0]
+    points = column(["2024-01-31", "05.06.2024"] * 8)  # with points there is one order only
+    assert points.values[1] == np.datetime64("2024-06-05")
+
+
+def test_more_than_two_formats_are_said() -> None:
+    found = column(["2024-01-31", "15/02/2024", "28 Feb 2024"] * 8)
+    assert found.kind == "category"
+    assert "more than two formats" in found.words[0]
+    assert column(["1-2", "3.4/5", "6 7 8"] * 8).words == []
+
+
 def test_text_and_categories() -> None:
     many = [f"the parcel number {i} came too late" for i in range(40)]
     assert column(many).kind == "text"
