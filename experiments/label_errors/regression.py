@@ -17,6 +17,7 @@ from experiments.data.tables.features import Features
 from experiments.label_errors import choose, logistic
 from experiments.label_errors.held_out import group_folds
 from experiments.label_errors.logistic import Design
+from experiments.label_errors.ranking import order_of
 from experiments.label_errors.settings import Settings
 
 OUTLYING = 3.5  # robust standard deviations from which a residual counts as an error
@@ -116,7 +117,7 @@ def assess(
         ((z + held) * spread + middle) * largest,
         distance,
         scores,
-        np.argsort(-scores[settings.rank], kind="stable"),
+        order_of(scores[settings.rank]),
         (int(far.sum()), low, high),
         1 - float((w * held**2).sum() / max((w * (z - np.average(z, weights=w)) ** 2).sum(), 1e-300)),
         design,

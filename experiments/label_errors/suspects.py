@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from experiments.data import Dataset
 from experiments.label_errors.held_out import TOLERANCE, classifier, probabilities
 from experiments.label_errors.logistic import Design
+from experiments.label_errors.ranking import order_of
 from experiments.records import atomic
 from experiments.records.csv import line
 from experiments.records.record import Record
@@ -34,7 +35,7 @@ def ranked(cfg: DictConfig, context: Context) -> Record:
     n, d = data.train.X.shape
     with context.timer(f"fit, and all {n} rows without themselves"):
         fitted = classifier(Design(data.train.X), y, classes, l2)
-    order = np.argsort(-fitted.held_loss, kind="stable")
+    order = order_of(fitted.held_loss)
     rows = np.arange(n)
     masked = fitted.held.copy()
     masked[rows, y] = -1.0

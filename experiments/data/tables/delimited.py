@@ -23,6 +23,7 @@ from experiments.data.tables.dialect import (
     without_preamble,
 )
 from experiments.data.tables.options import SEPARATORS, Options, separator_of
+from experiments.data.tables.plain import rows_below
 from experiments.errors import UserError
 
 _CHUNK = 20_000  # rows turned into columns at a time: a list of Python texts takes ten times their memory
@@ -92,8 +93,14 @@ def _table(
             names = ["row names", *names]
             width += 1
     collected = _Columns(name, width, settings.bad_rows, notes, trailing)
-    for place, row in itertools.chain(body, rows):
+    for place, row in body:
         collected.add(place, row)
+    below = None if trailing else rows_below(text, dialect, sample[-1][0] - skipped, width)
+    if below is None:
+        for place, row in rows:
+            collected.add(place, row)
+    else:
+        collected.take(below[0], below[1] + skipped)
     frame, lines = collected.table(distinct_names(names, notes), names)
     if width < 2:
         raise UserError(
@@ -138,6 +145,12 @@ class _Columns:
         self.lines.append(line)
         if len(self.rows) == _CHUNK:
             self._flush()
+
+    def take(self, frame: Any, lines: np.ndarray) -> None:
+        """Further rows, all of the right width, as a DataFrame."""
+        self._flush()
+        self.parts.append(frame)
+        self.lines += lines.tolist()
 
     def _mended(self, line: int, row: list[str]) -> list[str] | None:
         """A row of another width as it is to be read, None to leave it out."""

@@ -19,6 +19,7 @@ from experiments.label_errors.assess import Assessment, assess
 from experiments.label_errors.evidence.plant import KINDS, RATES, SEEDS, planted
 from experiments.label_errors.held_out import classifier, held_by_folds
 from experiments.label_errors.logistic import Design
+from experiments.label_errors.ranking import order_of, rounded
 from experiments.label_errors.settings import Settings, settings
 
 FOLDS = 5  # of the probabilities that cleanlab is given, as it recommends
@@ -141,8 +142,8 @@ def _summary(case: dict[str, Any]) -> dict[str, Any]:
     wrong, count = case["wrong"], int(case["wrong"].sum())
     found = {
         method: [
-            round(float(wrong[np.argsort(-score, kind="stable")[:count]].mean()), 4),
-            round(float(roc_auc_score(wrong, score)), 4),
+            round(float(wrong[order_of(score)[:count]].mean()), 4),
+            round(float(roc_auc_score(wrong, rounded(score))), 4),
         ]
         for method, score in case["scores"].items()
     }

@@ -13,6 +13,7 @@ from experiments.label_errors.assess import Opinion, assess, expected_errors, mi
 from experiments.label_errors.choose import GRID, Model, chosen_l2, curved, models
 from experiments.label_errors.held_out import classifier, probabilities
 from experiments.label_errors.logistic import Design
+from experiments.label_errors.ranking import order_of
 from experiments.label_errors.settings import settings
 
 
@@ -67,6 +68,22 @@ def test_the_shares_are_those_of_the_smallest_loss() -> None:
     assert 0.25 <= few[0].share <= 0.85  # four rows are no evidence
     one = [Opinion("alone", opinions[0].held)]
     np.testing.assert_array_equal(mixed(one, y, None), opinions[0].held)
+
+
+def test_rounding_does_not_order_equal_rows() -> None:
+    generator = np.random.default_rng(0)
+    scores = np.repeat([3.0, 1e-3, 0.5, 0.0, 2.0, -1.0], 40)
+    scores = scores[generator.permutation(len(scores))]
+    truth = np.lexsort((np.arange(len(scores)), -scores))
+    for _ in range(5):
+        noisy = scores * (1 + 1e-13 * generator.normal(size=len(scores))) + 1e-16 * generator.normal(
+            size=len(scores)
+        )
+        np.testing.assert_array_equal(order_of(noisy), truth)
+    apart = 1 + 1e-7 * generator.permutation(100)
+    np.testing.assert_array_equal(order_of(apart), np.argsort(-apart))
+    assert order_of(np.zeros(3)).tolist() == [0, 1, 2]
+    assert order_of(np.zeros(0)).tolist() == []
 
 
 @pytest.mark.parametrize("sparse", [False, True])

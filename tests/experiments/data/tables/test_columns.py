@@ -101,6 +101,46 @@ def test_dates_as_people_write_them(cells: list[str], second: str) -> None:
     assert found.values[1] == np.datetime64(second)
 
 
+@pytest.mark.parametrize(
+    ("odd", "options"),
+    [
+        ("1.5", {}),
+        ("-2e3", {}),
+        ("", {}),
+        ("NA", {}),
+        ("inf", {}),
+        ("nan", {}),
+        ("tall", {}),
+        (" 7", {}),
+        ("+7", {}),
+        ("1,5", {}),
+        ("0x1f", {}),
+        ("12 %", {}),
+        ("3", {"missing": ("3",)}),
+        ("3", {"categories": ("c",)}),
+        ("3", {"text": ("c",)}),
+        ("3", {"numbers": ("c",)}),
+    ],
+)
+def test_the_short_way_to_numbers_finds_what_the_long_one_finds(
+    odd: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [str(x) for x in np.random.default_rng(0).normal(size=200)] + [odd]
+    monkeypatch.setattr("experiments.data.tables.kinds._LONG_COLUMN", 10**9)
+    long = column(cells, **options)
+    monkeypatch.setattr("experiments.data.tables.kinds._LONG_COLUMN", 1)
+    short = column(cells, **options)
+    assert (short.kind, short.missing, short.note, short.words) == (
+        long.kind, long.missing, long.note, long.words
+    )  # fmt: skip
+    if long.kind == "number":
+        np.testing.assert_allclose(short.values, long.values, rtol=1e-15)
+    else:
+        assert list(short.values) == list(long.values)
+    days = ["20240131", "20240201"] * 100
+    assert column(days).kind == "date"
+
+
 def test_days_that_could_be_months_are_told() -> None:
     cells = ["03/04/2024", "05/06/2024", "07/08/2024"] * 3
     found = column(cells)

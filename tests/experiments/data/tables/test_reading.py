@@ -213,3 +213,48 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
         read(tmp_path / "none.csv", Options())
     with pytest.raises(ConfigError, match="give comma, semicolon, tab"):
         separator_of("and")
+
+
+LONG = [f"{i},{i % 7}.5,word {i % 5}" for i in range(400)]
+TEXTS = {
+    "plain": ["a,b,c", *LONG],
+    "spaces and letters": ["a,b,c", *LONG, " x , ü ,\t", "7,8,9"],
+    "a title and a comment": ["# of the year", "a,b,c", *LONG],
+    "an empty line above": ["", "a,b,c", *LONG],
+    "empty lines within": ["a,b,c", *LONG[:300], "", *LONG[300:]],
+    "an empty line at the end": ["a,b,c", *LONG, ""],
+    "a row of empty cells": ["a,b,c", *LONG[:300], ",,", *LONG[300:]],
+    "a short row": ["a,b,c", *LONG[:300], "1,2", *LONG[300:]],
+    "a long row": ["a,b,c", *LONG[:300], "1,2,3,4", *LONG[300:]],
+    "quoted cells": ["a,b,c", *LONG[:300], '1,2,"x, y"', *LONG[300:]],
+    "row names": ["a,b", *LONG],
+    "an empty last cell": ["a,b,c", *[f"{row}," for row in LONG]],
+    "an empty column": ["a,b,,c", *[row.replace(",word", ",,word") for row in LONG]],
+    "only a sample": ["a,b,c", *LONG[:50]],
+}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("kind", TEXTS)
+def test_both_readers_of_rows_find_the_same(
+    tmp_path: Path, kind: str, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = end.join(TEXTS[kind]) + ("" if kind == "plain" else end)
+    monkeypatch.setattr("experiments.data.tables.plain.LEAST", 10**9)
+    long = table(tmp_path, content.encode(), bad_rows="skip")
+    monkeypatch.setattr("experiments.data.tables.plain.LEAST", 1)
+    calls = []
+    from experiments.data.tables import delimited
+
+    def counted(*given: object) -> object:
+        calls.append(delimited_rows(*given))  # type: ignore[arg-type]
+        return calls[-1]
+
+    delimited_rows = delimited.rows_below
+    monkeypatch.setattr(delimited, "rows_below", counted)
+    short = table(tmp_path, content.encode(), bad_rows="skip")
+    pd.testing.assert_frame_equal(short.frame, long.frame)
+    np.testing.assert_array_equal(short.lines, long.lines)
+    assert (short.notes, short.decimal) == (long.notes, long.decimal)
+    if kind in ("plain", "row names", "spaces and letters", "an empty column") and end != "\r":
+        assert calls[-1] is not None  # the short way was taken
