@@ -20,6 +20,7 @@ from experiments.errors import UserError
 from experiments.label_errors import assess as classes_of
 from experiments.label_errors import regression, why
 from experiments.label_errors.settings import Settings, settings
+from experiments.records.csv import distinct
 
 FOUND_OUT = 0.995  # accuracy without the row from which a hidden copy of the label is suspected
 
@@ -288,15 +289,13 @@ def _suspects(
     """The list as a DataFrame: our columns, those of the same name as one of the user's with underscores."""
     import pandas as pd
 
-    from experiments.label_errors.suspects import distinct
-
     own = [str(name) for name in table.frame.columns]
     own.sort(key=lambda name: name != shown)
     places = labels.kept[order]
     data: dict[str, Any] = {
-        distinct("rank", dict.fromkeys(own)): np.arange(1, len(order) + 1),
-        distinct(table.place, dict.fromkeys(own)): table.lines[places],
+        distinct("rank", own): np.arange(1, len(order) + 1),
+        distinct(table.place, own): table.lines[places],
     }
-    data |= {distinct(name, dict.fromkeys(own)): values[order] for name, values in ours.items()}
+    data |= {distinct(name, own): values[order] for name, values in ours.items()}
     theirs = table.frame[own].iloc[places].reset_index(drop=True)
     return pd.concat([pd.DataFrame(data), theirs], axis=1), own

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 SUSPECTS, PAGE, REPORT = "suspects.csv", "report.html", "report.json"
 SHOWN = 10
-# Cells that stay as they are: ASCII that begins with a letter or digit, and negative numbers. pandas matches a
-# whole column in C++ only if a pattern has no \U in it.
+# Cells that stay as they are: ASCII that begins with a letter or digit, and negative numbers. pandas matches
+# a whole column in C++ only if a pattern has no \U in it.
 HARMLESS = r"[A-Za-z0-9_.][\x20-\x7e]*|-[0-9]+([.,][0-9]+)*([eE][-+]?[0-9]+)?"
 PLAIN = r"[A-Za-z0-9_.][\x20\x21\x23-\x2b\x2d-\x7e]*|-[0-9]+([.][0-9]+)*([eE][-+]?[0-9]+)?"  # needs no quotes
 NAMED = 8  # columns with missing cells that are named in the terminal

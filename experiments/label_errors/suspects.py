@@ -18,7 +18,7 @@ from experiments.label_errors.held_out import TOLERANCE, classifier, probabiliti
 from experiments.label_errors.logistic import Design
 from experiments.label_errors.ranking import order_of
 from experiments.records import atomic
-from experiments.records.csv import line
+from experiments.records.csv import distinct, line
 from experiments.records.record import Record
 from experiments.suite.context import Context
 from influence.errors import DataError
@@ -114,10 +114,3 @@ def listed(columns: dict[str, np.ndarray], data: Dataset, order: np.ndarray) -> 
     names = [*(distinct(name, theirs) for name in columns), *theirs]
     rows = zip(*columns.values(), *theirs.values(), strict=True)
     return "".join(line(row) for row in (names, *rows))
-
-
-def distinct(name: str, taken: dict[str, Any]) -> str:
-    """``name`` with as many underscores behind it as make it differ from those taken."""
-    while name in taken:
-        name += "_"
-    return name

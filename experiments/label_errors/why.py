@@ -203,9 +203,7 @@ def contributions(
         for one, places in zip(value, best, strict=True):
             sums = np.bincount(owner[other], weights=one[other], minlength=len(words))
             items = [(int(c), "", float(sums[c])) for c in np.argsort(-sums)[:COUNT] if sums[c] > 1e-9]
-            items += [
-                (int(owner[f]), features.names[f], float(one[f])) for f in own[places] if one[f] > 1e-3
-            ]
+            items += [(int(owner[f]), features.names[f], float(one[f])) for f in own[places] if one[f] > 1e-3]
             found.append(sorted(items, key=lambda item: -item[2])[:COUNT])
     return found
 

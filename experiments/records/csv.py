@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from experiments.errors import UserError
@@ -42,6 +42,13 @@ def line(values: Iterable[Any]) -> str:
         f'"{text.replace(chr(34), chr(34) * 2)}"' if set(text) & set(',"\r\n') else text for text in cells
     ]
     return (",".join(quoted) if quoted != [""] else '""') + "\n"
+
+
+def distinct(name: str, taken: Container[str]) -> str:
+    """``name`` with as many underscores behind it as make it differ from those taken."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def csv_of(record: Record) -> str:

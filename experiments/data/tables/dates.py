@@ -101,13 +101,14 @@ def _in_two(texts: Any, missing: np.ndarray, first: str, second: str, forms: lis
         return Dates(
             None,
             words=[
-                f"its cells are dates in two formats, {names}, and some can be read as two different days: it "
-                "is not read as dates (day_first= may decide, or write all dates in one format)"
+                f"its cells are dates in two formats, {names}, and some can be read as two different days: "
+                "it is not read as dates (day_first= may decide, or write all dates in one format)"
             ],
         )
     dates = one.where(one.notna(), two)
     counts = int(one.notna().sum()), int((one.isna() & two.notna()).sum())
-    word = f"its dates have two formats: {spoken(first)} (cells: {counts[0]}) and {spoken(second)} ({counts[1]})"
+    word = f"its dates have two formats: {spoken(first)} (cells: {counts[0]}) "
+    word += f"and {spoken(second)} ({counts[1]})"
     values = dates.to_numpy(dtype="datetime64[s]")
     if np.isnat(values[~missing]).mean() > 1 - MOSTLY:
         return Dates(None, words=[f"{word}; too many other cells are no dates, so it is not read as dates"])

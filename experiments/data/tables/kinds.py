@@ -68,13 +68,25 @@ def missing_cells(series: Any, settings: Options) -> np.ndarray:
 
 def kind_of(series: Any, settings: Options, decimal: str | None, where: Callable[[int], str]) -> Column:
     """Reads a column; ``where(i)`` says where row i stands (``line 12``)."""
-    import pandas as pd
-
     name = str(series.name)
     numbers = _clean_numbers(series, settings)
     if numbers is not None:
         return Column(name, "number", 0, numbers)
     missing = missing_cells(series, settings)
+    return _kind_of(name, series, missing, settings, decimal, where)
+
+
+def _kind_of(
+    name: str,
+    series: Any,
+    missing: np.ndarray,
+    settings: Options,
+    decimal: str | None,
+    where: Callable[[int], str],
+) -> Column:
+    """The same the long way: one kind after the other is tried."""
+    import pandas as pd
+
     forced = _forced(series, missing, settings)
     if missing.all():
         return Column(name, "constant", int(missing.sum()), note="every cell is missing")
@@ -261,7 +273,7 @@ def _date_column(
     forced: bool,
     said: list[str],
 ) -> Column | None:
-    """The column as dates, None if too few cells are dates; ``said`` gets what the reader should know then."""
+    """The column as dates, None if too few cells are; ``said`` then gets what the reader should know."""
     found = dates_of(series, missing, settings.day_first, forced)
     if found is None:
         return None

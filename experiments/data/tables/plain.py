@@ -83,7 +83,9 @@ def _arrow(text: str, separator: str, width: int) -> Any:
                 delimiter=separator, quote_char=False, double_quote=False, escape_char=False
             ),
             convert_options=csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.large_string()), null_values=[], strings_can_be_null=False
+                column_types=dict.fromkeys(names, pa.large_string()),
+                null_values=[],
+                strings_can_be_null=False,
             ),
         )
     except pa.ArrowInvalid:

@@ -218,7 +218,7 @@ def test_only_odd_cells_are_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch
 
 def test_suspects_are_written_as_pandas_writes_harmless_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.label_errors.output._CHUNK", 3)
-    texts = ["plain", "a,b", 'say "x"', "two\nlines", "=1+1", "", "-1,5", "-1.5", "ä, ö", None, "cr\rlf", "@x"]
+    texts = ["plain", "a,b", 'say "x"', "two\nlines", "=1+1", "", "-1,5", "-1.5", "ä, ö", None, "x\ry", "@x"]
     n = len(texts)
     frame = pd.DataFrame(
         {

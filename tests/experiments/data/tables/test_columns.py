@@ -168,7 +168,8 @@ def test_dates_in_two_formats_are_read_if_each_cell_can_be_read_in_one_way_only(
     assert (clocks.kind, clocks.missing) == ("date", 0)
     numbers = column(["31/01/2024", "15/02/2024", "02/28/2024", "12/24/2024"] * 8)  # no cell fits both
     np.testing.assert_array_equal(
-        numbers.values[:4], np.array(["2024-01-31", "2024-02-15", "2024-02-28", "2024-12-24"], "datetime64[s]")
+        numbers.values[:4],
+        np.array(["2024-01-31", "2024-02-15", "2024-02-28", "2024-12-24"], "datetime64[s]"),
     )
 
 
