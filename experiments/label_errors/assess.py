@@ -86,7 +86,8 @@ def assess(
         ]
     if settings.model == "auto" and neighbours.affordable(features.X):
         step("asking the nearest rows")
-        near, count = neighbours.probabilities(features.X, y, classes, weights, groups)
+        kernel = found[0].design.known_kernel() if found[0].name == "linear" else None
+        near, count = neighbours.probabilities(features.X, y, classes, weights, groups, kernel=kernel)
         opinions.append(Opinion(f"{count} nearest rows", near))
     held = mixed(opinions, y, weights)
     place = np.arange(len(y)), y

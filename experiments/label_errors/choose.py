@@ -44,14 +44,12 @@ class Model:
     tried: tuple[tuple[float, float], ...]
 
 
-Choice = tuple[float, tuple[tuple[float, float], ...], np.ndarray | None]
-
-
-def chosen_l2(X: Any, y: np.ndarray, classes: int, weights: np.ndarray | None, seed: int) -> Choice:
-    """λ with the smallest mean leave-one-out loss, what was tried, and W ``(c, d)`` at that λ.
+def chosen_l2(
+    X: Any, y: np.ndarray, classes: int, weights: np.ndarray | None, seed: int
+) -> tuple[float, tuple[tuple[float, float], ...]]:
+    """λ with the smallest mean leave-one-out loss, and what was tried.
 
     On a part of many rows, drawn by ``seed`` with every class in it; the penalty ``λ·rows`` carries over.
-    The fit to all rows may begin at W.
 
     Raises:
         UserError: no model could be fitted at any λ.
@@ -62,7 +60,7 @@ def chosen_l2(X: Any, y: np.ndarray, classes: int, weights: np.ndarray | None, s
     part, labels = Design(X[rows]), y[rows]
     w = None if weights is None else weights[rows] / max(weights[rows].mean(), 1e-12)
     found: list[tuple[float, float]] = []
-    start, best, chosen = None, np.inf, None
+    start, best = None, np.inf
     for l2 in GRID:
         try:
             fitted = classifier(part, labels, classes, l2, w, start)
@@ -70,9 +68,7 @@ def chosen_l2(X: Any, y: np.ndarray, classes: int, weights: np.ndarray | None, s
             break
         loss = _mean(fitted.held_loss, w)
         found.append((l2, loss))
-        start = fitted.W
-        if loss < best:
-            best, chosen = loss, fitted.W
+        start, best = fitted.W, min(best, loss)
         if loss > WORSE * best:
             break
     if not found:
@@ -80,7 +76,7 @@ def chosen_l2(X: Any, y: np.ndarray, classes: int, weights: np.ndarray | None, s
             "no model could be fitted at any l2; look for columns with extreme values, or set l2=."
         )
     l2 = min(found, key=lambda pair: pair[1])[0]
-    return l2 * len(rows) / n, tuple(found), chosen
+    return l2 * len(rows) / n, tuple(found)
 
 
 def _mean(losses: np.ndarray, weights: np.ndarray | None) -> float:
@@ -109,9 +105,11 @@ def models(
     X = features.X
     if settings.model != "curved":
         step("choosing l2")
-        l2, tried, start = _l2(X, y, classes, weights, settings)
+        l2, tried = _l2(X, y, classes, weights, settings)
         step(f"fitting {classes} classes on {X.shape[0]} rows and {X.shape[1]} features")
-        found.append(_model("linear", X, y, classes, l2, weights, tried, start))
+        design = Design(X)
+        fitted = classifier(design, y, classes, l2, weights, keep=True)
+        found.append(Model("linear", design, fitted, weights, tried))
     if settings.model == "linear":
         return found
     why = not_curved(X, classes, settings.model == "curved")
@@ -119,40 +117,27 @@ def models(
         if settings.model == "curved":
             raise UserError(f"model=curved does not fit this table: {why}; set model=linear.")
         return found
-    best: tuple[float, Any, Choice] | None = None
+    best: tuple[float, Any, float, Any] | None = None
     for width in WIDTHS:
         step("trying curved features")
         wide = curved(X, width, _landmarks(classes), settings.seed)
-        choice = _l2(wide, y, classes, weights, settings)
-        loss = min((pair[1] for pair in choice[1]), default=0.0)
+        l2, tried = _l2(wide, y, classes, weights, settings)
+        loss = min((pair[1] for pair in tried), default=0.0)
         if best is None or loss < best[0]:
-            best = (loss, wide, choice)
+            best = (loss, wide, l2, tried)
     assert best is not None
     step("fitting with curved features")
-    _, wide, (l2, tried, start) = best
-    found.append(_model("curved", wide, y, classes, l2, weights, tried, start))
+    _, wide, l2, tried = best
+    design = Design(wide)
+    fitted = classifier(design, y, classes, l2, weights, keep=True)
+    found.append(Model("curved", design, fitted, weights, tried))
     return found
 
 
-def _model(
-    name: str,
-    X: Any,
-    y: np.ndarray,
-    classes: int,
-    l2: float,
-    weights: np.ndarray | None,
-    tried: tuple[tuple[float, float], ...],
-    start: np.ndarray | None,
-) -> Model:
-    design = Design(X)
-    fitted = classifier(design, y, classes, l2, weights, start, keep=True)
-    return Model(name, design, fitted, weights, tried)
-
-
-def _l2(X: Any, y: np.ndarray, classes: int, weights: np.ndarray | None, settings: Settings) -> Choice:
-    if settings.l2 is not None:
-        return settings.l2, (), None
-    return chosen_l2(X, y, classes, weights, settings.seed)
+def _l2(
+    X: Any, y: np.ndarray, classes: int, weights: np.ndarray | None, settings: Settings
+) -> tuple[float, tuple[tuple[float, float], ...]]:
+    return (settings.l2, ()) if settings.l2 is not None else chosen_l2(X, y, classes, weights, settings.seed)
 
 
 def not_curved(X: Any, classes: int, forced: bool) -> str:

@@ -21,6 +21,7 @@ from influence.errors import NotPositiveDefiniteError
 
 _CANCELS = 1e-6  # leverage below which 1 − nλ(A⁻¹)_ii keeps fewer than ten digits
 _DIRECT = 1500  # features up to which a Newton step factors H
+_OFTEN = 0.05  # share of rows with an entry from which a column of a sparse X is multiplied as a dense one
 _ROWS = 2048
 _STEPS = 100
 
@@ -34,14 +35,22 @@ class Design:
 
     @cached_property
     def kernel(self) -> np.ndarray:
-        """``X Xᵀ (n, n)``."""
+        """``X Xᵀ (n, n)``. A sparse product pays for a column by its entries squared: few columns are dense."""
         if not sp.issparse(self.X):
             return self.X @ self.X.T
-        K = np.empty((self.n, self.n))
-        transposed = self.X.T.tocsr()
+        columns = self.X.tocsc()
+        often = np.diff(columns.indptr) > _OFTEN * self.n
+        dense, rare = columns[:, often].toarray(), columns[:, ~often].tocsr()
+        K, transposed = np.empty((self.n, self.n)), rare.T.tocsr()
         for start in range(0, self.n, _ROWS):
-            (self.X[start : start + _ROWS] @ transposed).toarray(out=K[start : start + _ROWS])
+            rows = slice(start, start + _ROWS)
+            (rare[rows] @ transposed).toarray(out=K[rows])
+            K[rows] += dense[rows] @ dense.T
         return K
+
+    def known_kernel(self) -> np.ndarray | None:
+        """:attr:`kernel` if it has been computed, None otherwise."""
+        return vars(self).get("kernel")
 
     def hessian(self, D: np.ndarray, l2: float) -> np.ndarray:
         """``XᵀDX/n + λI``, ``(d, d)``."""

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from experiments.data.tables.features import INTERCEPT
+
 COUNTS = (5, 10, 20)  # nearest rows; the count with the smallest loss is taken
 PRIOR = 2.0  # rows' worth of the classes' shares in each vote
 WORK = 2e10  # multiplications of all distances up to which they are computed
@@ -27,6 +29,7 @@ def probabilities(
     weights: np.ndarray | None,
     groups: np.ndarray | None,
     counts: tuple[int, ...] = COUNTS,
+    kernel: np.ndarray | None = None,
 ) -> tuple[np.ndarray, int]:
     """``(m, c)`` shares of the classes among each row's nearest rows, and how many rows were asked.
 
@@ -37,8 +40,9 @@ def probabilities(
         weights: of a row's vote. groups: rows of a row's own group are not asked. counts: of rows to try.
         groups: ``(n,)`` rows that belong together.
         counts: neighbours asked for.
+        kernel: ``X Xᵀ (m, m)`` of a sparse X, if it is known.
     """
-    near = _nearest(X, groups)
+    near = _nearest(X, groups, kernel if sp.issparse(X) else None)
     w = np.ones(len(y)) if weights is None else weights
     prior = np.bincount(y, weights=w, minlength=classes) / w.sum()
     votes, best = np.zeros((len(y), classes)), (np.inf, np.zeros(0), 0)
@@ -55,7 +59,7 @@ def probabilities(
     return best[1], best[2]
 
 
-def _nearest(X: Any, groups: np.ndarray | None) -> np.ndarray:
+def _nearest(X: Any, groups: np.ndarray | None, kernel: np.ndarray | None) -> np.ndarray:
     """``(m, 20)`` places of the nearest rows, nearest first, −1 where there are none."""
     Z = X[:, :-1] if sp.issparse(X) else np.clip(X[:, :-1], -4, 4)
     Z = Z.tocsr() if sp.issparse(Z) else Z
@@ -63,7 +67,7 @@ def _nearest(X: Any, groups: np.ndarray | None) -> np.ndarray:
     near = np.empty((len(square), COUNTS[-1]), dtype=np.int64)
     for start in range(0, len(square), _ROWS):
         rows = np.arange(start, min(start + _ROWS, len(square)))
-        product = Z[rows] @ Z.T
+        product = Z[rows] @ Z.T if kernel is None else kernel[rows] - INTERCEPT**2
         distance = square[None, :] - 2 * (product.toarray() if sp.issparse(product) else product)
         if groups is None:
             distance[np.arange(len(rows)), rows] = np.inf

@@ -116,6 +116,15 @@ def test_quadratics_of_rows_that_the_model_is_sure_of_do_not_cancel() -> None:
     np.testing.assert_allclose(pairs, X @ X[:3].T / 1e-3, rtol=1e-6, atol=1e-6 * np.abs(pairs).max())
 
 
+def test_the_kernel_is_the_same_however_often_a_column_has_entries() -> None:
+    generator = np.random.default_rng(4)
+    X = generator.normal(size=(70, 90)) * (generator.random((70, 90)) < generator.random(90) ** 3)
+    np.testing.assert_allclose(Design(sp.csr_matrix(X)).kernel, X @ X.T, atol=1e-12)
+    assert Design(X).known_kernel() is None
+    empty = sp.csr_matrix((70, 3))
+    np.testing.assert_array_equal(Design(empty).kernel, np.zeros((70, 70)))
+
+
 def test_a_fit_is_the_minimum() -> None:
     X, y, w = problem(80, 5, 2)
     signs = np.where(y == 1, 1.0, -1.0)
