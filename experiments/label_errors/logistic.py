@@ -35,7 +35,7 @@ class Design:
 
     @cached_property
     def kernel(self) -> np.ndarray:
-        """``X Xᵀ (n, n)``. A sparse product pays for a column by its entries squared: few columns are dense."""
+        """``X Xᵀ (n, n)``. A sparse product costs the square of a column: frequent ones are dense."""
         if not sp.issparse(self.X):
             return self.X @ self.X.T
         columns = self.X.tocsc()
