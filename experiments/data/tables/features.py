@@ -314,7 +314,7 @@ def _category(column: Column, settings: Options, known: np.ndarray) -> tuple[Any
 
 def _text(column: Column, settings: Options, known: np.ndarray) -> tuple[Any, list[str]]:
     """Words weighted by tf-idf, each text of the same length; signs where a script has no spaces."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
     texts = ["" if cell is None else cell for cell in column.values]
     sample = "".join(texts[:200])
@@ -324,18 +324,19 @@ def _text(column: Column, settings: Options, known: np.ndarray) -> tuple[Any, li
     how: dict[str, Any] = (
         {"analyzer": "char", "ngram_range": (1, 2)} if spaceless else {"token_pattern": _WORD}
     )
-    vectorizer = TfidfVectorizer(
-        min_df=settings.min_df, max_features=settings.words, sublinear_tf=True, dtype=np.float64, **how
-    )
+    counter = CountVectorizer(min_df=settings.min_df, max_features=settings.words, dtype=np.float64, **how)
+    everyone = np.array_equal(known, np.arange(len(texts)))
     try:
-        if np.array_equal(known, np.arange(len(texts))):  # each text is cut into words once
-            X = vectorizer.fit_transform(texts)
+        if everyone:  # each text is cut into words once
+            counts = counter.fit_transform(texts)
         else:
-            X = vectorizer.fit([texts[row] for row in known]).transform(texts)
+            counts = counter.fit([texts[row] for row in known]).transform(texts)
     except ValueError:  # no word twice
         return None, []
-    X = X.tocsr() * TEXT_SCALE
-    found = [f"{column.name}:{word}" for word in vectorizer.get_feature_names_out()]
+    counts.sort_indices()  # so that both ways add in the same order
+    weigher = TfidfTransformer(sublinear_tf=True).fit(counts if everyone else counts[known])
+    X = weigher.transform(counts).tocsr() * TEXT_SCALE
+    found = [f"{column.name}:{word}" for word in counter.get_feature_names_out()]
     unit = "signs and pairs of signs" if spaceless else "words"
     column.encoded = f"{len(found)} {unit}, tf-idf"
     if len(found) == settings.words:

@@ -321,3 +321,18 @@ def test_nothing_to_learn_from() -> None:
         features(pd.DataFrame({"c": ["1"] * 8, "label": ["a", "b"] * 4}))
     with pytest.raises(UserError, match=r"has no column 'd'; it has 'c', 'label': set ignore="):
         features(pd.DataFrame({"c": ["1", "2"] * 4, "label": ["a", "b"] * 4}), ignore=("d",))
+
+
+@pytest.mark.parametrize("known", [None, np.arange(0, 30, 2)])
+def test_words_are_weighted_as_one_vectorizer_does(known: np.ndarray | None) -> None:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    generator = np.random.default_rng(0)
+    texts = [" ".join(f"w{i}" for i in generator.integers(0, 40, 25)) for _ in range(30)]
+    frame = pd.DataFrame({"t": texts, "label": ["a", "b"] * 15})
+    X = features(frame, known, text=("t",), words=30)[0].X[:, :-1]
+    vectorizer = TfidfVectorizer(
+        min_df=2, max_features=30, sublinear_tf=True, token_pattern=r"(?u)\b\w+\b", dtype=np.float64
+    )
+    vectorizer.fit(texts if known is None else [texts[row] for row in known])
+    np.testing.assert_allclose(X, 5.0 * vectorizer.transform(texts).toarray(), rtol=1e-14)
