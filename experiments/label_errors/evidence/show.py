@@ -286,13 +286,14 @@ def speed_lines(speed: dict[str, Any]) -> list[str]:
     return [
         "## Speed",
         "",
-        "The whole command, from the start of Python to the page; medians. Wall seconds include the waiting for a "
-        "processor that other work holds.",
+        "The whole command, from the start of Python to the page; medians. Load: the mean number of other processes "
+        "that wanted a processor in the minute before. Wall seconds include the waiting for a processor that other "
+        "work holds.",
         "",
-        "| table | file, MiB | runs | cores | threads | processor seconds | wall seconds | GiB | recall |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| table | file, MiB | runs | cores | threads | load | processor seconds | wall seconds | GiB | recall |",
+        "|---|---|---|---|---|---|---|---|---|---|",
         *(
-            f"| {words[name]} | {row['file_mib']:.0f} | {row['runs']} | {row['cores']} | {row['threads']} | "
+            f"| {words[name]} | {row['file_mib']:.0f} | {row['runs']} | {row['cores']} | {row['threads']} | {row['load']:.1f} | "
             f"{row['processor_seconds']:.0f} | {row['wall_seconds']:.0f} | {row['gib']:.1f} | {row['recall']:.3f} |"
             for name, row in speed.items()
         ),

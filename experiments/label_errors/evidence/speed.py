@@ -2,7 +2,8 @@
 
 The command runs as a user types it, on a file made here: 100,000 rows of 100 numbers in ten classes, and
 5,000 texts over a vocabulary of 20,000 words in four classes; 5 % of the labels are wrong. Wall and processor
-seconds are those of the whole process, its start included; memory is its largest resident size.
+seconds are those of the whole process, its start included; memory is its largest resident size. The page of
+the evidence, if the folder has one, is written anew.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from experiments.errors import UserError
+from experiments.label_errors.evidence import show
 from experiments.records import atomic
 from experiments.suite.commands import Command, Given, Option, Words, names
 
-RECORD = "speed.json"
+RECORD = show.SPEED
 WRONG = 0.05  # share of labels replaced
 COMMAND = Command(
     "label_errors.evidence.speed",
@@ -78,8 +80,8 @@ TABLES = {"numbers": numbers, "texts": texts}
 
 
 def timed(path: Path, folder: Path) -> dict[str, float]:
-    """Seconds and GiB of one run of the command."""
-    began = time.perf_counter()
+    """Seconds and GiB of one run of the command; ``load``: how many other processes wanted a processor."""
+    load, began = os.getloadavg()[0], time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.label_errors", str(path), "label=label", f"output={folder}"],
         stdout=subprocess.DEVNULL,
@@ -94,6 +96,7 @@ def timed(path: Path, folder: Path) -> dict[str, float]:
         "wall_seconds": time.perf_counter() - began,
         "processor_seconds": usage.ru_utime + usage.ru_stime,
         "gib": usage.ru_maxrss / 2**20,
+        "load": load,
     }
 
 
@@ -129,6 +132,10 @@ def main(given: Given) -> None:
         record[name] = measured(name, given["repeats"])
         print(f"{name}: {record[name]}")
         atomic.write_json(path, record)
+    evidence = path.with_name(show.RECORD)
+    if evidence.is_file():
+        page = show.page(json.loads(evidence.read_text()), show.speeds(path.parent))
+        atomic.write_text(path.with_name(show.PAGE), page)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments.label_errors.evidence import measure, show
+from experiments.label_errors.evidence import measure, show, speed
 from experiments.label_errors.evidence.plant import planted
 from experiments.label_errors.evidence.tables import SOURCES, load
 from tests.helpers import ROOT
@@ -64,3 +65,18 @@ def test_the_committed_figure_is_that_of_the_committed_record(tmp_path: Path) ->
     show.draw(record, tmp_path / show.FIGURE)
     drawn = (tmp_path / f"{show.FIGURE}.svg").read_text()
     assert drawn == (RESULTS / f"{show.FIGURE}.svg").read_text()
+
+
+def test_the_command_is_timed_and_the_page_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(speed.TABLES, "numbers", partial(speed.numbers, rows=300, columns=5, classes=3))
+    (tmp_path / "evidence.json").write_text((RESULTS / "evidence.json").read_text())
+    speed.COMMAND.run(speed.main, [str(tmp_path), "repeats=1", "only=numbers"])
+    found = json.loads((tmp_path / "speed.json").read_text())["numbers"]
+    assert (found["rows"], found["runs"]) == (300, 1)
+    assert found["processor_seconds"] > 0
+    assert found["wall_seconds"] > 0
+    assert 0.05 < found["gib"] < 8
+    assert "## Speed" in (tmp_path / "README.md").read_text()
+    assert "numbers: " in capsys.readouterr().out
