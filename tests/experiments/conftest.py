@@ -1,0 +1,32 @@
+"""What the tests of the suite share: the embedded run of each experiment, made once."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments.suite.job import execute
+from tests.experiments.test_configs import composed
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``name -> folder``: the finished embedded run of an experiment, at its defaults; to be read only.
+
+    The first test that asks makes it, in whatever worker of pytest-xdist that is; the others find its record.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "embedded"
+    shared.mkdir(exist_ok=True)
+
+    def finished(name: str) -> Path:
+        with open(shared / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be at it
+            cfg = composed(f"experiment={name}", "tracking=none", f"output={shared / name}")
+            return execute(cfg)  # does nothing if the record is there
+
+    return finished
