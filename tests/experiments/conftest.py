@@ -9,8 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from experiments.suite import figures
 from experiments.suite.job import execute
 from tests.experiments.test_configs import composed
+
+DRAW = figures.draw
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figure is drawn: for runs whose numbers alone are looked at, of experiments drawn by other tests."""
+    monkeypatch.setattr(figures, "draw", lambda record, folder: [])
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +36,8 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         with open(shared / f"{name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be at it
             cfg = composed(f"experiment={name}", "tracking=none", f"output={shared / name}")
-            return execute(cfg)  # does nothing if the record is there
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(figures, "draw", DRAW)  # whatever the test that asks has put there
+                return execute(cfg)  # does nothing if the record is there
 
     return finished

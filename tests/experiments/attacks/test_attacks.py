@@ -251,6 +251,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
 
 
 @pytest.mark.parametrize("name", ["attack_single", "attack_group"])
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_breaks_off_goes_on_to_the_same_bytes(
     name: str, single: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,12 +354,14 @@ def test_only_flips_are_kept_as_images(clean: Clean, setting: Setting) -> None:
     assert len(part["delta"]) == 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_number_of_threads_changes_no_byte(single: tuple[Path, int], tmp_path: Path) -> None:
     alone = execute(composed(*SINGLE, "experiment.workers=1", f"output={tmp_path}"))
     for file in ("record.json", "arrays.npz"):
         assert (alone / file).read_bytes() == (single[0] / file).read_bytes(), file
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_more_test_images_go_on_from_those_that_are_done(
     single: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

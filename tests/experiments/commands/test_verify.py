@@ -81,6 +81,7 @@ def test_runs_in_processes_of_their_own_end_in_tables_and_a_report(tmp_path: Pat
         ),
     ],
 )
+@pytest.mark.usefixtures("undrawn")
 def test_a_wrong_setting_is_caught_by_the_claims(tmp_path: Path, overrides: str, failing: set[str]) -> None:
     spec = Spec("wrong", f"experiment=loo_linear {overrides}", "smoke")
     claims = [claim for claim in load() if claim.run.name == "smoke/loo_linear"]

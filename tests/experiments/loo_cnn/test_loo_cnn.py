@@ -78,6 +78,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Record:
     return Record.load(execute(composed(*SMALL, f"output={tmp_path_factory.mktemp('one') / 'run'}")))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_blocks_threads_and_the_kernel_change_nothing(one: Record, tmp_path: Path):
     otherwise = ["experiment.block=2", "experiment.workers=2", "experiment.kernel=torch"]
     blocks = Record.load(execute(composed(*SMALL, f"output={tmp_path / 'blocks'}", *otherwise)))
@@ -116,6 +117,7 @@ def test_what_cannot_be_used_is_refused_before_training(
 
 
 @pytest.mark.parametrize("solver", ["exact", "lissa"])
+@pytest.mark.usefixtures("undrawn")
 def test_other_solvers_are_used(one: Record, tmp_path: Path, solver: str):
     extra = [
         "solver=lissa",

@@ -66,6 +66,7 @@ def parts(folder: Path) -> int:
 @pytest.mark.parametrize(
     "name", ["components", "loo_cnn", "loo_linear", "rbf_vs_inception", "readmission", "smooth_hinge"]
 )
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_whose_record_is_lost_is_made_again_from_its_journal(
     name: str, embedded: Callable[[str], Path], tmp_path: Path
 ) -> None:

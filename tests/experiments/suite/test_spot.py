@@ -112,6 +112,7 @@ def test_the_true_record_passes_and_one_number_altered_by_a_hundredth_fails(made
         assert "repeated" in failed.what
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_drawn_point_is_seen_and_the_seed_draws_it(tmp_path: Path) -> None:
     arguments = ["experiment=smooth_hinge", "experiment.removed=6"]
     execute(composed(*arguments, "tracking=none", f"output={tmp_path / 'run'}"))
