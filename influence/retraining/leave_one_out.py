@@ -273,21 +273,26 @@ class _Job:
     def _alone(self, point: int, j: int, thetas: Tensor, norms: Tensor, iterations: Tensor) -> None:
         """The model without ``point`` by Newton's method with its own Hessian, in place in column j."""
         left = retained(self.objective, [point], self.kind)
-        # A network may have been led towards a saddle by the shared steps; a linear model may not.
-        start = thetas[:, j] if self.objective.linear_outputs else self.theta
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotConvergedWarning)
-                found = fit(
-                    left.objective, start, tolerance=self.tolerance / left.factor,
-                    max_iterations=self.max_iterations, raise_on_failure=False,
-                )  # fmt: skip
-        except ConvergenceError:
-            return
-        iterations[j] += found.certificate.iterations
-        norm = left.factor * found.certificate.gradient_norm
-        if norm < float(norms[j]):
-            thetas[:, j], norms[j] = found.theta, norm
+        # Shared steps may have led a network towards a saddle, and a linear model to where it is saturated.
+        starts = [self.theta]
+        if self.objective.linear_outputs and not torch.equal(thetas[:, j], self.theta):
+            starts.insert(0, thetas[:, j].clone())
+        for start in starts:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", NotConvergedWarning)
+                    found = fit(
+                        left.objective, start, tolerance=self.tolerance / left.factor,
+                        max_iterations=self.max_iterations, raise_on_failure=False,
+                    )  # fmt: skip
+            except ConvergenceError:
+                continue
+            iterations[j] += found.certificate.iterations
+            norm = left.factor * found.certificate.gradient_norm
+            if norm < float(norms[j]):
+                thetas[:, j], norms[j] = found.theta, norm
+            if norm <= self.tolerance:
+                return
 
     def _without(self, thetas: Tensor, gradients: Tensor, idx: Tensor) -> Tensor:
         """Gradient of each column's leave-one-out objective, from the full objective's gradients there."""
