@@ -4,6 +4,7 @@ light.
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -115,9 +116,15 @@ def test_the_overview_names_every_experiment_and_command() -> None:
     assert all(f"\n  {name} " in text for name in [*options("experiment"), *COMMANDS])
 
 
+@functools.cache
+def help_on(name: str) -> str:
+    """The help of an experiment, composed once for the tests that read it."""
+    return of_experiment(name, [f"experiment={name}"])
+
+
 @pytest.mark.parametrize("name", options("experiment"))
 def test_help_on_an_experiment_says_what_it_shows_its_settings_and_its_cost(name: str) -> None:
-    text = of_experiment(name, [f"experiment={name}"])
+    text = help_on(name)
     assert f"python -m experiments experiment={name} tier=paper" in text
     assert " min, " in text
     assert "  experiment." in text
@@ -198,7 +205,7 @@ def test_every_setting_of_an_experiment_has_a_meaning(name: str) -> None:
 
 def test_help_fits_a_terminal_and_breaks_no_command() -> None:
     texts = {name: command(name).help() for name in COMMANDS}
-    texts |= {name: of_experiment(name, [f"experiment={name}"]) for name in options("experiment")}
+    texts |= {name: help_on(name) for name in options("experiment")}
     texts["all"] = overview()
     assert [
         (name, line)
