@@ -25,6 +25,8 @@ from experiments.records.record import Record
 from experiments.records.table import shown
 
 PATH = CONF / "claims"
+# Both loaders are safe. The one in C reads all claims in a tenth of the time.
+_LOADER: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 TIERS = ("smoke", "paper", "gpu")
 TOLERANCES = ("deterministic", "stochastic")  # stochastic: another seed gives another number
 REPRODUCED, PARTLY, NOT_REPRODUCED, NOT_RUN = "reproduced", "partly", "not reproduced", "not run"
@@ -237,7 +239,7 @@ def load(path: Path = PATH, results: Path = WORK / "results") -> list[Claim]:
     found: list[Claim] = []
     for file in path.rglob("*.yaml"):
         name = file.relative_to(path).with_suffix("").as_posix()
-        content = yaml.safe_load(file.read_text())
+        content = _LOADER(file.read_text()).get_single_data()
         if not isinstance(content, Mapping) or set(content) != {"run", "claims"}:
             raise ConfigError(f"{file.name}: a file of claims has the keys run and claims, and no other.")
         spec = _build(Spec, {"name": name, **content["run"]}, f"run {name}")

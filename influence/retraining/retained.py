@@ -10,15 +10,17 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from influence.errors import DataError
+from influence.errors import ConvergenceError, DataError, NotConvergedWarning
 from influence.objectives._base import TrainingObjective
 from influence.removal import TrainingGradient, removal_kind
+from influence.training import fit
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,45 @@ def retained(
     other = copy.copy(kept)
     other.l2 = objective.l2 * objective.n / kept.n
     return Retained(other, kept.n / objective.n)
+
+
+def fit_alone(
+    objective: TrainingObjective,
+    theta: Tensor,
+    removed: Any,
+    kind: TrainingGradient,
+    start: Tensor,
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[Tensor, float, int] | None:
+    """The model without ``removed``, by Newton's method with its own Hessian.
+
+    Args:
+        objective: the whole objective.
+        theta: ``(p,)`` its minimiser.
+        removed: the examples taken out.
+        kind: the convention of removal.
+        start: ``(p,)`` where a linear model begins. A network begins at ``theta``, because earlier steps may
+            have led it towards a saddle.
+        tolerance: gradient norm to reach.
+        max_iterations: Newton steps at most.
+
+    Returns:
+        θ ``(p,)``, the gradient norm, and the iterations; None if no step helps at all.
+    """
+    left = retained(objective, removed, kind)
+    first = start if objective.linear_outputs else theta
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotConvergedWarning)
+            found = fit(
+                left.objective, first, tolerance=tolerance / left.factor, max_iterations=max_iterations,
+                raise_on_failure=False,
+            )  # fmt: skip
+    except ConvergenceError:
+        return None
+    certificate = found.certificate
+    return found.theta, left.factor * certificate.gradient_norm, certificate.iterations
 
 
 def removed_index(objective: TrainingObjective, removed: Any) -> Tensor:
