@@ -1,9 +1,9 @@
 """Section 5.4, Fig. 6: which training labels are wrong?
 
-Labels of the training set are flipped on purpose. Someone who may look at only a few training examples takes
-them by self-influence (how much does an example weigh on its own loss?), by training loss, or at random; what
-is looked at gets its true label back and the model is fitted again. How many flips are found, and what
-becomes of the test accuracy? The test set plays no part in the ranking. On a table of one's own
+Labels of the training set are flipped on purpose. A person can check only a few training examples. They are
+chosen by self-influence (how much does an example weigh on its own loss?), by training loss, or at random. A
+checked example gets its true label back, and the model is fitted again. How many flips are found, and what
+becomes of the test accuracy? The test set plays no part in the ranking. In a table of one's own
 (``data=csv``) nothing is flipped: ``experiments.label_errors.suspects`` ranks its rows.
 """
 

@@ -147,10 +147,10 @@ class _Work:
             norms = self._together(self.objective, thetas, iterations)
         alone = ~(norms <= self.tolerance).cpu()
         for j in alone.nonzero()[:, 0].tolist():
+            start = thetas[:, j] if self.objective.linear_outputs else self.theta
             found = fit_alone(
-                self.objective, self.theta, self.groups[j], self.kind, thetas[:, j], self.tolerance,
-                self.max_iterations,
-            )  # fmt: skip
+                self.objective, self.groups[j], self.kind, start, self.tolerance, self.max_iterations
+            )
             if found is None:
                 continue
             theta, norm, taken = found

@@ -271,9 +271,9 @@ class _Job:
 
     def _alone(self, point: int, j: int, thetas: Tensor, norms: Tensor, iterations: Tensor) -> None:
         """The model without ``point`` by Newton's method with its own Hessian, in place in column j."""
-        found = fit_alone(
-            self.objective, self.theta, [point], self.kind, thetas[:, j], self.tolerance, self.max_iterations
-        )
+        # A network may have been led towards a saddle by the shared steps; a linear model may not.
+        start = thetas[:, j] if self.objective.linear_outputs else self.theta
+        found = fit_alone(self.objective, [point], self.kind, start, self.tolerance, self.max_iterations)
         if found is None:
             return
         theta, norm, taken = found

@@ -52,7 +52,6 @@ def retained(
 
 def fit_alone(
     objective: TrainingObjective,
-    theta: Tensor,
     removed: Any,
     kind: TrainingGradient,
     start: Tensor,
@@ -63,11 +62,9 @@ def fit_alone(
 
     Args:
         objective: the whole objective.
-        theta: ``(p,)`` its minimiser.
         removed: the examples taken out.
         kind: the convention of removal.
-        start: ``(p,)`` where a linear model begins. A network begins at ``theta``, because earlier steps may
-            have led it towards a saddle.
+        start: ``(p,)`` where Newton's method begins.
         tolerance: gradient norm to reach.
         max_iterations: Newton steps at most.
 
@@ -75,12 +72,11 @@ def fit_alone(
         θ ``(p,)``, the gradient norm, and the iterations; None if no step helps at all.
     """
     left = retained(objective, removed, kind)
-    first = start if objective.linear_outputs else theta
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotConvergedWarning)
             found = fit(
-                left.objective, first, tolerance=tolerance / left.factor, max_iterations=max_iterations,
+                left.objective, start, tolerance=tolerance / left.factor, max_iterations=max_iterations,
                 raise_on_failure=False,
             )  # fmt: skip
     except ConvergenceError:
