@@ -17,6 +17,7 @@ from influence.curvature.operators import Damped, Dense, Hessian, Operator
 from influence.errors import ConvergenceError, NotConvergedWarning, NotPositiveDefiniteError
 from influence.line_search import halved
 from influence.objectives._base import TrainingObjective
+from influence.objectives.determined import Determined
 from influence.solvers._base import relative_residual
 from influence.solvers.cg import CG
 from influence.solvers.exact import Exact
@@ -68,7 +69,34 @@ class _Descent:
 def newton(
     objective: TrainingObjective, theta: Tensor, tolerance: float, limit: int, progress: Progress
 ) -> Stop:
-    """Newton's method; a Levenberg shift if the Hessian is not positive definite or a step does not help."""
+    """Newton's method; a Levenberg shift if the Hessian is not positive definite or a step does not help.
+
+    Rounding along directions that the data do not determine can hold a small linear model up. The method then
+    goes on within the space of the minimiser.
+    """
+    first = _newton(objective, theta, tolerance, limit, progress, None)
+    if first.reason != STAGNATED or objective.p > _DENSE_BELOW:
+        return first
+    space = objective.determined()
+    if space is None:
+        return first
+    done = first.iterations
+    further = None if progress is None else (lambda count: progress(done + count))
+    start = space.nearest(first.theta)
+    second = _newton(objective, start, tolerance, max(limit - done, 1), further, space)
+    lower = float(objective.gradient(second.theta).norm()) < float(objective.gradient(first.theta).norm())
+    return Stop((second if lower else first).theta, done + second.iterations, second.reason)
+
+
+def _newton(
+    objective: TrainingObjective,
+    theta: Tensor,
+    tolerance: float,
+    limit: int,
+    progress: Progress,
+    space: Determined | None,
+) -> Stop:
+    """The loop of :func:`newton`; with ``space``, all steps lie within it."""
     gradient, shift = objective.gradient(theta), 0.0
     value = float(objective.value(theta))
     rounding = 1e-14 if theta.dtype == torch.float64 else 50 * torch.finfo(theta.dtype).eps
@@ -86,7 +114,10 @@ def newton(
         if idle >= _IDLE:
             return Stop(best, iteration, STAGNATED)
         try:
-            step, next_shift = _newton_step(objective, theta, gradient, norm, tolerance, shift, idle >= 2)
+            if space is None:
+                step, next_shift = _newton_step(objective, theta, gradient, norm, tolerance, shift, idle >= 2)
+            else:
+                step, next_shift = _step_within(objective, theta, gradient, shift, space), shift / 10
         except ConvergenceError:
             return Stop(best, iteration, STAGNATED)
         descent = _Descent(objective, theta, value, norm, step, float(gradient @ step), noise)
@@ -155,6 +186,17 @@ def _newton_step(
                 return _by_eigenvalues(operator.dense(), gradient), shift
             shift = max(1e-6, 1e-3 * norm) if shift == 0.0 and not linear else max(10 * shift, 1e-12)
     raise ConvergenceError("newton found no positive definite model of the objective; raise l2")
+
+
+def _step_within(
+    objective: TrainingObjective, theta: Tensor, gradient: Tensor, shift: float, space: Determined
+) -> Tensor:
+    """The Newton step ``(p,)`` within the space of the minimiser, with the Hessian plus ``shift``·I."""
+    basis = space.basis
+    inner = basis.T @ (Hessian(objective, theta) @ basis)
+    inner.diagonal().add_(shift)
+    result: Tensor = basis @ _by_eigenvalues(inner, basis.T @ gradient)
+    return result
 
 
 def _solved(operator: Operator, gradient: Tensor, careful: bool) -> Tensor:
