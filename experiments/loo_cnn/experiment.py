@@ -1,4 +1,4 @@
-"""Fig. 2, right: is the predicted change of one test loss borne out by retraining a convolutional network?
+"""Fig. 2, right: does retraining a convolutional network show the predicted change of one test loss?
 
 The net is trained by Adam to theta~, which is no exact minimum. So the quadratic model is damped: s_test
 solves (H + damping I) s = grad L(z_test). Then the training points of largest |predicted change| are left out

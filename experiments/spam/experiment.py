@@ -259,8 +259,8 @@ def deviations(name: str) -> list[str]:
     if name != "enron":
         return []
     return [
-        "Words are taken by a rule (two or more letters, scikit-learn's English stop words left out) instead "
-        "of by the authors' lemmatiser, whose model is not to be had from a package registry: 6,299 words.",
+        "Words are found by a rule (two or more letters, without scikit-learn's English stop words), not "
+        "by the authors' lemmatiser, whose model was not available. There are 6,299 words.",
         "Which mails are in training (4,137; the paper's 4,147 is a slip) is drawn by our own seed: the "
         "authors' order of files cannot be known.",
         "The ranking called influence is the self-influence itself, s² xᵀH⁻¹x. The authors' stored figure, "

@@ -19,7 +19,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from influence.errors import DataError
 
-Place = tuple[int, int]  # of a call in a pass: which tap, and the how-manieth call of it
+Place = tuple[int, int]  # of a call in a pass: which tap, and its number among the calls of that tap
 
 
 class Known(NamedTuple):

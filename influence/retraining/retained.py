@@ -25,7 +25,7 @@ from influence.training import fit
 
 @dataclass(frozen=True)
 class Retained:
-    """``objective`` has the retraining's minimiser; ``factor`` times its gradient is the latter's."""
+    """``objective`` has the retraining's minimiser. Its gradient times ``factor`` is the retraining's."""
 
     objective: TrainingObjective
     factor: float
