@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "selu": nn.SELU}
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
-# Newton's method is given up if in so many steps the objective fell by less than this, relative to at least 1,
+# Newton's method is given up if in so many steps the objective fell by less than this (relative, at least 1),
 # and the gradient norm is still so many times the tolerance.
 _LOOK, _STILL, _STEEP = 20, 1e-7, 1e3
 

@@ -41,7 +41,7 @@ MEANINGS = {  # the first pattern that fits EXPERIMENT.ARRAY
     "fragility.depth": "Hidden layers of each kind of net.",
     "fragility.index": "Training points left out, per net.",
     "fragility.*_gradient_norm": "Gradient norm of each net.",
-    "fragility.*_damping": "Damping that made the full Hessian of each net positive definite; 0: none was needed.",
+    "fragility.*_damping": "Damping that made each full Hessian positive definite; 0: none was needed.",
     "fragility.*_compared": "Number of retrained nets that were compared with the predictions, per net.",
     "fragility.*_kink": "Smallest |input| of an activation of each net. SELU has a kink at 0.",
     "fragility.*_spearman_*": "Rank correlation of predicted with retrained changes, per net.",
