@@ -57,7 +57,7 @@ def test_leaving_out_ends_at_the_minimum_without_the_point() -> None:
 
 
 def test_minima_of_selu_nets_lie_at_kinks_and_the_search_gives_up() -> None:
-    """A unit's input is 0 for some point there, and the gradient does not vanish: influence is not defined."""
+    """A unit's input is 0 for some point there, and the gradient does not vanish: no influence there."""
     shape, X, y = problem("selu")
     ones = torch.ones(1, 30, dtype=torch.float64)
     start = adam(shape, objective_of(shape, 1, X, y, 0.02).initial(), X, y, ones, 0.02, 300, 0.01)[0]
