@@ -15,6 +15,7 @@ from torch import Tensor
 
 from influence.curvature.operators import Damped, Dense, Hessian, Operator
 from influence.errors import ConvergenceError, NotConvergedWarning, NotPositiveDefiniteError
+from influence.line_search import halved
 from influence.objectives._base import TrainingObjective
 from influence.objectives.determined import Determined
 from influence.solvers._base import relative_residual
@@ -43,6 +44,28 @@ class Stop:
     reason: str
 
 
+@dataclass(frozen=True)
+class _Descent:
+    """Whether a length of a step lowers the objective enough: θ, gradient and value there, or None."""
+
+    objective: TrainingObjective
+    theta: Tensor
+    value: float
+    norm: float  # of the gradient
+    step: Tensor
+    slope: float  # of the objective along the step
+    noise: float  # of a value, from rounding
+
+    def __call__(self, length: float) -> tuple[Tensor, Tensor, float] | None:
+        theta = self.theta + length * self.step
+        value, gradient = float(self.objective.value(theta)), self.objective.gradient(theta)
+        enough = value <= self.value + 1e-4 * length * self.slope
+        # Near the minimum the decrease drowns in rounding. There the gradient norm decides instead.
+        if enough or (abs(value - self.value) <= self.noise and float(gradient.norm()) < self.norm):
+            return theta, gradient, value
+        return None
+
+
 def newton(
     objective: TrainingObjective, theta: Tensor, tolerance: float, limit: int, progress: Progress
 ) -> Stop:
@@ -65,7 +88,7 @@ def newton(
     return Stop((second if lower else first).theta, done + second.iterations, second.reason)
 
 
-def _newton(  # noqa: C901  one loop, whose exits are its point
+def _newton(
     objective: TrainingObjective,
     theta: Tensor,
     tolerance: float,
@@ -97,26 +120,16 @@ def _newton(  # noqa: C901  one loop, whose exits are its point
                 step, next_shift = _step_within(objective, theta, gradient, shift, space), shift / 10
         except ConvergenceError:
             return Stop(best, iteration, STAGNATED)
-        slope = float(gradient @ step)
-        length, taken = 1.0, False
-        while length >= _SHORTEST:
-            candidate = theta + length * step
-            new_value = float(objective.value(candidate))
-            new_gradient = objective.gradient(candidate)
-            # Near the minimum the decrease drowns in rounding; there the gradient norm decides instead.
-            enough = new_value <= value + 1e-4 * length * slope
-            if enough or (abs(new_value - value) <= noise and float(new_gradient.norm()) < norm):
-                taken = True
-                break
-            length *= 0.5
-        if not taken:  # a step nearer to the gradient may still help
+        descent = _Descent(objective, theta, value, norm, step, float(gradient @ step), noise)
+        _, found = halved(descent, _SHORTEST)
+        if found is None:  # a step nearer to the gradient may still help
             failed += 1
             if failed > _RAISES:
                 return Stop(best, iteration, STAGNATED)
             shift = max(10 * shift, 1e-6 * float(step.norm().clamp(min=1e-300).reciprocal() * norm))
             continue
         failed, shift = 0, next_shift
-        theta, gradient, value = candidate, new_gradient, new_value
+        theta, gradient, value = found
         iteration += 1
         if progress is not None:
             progress(iteration)

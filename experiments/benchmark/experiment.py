@@ -1,9 +1,9 @@
 """Beside other libraries: the same data, the same fitted parameters, one machine, one process each.
 
-The tasks are described in conf/experiment/benchmark.yaml, every method's settings in conf/variant; H is
-the growth of A with n and p. Every answer is compared with a dense float64 solve (for the linear problems one
-that shares no code with ours; for a network of many parameters with CG to 1e-12, whose residual plain
-autograd confirms). A measurement that is done is never done again: it is found by its problem and its
+conf/experiment/benchmark.yaml describes the tasks, and conf/variant holds every method's settings. H is the
+growth of A with n and p. Every answer is compared with a dense float64 solve. For the linear problems this
+solve shares no code with ours. For a network of many parameters it is CG to 1e-12, and plain autograd
+confirms its residual. A measurement that is done is never done again: it is found by its problem and its
 settings.
 """
 
