@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from experiments.benchmark import problems, profile, runner, summary
 from experiments.errors import UserError
 from experiments.records.record import Record
+from experiments.suite.job import execute
 from tests.experiments.test_configs import composed
 from tests.helpers import PATIENCE
 
@@ -197,9 +197,10 @@ def test_only_names_tasks_that_exist(tmp_path: Path) -> None:
         Bench(cfg, SimpleNamespace(output=tmp_path))
 
 
-def test_both_parts_of_task_k_agree_with_dense_solves(embedded: Callable[[str], Path]) -> None:
+def test_both_parts_of_task_k_agree_with_dense_solves(tmp_path: Path) -> None:
     """Self-influence of every point, and its corrected score, which one Newton step without it gives."""
-    record = Record.load(embedded("benchmark"))
+    settings = ("experiment=benchmark", "experiment.only=[K]", "tracking=none", f"output={tmp_path}/k")
+    record = Record.load(execute(composed(*settings)))
     methods = record.metrics["tasks"]["K"]["methods"]
     assert set(methods) == {"self_influence", "corrected"}
     for line in methods.values():
