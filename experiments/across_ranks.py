@@ -29,19 +29,20 @@ def counts(text: str) -> list[int]:
 
 COMMAND = Command(
     "across_ranks",
-    "Does an experiment give the same record on several processes as on one? Runs it once for "
-    "each number of processes "
-    "(gloo, one thread each), compares every array with the first run's, and adds what it saw to "
-    "a JSON file.",
+    "Does an experiment give the same record on several processes as on one? Runs it once for each number "
+    "of processes (gloo, one thread each). Compares every array with the first run's. Adds the differences "
+    "to a JSON file.",
     words=Words("FILE", help="JSON file that collects the comparisons"),
     options=(
         Option(
             "processes",
             "1,2,4",
-            "numbers of processes; the first one is what the others are compared with",
+            "numbers of processes; the others are compared with the first",
             counts,
         ),
-        Option("reuse", None, "journals of the first run that the others are given", names, shown="training"),
+        Option(
+            "reuse", None, "journals of the first run that the other runs start with", names, shown="training"
+        ),
         Option(
             "record",
             None,

@@ -18,7 +18,7 @@ from experiments.suite.folders import require_own
 LIMIT = 1_000_000  # bytes of arrays in a committed record
 COMMAND = Command(
     "publish",
-    "Copies the small record of finished runs into results/, to be committed: record.json, config.yaml, "
+    "Copies the small records of finished runs into results/, to be committed: record.json, config.yaml, "
     "provenance.json, the figures, and the arrays as far as they stay under 1 MB together.",
     words=Words("FOLDER", most=None, help="output folders of finished runs or collected sweeps"),
     options=(

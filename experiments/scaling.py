@@ -21,7 +21,7 @@ COMMAND = Command(
         Option(
             "networks",
             "results/benchmark_networks",
-            "folder of the record of its other tasks; left out where there is none",
+            "folder of the record of its other tasks; left out if there is none",
             kind=Path,
         ),
         Option(

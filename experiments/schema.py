@@ -49,7 +49,7 @@ class Model:
     """Which model and objective. ``l2`` is lambda of (lambda/2)*||theta||^2 beside the *mean* loss."""
 
     name: str = MISSING
-    loss: str = MISSING  # of one example: cross_entropy, logistic, hinge or smooth_hinge
+    loss: str = MISSING  # loss of one example: cross_entropy, logistic, hinge or smooth_hinge
     l2: float = MISSING  # lambda of (lambda/2)*||theta||^2, added to the mean loss
 
 
@@ -101,7 +101,7 @@ class Config:
     backbone: Backbone | None = None
     tracking: Tracking = MISSING
     tier: Tier = MISSING
-    seed: int = 0  # of every generator of the run
+    seed: int = 0  # seeds every generator of the run
     # threads of torch; null: torch's own choice. Results are the same bytes for the same number
     threads: int | None = None
     device: str = "cpu"  # cpu, cuda or cuda:N

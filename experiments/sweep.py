@@ -31,7 +31,8 @@ COMMAND = Command(
         Option(
             "y",
             None,
-            "dotted path into the metrics of each record; * is the last entry, {solver} the run's solver",
+            "dotted path into the metrics of each record; * stands for the last entry, {solver} for the "
+            "run's solver",
             shown="METRIC",
             required=True,
         ),

@@ -24,9 +24,8 @@ from experiments.verification.outcome import Verification, chosen, verify
 
 COMMAND = Command(
     "verify",
-    "Asks whether the claims of the paper hold here: runs the experiments behind them, or reads "
-    "the committed records, "
-    "and compares every number with its bound.",
+    "Checks whether the claims of the paper hold here. It runs the experiments behind them, or reads the "
+    "committed records, and compares every number with its bound.",
     options=(
         Option("tier", "smoke", "which claims; smoke needs no network and no files", names, TIERS),
         Option(

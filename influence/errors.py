@@ -100,3 +100,20 @@ class NotConvergedWarning(UserWarning):
     >>> caught[0].category.__name__, solution.status.name == "CONVERGED"
     ('NotConvergedWarning', False)
     """
+
+
+class HighLeverageWarning(UserWarning):
+    """One Newton step without a point may overshoot: nearly all of its curvature is the point's own.
+
+    >>> import warnings
+    >>> import torch
+    >>> from influence import Hessian, LinearObjective, fit, self_influence
+    >>> X = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    >>> train = LinearObjective(X, torch.tensor([-1, 1, 1, -1]), "logistic", l2=1e-6)
+    >>> theta = fit(train).theta
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     scores = self_influence(train, theta, Hessian(train, theta), correction="leverage")
+    >>> caught[0].category.__name__
+    'HighLeverageWarning'
+    """

@@ -22,6 +22,7 @@ from torch import Tensor
 from influence.checks import checked_number
 from influence.curvature.operators import Damped, ExampleOperator, Hessian, Operator, base_of
 from influence.errors import DataError, NotConvergedWarning
+from influence.line_search import halved
 from influence.objectives._base import Product, TrainingObjective
 from influence.removal import TrainingGradient, removal_kind
 from influence.retraining.groups import leave_groups_out
@@ -202,13 +203,10 @@ class _Steps:
 
 def _shortened(objective: TrainingObjective, theta: Tensor, step: Tensor) -> float:
     """1, halved until the objective is no higher after that much of the step; 0 if no part of it helps."""
-    before, length = float(objective.value(theta)), 1.0
-    rounding = 1e-14 * max(1.0, abs(before))
-    while length > 1e-6:
-        if float(objective.value(theta + length * step)) <= before + rounding:
-            return length
-        length *= 0.5
-    return 0.0
+    before = float(objective.value(theta))
+    most = before + 1e-14 * max(1.0, abs(before))
+    length, helps = halved(lambda part: float(objective.value(theta + part * step)) <= most or None, 1e-6)
+    return length if helps else 0.0
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,15 @@ n·r triangular solves of the Gram matrix, ``(r·n)³``. For other objectives: r
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from influence.curvature.operators import Damped, ExampleOperator, Hessian, Operator, base_of
-from influence.errors import DataError, NotPositiveDefiniteError
+from influence.errors import DataError, HighLeverageWarning, NotPositiveDefiniteError
+from influence.losses import Loss
 from influence.objectives._base import TrainingObjective
 from influence.objectives.structure import Freed, GramFactor, Split
 from influence.removal import TrainingGradient, removal_kind
@@ -38,6 +40,7 @@ from influence.solvers import Exact, Solver
 CORRECTIONS = ("first_order", "leverage")
 _CORE_BELOW = 12_000  # rows of a core or Gram matrix that is inverted
 _DENSE_BELOW = 4_000  # parameters of other objectives for which Exact is the default
+_ALONE = 0.9  # share of a point in the curvature that its step needs, from which on a warning names it
 _BLOCK = 256  # points whose Jacobians are held at once
 
 
@@ -88,7 +91,10 @@ def corrected_change(
 
     Raises:
         DataError: an operator of another objective, or more parameters than the default solver is for.
-        NotPositiveDefiniteError: the operator is not positive definite.
+        NotPositiveDefiniteError: the operator is not positive definite, or not without one of the points.
+
+    Warns with :class:`~influence.errors.HighLeverageWarning` of points that make up nearly all of the
+    curvature that their step needs.
     """
     kind, chosen = removal_kind(removal), objective.index(idx)
     operator = Hessian(objective, theta) if operator is None else operator
@@ -98,6 +104,7 @@ def corrected_change(
     r, B = _own(objective, theta, chosen)
     k = gradients.shape[1]
     jacobian = r + (B @ found.along[:, :, k:])[:, :, 0]
+    _check_own_share(objective.loss, B, found.leverage, chosen)
     corrected = torch.linalg.solve(_identity(B) - B @ found.leverage, jacobian[:, :, None])
     change = (found.along[:, :, :k] * corrected).sum(1) + shift @ found.inverse[:, :k]
     result: Tensor = change / objective.n
@@ -120,6 +127,7 @@ def corrected_self_influence(
     left, _, _ = _without_share(objective, theta, operator, TrainingGradient.LOSS)
     found = leverage_blocks(left, theta, theta.new_zeros(objective.p, 0), chosen, operator, solver)
     r, B = _own(objective, theta, chosen)
+    _check_own_share(objective.loss, B, found.leverage, chosen)
     corrected = torch.linalg.solve(_identity(B) - B @ found.leverage, r[:, :, None])
     own = _own_gradient(objective, theta, chosen)
     result: Tensor = (own[:, None, :] @ found.leverage @ corrected)[:, 0, 0]
@@ -160,6 +168,56 @@ def _own(objective: TrainingObjective, theta: Tensor, idx: Tensor | None) -> tup
     basis, weights = objective.loss.output_range(objective.n_outputs, theta), objective.example_weights(idx)
     B = torch.einsum("ca,ncd,db->nab", basis, A, basis) * (weights / objective.n)[:, None, None]
     return _own_gradient(objective, theta, idx) * weights[:, None], B
+
+
+def own_share(B: Tensor, M: Tensor, convex: bool = True) -> Tensor:
+    """The largest eigenvalue of ``B_i M_i``, or a bound of at most 0.9: ``(m, r, r), (m, r, r) -> (m,)``.
+
+    It is the largest share of a point in the curvature along any direction. At 1 nothing is left without it.
+
+    Args:
+        B: the Hessians of the loss in the outputs, with weights and 1/n.
+        M: the leverage of :class:`Blocks`.
+        convex: whether all B are positive semi-definite. The trace is then a bound.
+    """
+    share = torch.einsum("nab,nba->n", B, M)
+    if B.shape[1] == 1:
+        return share
+    close = (share > _ALONE).nonzero()[:, 0] if convex else torch.arange(len(share), device=share.device)
+    values, vectors = torch.linalg.eigh(M[close])
+    root = vectors * values.clamp(min=0).sqrt()[:, None, :]
+    share[close] = torch.linalg.eigvalsh(root.transpose(1, 2) @ B[close] @ root)[:, -1]
+    return share
+
+
+def _check_own_share(loss: Loss, B: Tensor, M: Tensor, idx: Tensor | None) -> None:
+    """Warns of points that hold nearly all of the curvature that their step needs.
+
+    Raises:
+        NotPositiveDefiniteError: no curvature is left without a point.
+    """
+    share = own_share(B, M, loss.convex)
+
+    def named(which: Tensor) -> str:
+        points = which.nonzero()[:, 0]
+        first = ", ".join(str(int(i)) for i in (points if idx is None else idx[points])[:5])
+        return first + (f" and {len(points) - 5} more" if len(points) > 5 else "")
+
+    gone = ~(share < 1)
+    if bool(gone.any()):
+        raise NotPositiveDefiniteError(
+            f"without training point {named(gone)} the curvature is not positive definite, so one Newton "
+            "step has no minimum: leave such points out of idx, raise l2 or damping, or use leave_one_out"
+        )
+    high = share > _ALONE
+    if bool(high.any()):
+        warnings.warn(
+            f"one Newton step without training point {named(high)} may overshoot: up to "
+            f"{100 * float(share.max()):.3g} % of the curvature that it needs is the point's own; check it "
+            "by leave_one_out, or raise l2",
+            HighLeverageWarning,
+            stacklevel=3,
+        )
 
 
 def _identity(like: Tensor) -> Tensor:
@@ -326,4 +384,11 @@ def _by_solves(
     return Blocks((leverage + leverage.transpose(1, 2)) / 2, along, solved)
 
 
-__all__ = ["CORRECTIONS", "Blocks", "corrected_change", "corrected_self_influence", "leverage_blocks"]
+__all__ = [
+    "CORRECTIONS",
+    "Blocks",
+    "corrected_change",
+    "corrected_self_influence",
+    "leverage_blocks",
+    "own_share",
+]

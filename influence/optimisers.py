@@ -15,7 +15,9 @@ from torch import Tensor
 
 from influence.curvature.operators import Damped, Dense, Hessian, Operator
 from influence.errors import ConvergenceError, NotConvergedWarning, NotPositiveDefiniteError
+from influence.line_search import halved
 from influence.objectives._base import TrainingObjective
+from influence.objectives.determined import Determined
 from influence.solvers._base import relative_residual
 from influence.solvers.cg import CG
 from influence.solvers.exact import Exact
@@ -42,10 +44,59 @@ class Stop:
     reason: str
 
 
-def newton(  # noqa: C901  one loop, whose exits are its point
+@dataclass(frozen=True)
+class _Descent:
+    """Whether a length of a step lowers the objective enough: θ, gradient and value there, or None."""
+
+    objective: TrainingObjective
+    theta: Tensor
+    value: float
+    norm: float  # of the gradient
+    step: Tensor
+    slope: float  # of the objective along the step
+    noise: float  # of a value, from rounding
+
+    def __call__(self, length: float) -> tuple[Tensor, Tensor, float] | None:
+        theta = self.theta + length * self.step
+        value, gradient = float(self.objective.value(theta)), self.objective.gradient(theta)
+        enough = value <= self.value + 1e-4 * length * self.slope
+        # Near the minimum the decrease drowns in rounding. There the gradient norm decides instead.
+        if enough or (abs(value - self.value) <= self.noise and float(gradient.norm()) < self.norm):
+            return theta, gradient, value
+        return None
+
+
+def newton(
     objective: TrainingObjective, theta: Tensor, tolerance: float, limit: int, progress: Progress
 ) -> Stop:
-    """Newton's method; a Levenberg shift if the Hessian is not positive definite or a step does not help."""
+    """Newton's method; a Levenberg shift if the Hessian is not positive definite or a step does not help.
+
+    Rounding along directions that the data do not determine can hold a small linear model up. The method then
+    goes on within the space of the minimiser.
+    """
+    first = _newton(objective, theta, tolerance, limit, progress, None)
+    if first.reason != STAGNATED or objective.p > _DENSE_BELOW:
+        return first
+    space = objective.determined()
+    if space is None:
+        return first
+    done = first.iterations
+    further = None if progress is None else (lambda count: progress(done + count))
+    start = space.nearest(first.theta)
+    second = _newton(objective, start, tolerance, max(limit - done, 1), further, space)
+    lower = float(objective.gradient(second.theta).norm()) < float(objective.gradient(first.theta).norm())
+    return Stop((second if lower else first).theta, done + second.iterations, second.reason)
+
+
+def _newton(
+    objective: TrainingObjective,
+    theta: Tensor,
+    tolerance: float,
+    limit: int,
+    progress: Progress,
+    space: Determined | None,
+) -> Stop:
+    """The loop of :func:`newton`; with ``space``, all steps lie within it."""
     gradient, shift = objective.gradient(theta), 0.0
     value = float(objective.value(theta))
     rounding = 1e-14 if theta.dtype == torch.float64 else 50 * torch.finfo(theta.dtype).eps
@@ -63,29 +114,22 @@ def newton(  # noqa: C901  one loop, whose exits are its point
         if idle >= _IDLE:
             return Stop(best, iteration, STAGNATED)
         try:
-            step, next_shift = _newton_step(objective, theta, gradient, norm, tolerance, shift, idle >= 2)
+            if space is None:
+                step, next_shift = _newton_step(objective, theta, gradient, norm, tolerance, shift, idle >= 2)
+            else:
+                step, next_shift = _step_within(objective, theta, gradient, shift, space), shift / 10
         except ConvergenceError:
             return Stop(best, iteration, STAGNATED)
-        slope = float(gradient @ step)
-        length, taken = 1.0, False
-        while length >= _SHORTEST:
-            candidate = theta + length * step
-            new_value = float(objective.value(candidate))
-            new_gradient = objective.gradient(candidate)
-            # Near the minimum the decrease drowns in rounding; there the gradient norm decides instead.
-            enough = new_value <= value + 1e-4 * length * slope
-            if enough or (abs(new_value - value) <= noise and float(new_gradient.norm()) < norm):
-                taken = True
-                break
-            length *= 0.5
-        if not taken:  # a step nearer to the gradient may still help
+        descent = _Descent(objective, theta, value, norm, step, float(gradient @ step), noise)
+        _, found = halved(descent, _SHORTEST)
+        if found is None:  # a step nearer to the gradient may still help
             failed += 1
             if failed > _RAISES:
                 return Stop(best, iteration, STAGNATED)
             shift = max(10 * shift, 1e-6 * float(step.norm().clamp(min=1e-300).reciprocal() * norm))
             continue
         failed, shift = 0, next_shift
-        theta, gradient, value = candidate, new_gradient, new_value
+        theta, gradient, value = found
         iteration += 1
         if progress is not None:
             progress(iteration)
@@ -142,6 +186,17 @@ def _newton_step(
                 return _by_eigenvalues(operator.dense(), gradient), shift
             shift = max(1e-6, 1e-3 * norm) if shift == 0.0 and not linear else max(10 * shift, 1e-12)
     raise ConvergenceError("newton found no positive definite model of the objective; raise l2")
+
+
+def _step_within(
+    objective: TrainingObjective, theta: Tensor, gradient: Tensor, shift: float, space: Determined
+) -> Tensor:
+    """The Newton step ``(p,)`` within the space of the minimiser, with the Hessian plus ``shift``·I."""
+    basis = space.basis
+    inner = basis.T @ (Hessian(objective, theta) @ basis)
+    inner.diagonal().add_(shift)
+    result: Tensor = basis @ _by_eigenvalues(inner, basis.T @ gradient)
+    return result
 
 
 def _solved(operator: Operator, gradient: Tensor, careful: bool) -> Tensor:

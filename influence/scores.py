@@ -197,7 +197,7 @@ def warn_unless_stationary(objective: TrainingObjective, theta: Tensor, stacklev
     if not norm <= 0.1 * typical:
         warnings.warn(
             f"theta is not stationary: its gradient norm is {norm:.3g}, while removing one example changes "
-            f"the gradient by about {typical:.3g}, so retraining moves theta for other reasons too; fit to a "
+            f"the gradient by about {typical:.3g}. So retraining moves theta for other reasons too: fit to a "
             "smaller gradient norm, or read the scores as those of the damped quadratic model at theta",
             NotConvergedWarning,
             stacklevel=stacklevel,

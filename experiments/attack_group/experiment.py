@@ -1,9 +1,10 @@
 """Fig. 5, many test images at once: one changed training image against 30 test images of one class.
 
-As in ``attack_single``, but the gradient is that of the mean test loss of all 30, the steps are shorter and
-there are 2,000 of them. The paper used 30 photographs of one dog, which were not released: ``data=one_dog``
-has thirty others, ``data=dogfish`` gives correctly classified test images of one class. How far the features
-must move is measured beside it, without the network: the same image's features, moved freely.
+The attack is that of ``attack_single``, with three differences. The gradient is that of the mean test loss of
+all 30 images, the steps are shorter, and there are 2,000 of them. The paper used 30 photographs of one dog,
+which were not released. ``data=one_dog`` has thirty others. ``data=dogfish`` gives correctly classified test
+images of one class. The record also says how far the features must move: the attacked image's features are
+moved freely, without the network.
 """
 
 from __future__ import annotations

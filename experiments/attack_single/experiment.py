@@ -1,11 +1,11 @@
 """Fig. 5, one test image at a time: imperceptible changes of few training images flip its prediction.
 
 The top layer of a frozen network is a logistic regression on its features. For each correctly classified test
-image the training images are ranked by ``‖I_pert,loss‖₁``; the first is attacked, then the second, then the
-top 2, 3, 5 and 10 together, until the prediction of the retrained model flips. An attempt is at most 100
-iterations of ``x ← Π(x + α sign(I_pert,loss(x, z_test)))``, where Π keeps x within half an 8-bit step of the
-original, so that the stored image does not change; after each the features are computed again and the top
-layer is refitted exactly. Every flip is verified by a fit from zero on the saved float images.
+image the training images are ranked by ``‖I_pert,loss‖₁``. The first one is attacked, then the second, then
+the top 2, 3, 5 and 10 together, until the prediction of the retrained model flips. An attempt is at most 100
+iterations of ``x ← Π(x + α sign(I_pert,loss(x, z_test)))``. Π keeps x within half an 8-bit step of the
+original, so the stored image does not change. After each iteration the features are computed again and the
+top layer is refitted exactly. Every flip is verified by a fit from zero on the saved float images.
 """
 
 from __future__ import annotations

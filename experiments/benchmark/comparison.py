@@ -65,7 +65,7 @@ def gaps(tasks: dict[str, Any]) -> list[str]:
                 if other["by"] not in ("ours", "bare") and other["status"] == "measured"
             ]
             found.append(
-                f"{name}: no peer reaches the accuracy asked for, so there is no ratio; ours has "
+                f"{name}: no peer reaches the accuracy asked for, so there is no ratio. Ours has "
                 f"{line['pearson']:.4f}. " + "; ".join(others) + "."
             )
         elif task["met"] is False:
@@ -77,9 +77,9 @@ def gaps(tasks: dict[str, Any]) -> list[str]:
         if (task.get("peak_over_leanest_peer") or 0) > 1:
             beyond = line["peak_with_setup_mib"] - line["import_mib"]
             found.append(
-                f"{name}: {task['peak_over_leanest_peer']:.2f} times the memory of the leanest correct peer, "
-                f"{line['peak_with_setup_mib']:,.0f} MiB, of which {line['import_mib']:,.0f} are torch and "
-                f"what else is imported and {beyond:,.0f} the data, its factor and the work."
+                f"{name}: {task['peak_over_leanest_peer']:.2f} times the memory of the leanest correct peer. "
+                f"Of {line['peak_with_setup_mib']:,.0f} MiB, {line['import_mib']:,.0f} are torch and other "
+                f"imports, and {beyond:,.0f} are the data, its factor and the work."
             )
     return found
 
@@ -92,7 +92,7 @@ def extra(metrics: dict[str, Any]) -> list[str]:
         if ratio:
             plain = metrics["tasks"]["A"]["methods"].get(f"ours_plain_{dtype}", {}).get("seconds")
             by_hand = metrics["tasks"]["A"]["methods"][f"bare_cg_{dtype}"]["seconds"]
-            same = f"; without a preconditioner {plain / by_hand:.2f}" if plain else ""
+            same = f", and {plain / by_hand:.2f} times without a preconditioner" if plain else ""
             found.append(f"A takes {ratio:.2f} times what a bare hand-written CG takes in {dtype}{same}.")
     if metrics.get("block_gain"):
         found.append(

@@ -1,9 +1,9 @@
 """Beside other libraries: the same data, the same fitted parameters, one machine, one process each.
 
-The tasks are described in conf/experiment/benchmark.yaml, every method's settings in conf/variant; H is
-the growth of A with n and p. Every answer is compared with a dense float64 solve (for the linear problems one
-that shares no code with ours; for a network of many parameters with CG to 1e-12, whose residual plain
-autograd confirms). A measurement that is done is never done again: it is found by its problem and its
+conf/experiment/benchmark.yaml describes the tasks, and conf/variant holds every method's settings. H is the
+growth of A with n and p. Every answer is compared with a dense float64 solve. For the linear problems this
+solve shares no code with ours. For a network of many parameters it is CG to 1e-12, and plain autograd
+confirms its residual. A measurement that is done is never done again: it is found by its problem and its
 settings.
 """
 
@@ -32,6 +32,8 @@ REFERENCES: dict[str, dict[str, Any]] = {
     "network": {"by": "ours", "method": "network_reference"},
     **{name: {"by": "ours", "method": "network_reference"} for name in middle.PROBLEMS},
 }
+
+REFERENCE_SECONDS = 3600.0  # at least so long a reference may take
 
 # What some methods give is no score: of so many of their rows the dense reference computes the same.
 OWN: dict[str, dict[str, Any]] = {"self_influence": {"self": 1000}, "corrected": {"corrected": 100}}
@@ -85,6 +87,8 @@ class Bench:
     def start(self, problem: str, measurement: dict[str, Any], timed: bool = True) -> tuple[Any, Any]:
         """Runs one measurement in a process of its own."""
         timeout = float(self.settings["timeout"])
+        if not timed:  # a reference is no measurement, and nothing can be compared without it
+            timeout = max(timeout, REFERENCE_SECONDS)
         return runner.run(
             self.folder / problem,
             measurement,

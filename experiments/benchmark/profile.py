@@ -17,7 +17,7 @@ from experiments.suite.commands import Command, Given, Option, Words
 
 COMMAND = Command(
     "benchmark.profile",
-    "Profiles one of our own measurements of the benchmark: done once uncounted, then once under cProfile.",
+    "Profiles one of our own measurements of the benchmark. It runs twice, the second time under cProfile.",
     words=Words(
         "FOLDER TASK METHOD",
         3,

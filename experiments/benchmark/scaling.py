@@ -56,9 +56,9 @@ def top_layer() -> Case:
         kept=4.0 * (d + c),
         working=8 * 4.0 * d * c,
         arithmetic=paragraph(
-            f"""A Hessian product is two matrix products, 4·d·c = 4·{d}·{c} = {4 * d * c:.3g} FLOP an image;
-            all scores of one s_test are one, 2·d·c. Features and probabilities in float32 stay resident:
-            4·(d + c) = {4 * (d + c):,} bytes an image. CG keeps about 8 vectors of p numbers."""
+            f"""A Hessian product is two matrix products, 4·d·c = 4·{d}·{c} = {4 * d * c:.3g} FLOP per image.
+            All scores of one s_test are one matrix product, 2·d·c. Features and probabilities in float32 stay
+            in memory: 4·(d + c) = {4 * (d + c):,} bytes per image. CG keeps about 8 vectors of p numbers."""
         ),
     )
 
@@ -75,11 +75,11 @@ def resnet() -> Case:
         kept=224 * 224 * 3,
         working=8 * 4.0 * p + 64 * 120e6 * 2,
         arithmetic=paragraph(
-            f"""A forward pass is {forward:.2g} FLOP an image at 224 × 224 (4.1 G multiply-adds), forward and
-            backward three times that, and a forward-mode derivative of both twice as much again:
-            6 × {forward:.2g}. All scores of one s_test are one forward-mode pass, 2 × {forward:.2g}. Images
-            stay as 8-bit pixels; a batch of 64 takes about 120 MB of activations an image, twice with
-            tangents."""
+            f"""A forward pass is {forward:.2g} FLOP per image at 224 × 224 (4.1 G multiply-adds). Forward and
+            backward passes together are three times that. Their forward-mode derivative doubles it:
+            6 × {forward:.2g} for a product. All scores of one s_test are one forward-mode pass,
+            2 × {forward:.2g}. Images stay in memory as 8-bit pixels. A batch of 64 takes about 120 MB of
+            activations per image, and twice that with tangents."""
         ),
     )
 
@@ -121,7 +121,7 @@ def measured(growth: dict[str, Any]) -> str:
     return (
         table(head, rows)
         + f"\n\nFitted exponents: time of a product {growth['slope_of_time_a_product']:.2f}, memory "
-        f"{growth['slope_of_memory']:.2f} (1 is linear; a constant part lowers it at small sizes)."
+        f"{growth['slope_of_memory']:.2f} (1 is linear; a constant part lowers an exponent at small sizes)."
     )
 
 
@@ -167,31 +167,32 @@ def page(benchmark: Record, ranks: dict[str, Any], gpu: Gpu, networks: Record | 
             else [
                 "## Ordinary networks, and corrected scores",
                 paragraph(
-                    """A run of its own, of the tasks with networks that are no linear model and of the
-                    leverage-corrected scores."""
+                    """This is a run of its own. Its tasks are networks that are not linear in their
+                    parameters, and leverage-corrected scores."""
                 ),
                 with_other_libraries(networks, "results/benchmark_networks"),
             ]
         ),
         "## Measured growth",
         paragraph(
-            f"""Task A of the benchmark (one test point, CG to 1e-5, all scores; {measured_on}), growing in n
-            at p = {benchmark.metrics["n_parameters"]:,}:"""
+            f"""This is task A of the benchmark (one test point, CG to 1e-5, all scores; {measured_on}). First
+            n grows, at p = {benchmark.metrics["n_parameters"]:,}:"""
         ),
         measured(growth["n"]),
-        "and growing in p on random features:",
+        "Then p grows, on random features:",
         measured(growth["p"]),
         "The number of products does not grow with n: it follows the condition number of H, which λ bounds.",
-        "Spread over processes by torch.distributed (gloo), the same records within rounding:",
+        "Runs spread over processes by torch.distributed (gloo) give the same records within rounding:",
         across(ranks),
         "## Worked out for ImageNet",
         paragraph(
-            f"""Assumed, not run: {gpu.name}: {gpu.flops / 1e12:.1f} TFLOP/s in float32,
-            {gpu.link / 1e9:.0f} GB/s between GPUs, {gpu.memory / 1e9:.0f} GB. Of its rate we count the share
-            that the largest dense product above reaches of this machine's: {share:.0%}. CG is given
-            {products} products, the most that any n above needed; a net, whose Hessian is worse conditioned,
-            may need more, and damping decides how many. Each product ends in one sum of p numbers over the
-            GPUs (2·4·p bytes through the link of each)."""
+            f"""These figures are computed, not measured. They assume {gpu.name}:
+            {gpu.flops / 1e12:.1f} TFLOP/s in float32, {gpu.link / 1e9:.0f} GB/s between GPUs,
+            {gpu.memory / 1e9:.0f} GB. Of this rate we count {share:.0%}, because the largest dense product
+            above reaches this share of this machine's rate. CG is given {products} products, the most that
+            any n above needed. A net may need more, because its Hessian is worse conditioned; damping decides
+            how many. Each product ends in one sum of p numbers over the GPUs (2·4·p bytes through the link of
+            each)."""
         ),
     ]
     for case in cases:
@@ -203,9 +204,9 @@ def page(benchmark: Record, ranks: dict[str, Any], gpu: Gpu, networks: Record | 
     parts.append(
         paragraph(
             """The training set is sharded (`torchrun --nproc-per-node N -m experiments ...`), so time and
-            resident data fall as 1/N. Where even one product over all images is too much, LiSSA's cost does
-            not depend on n: depth × repeats × batch images a test point, and only the scores still touch
-            every image once."""
+            data in memory fall as 1/N. If even one product over all images is too much, use LiSSA. Its cost
+            does not depend on n: it reads depth × repeats × batch images per test point. Only the scores
+            still read every image once."""
         )
     )
     return "\n\n".join(parts) + "\n"
@@ -219,9 +220,10 @@ def with_other_libraries(benchmark: Record, place: str) -> str:
         f"""{benchmark.data}, n = {m["n_train"]:,}, p = {m["n_parameters"]:,}, {m["threads"]} threads. The
         machine multiplies matrices at {machine["gflops_float32"]:.0f} GFLOP/s (float32) and
         {machine["gflops_float64"]:.0f} (float64) and reads memory at {machine["bandwidth_gbytes"]:.0f} GB/s.
-        Medians; peak memory of the whole process with its set-up. "About": extrapolated from a part of the
-        work. All lines, errors, runs and settings stand in `{place}/record.json`, the figure beside
-        it. Seconds change with the machine, ratios less."""
+        Seconds are medians. Memory is the peak of the whole process with its set-up. "About" means:
+        extrapolated from a part of the work. All lines, errors, runs and settings stand in
+        `{place}/record.json`, and the figure lies beside it. Another machine changes the seconds, and the
+        ratios less."""
     )
     lines = [f"- {sentence}" for sentence in [*comparison.extra(m), *comparison.gaps(m["tasks"])]]
     return "\n\n".join([intro, table(comparison.HEAD, comparison.rows(m["tasks"])), "\n".join(lines)])

@@ -18,7 +18,7 @@ class Measurement:
     method: str = MISSING
     dtype: str = "float64"
     repeats: int = 5
-    needs_gib: float = 0.0  # not started with less free memory
+    needs_gib: float = 0.0  # a measurement is not started with less free memory
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -62,29 +62,30 @@ class Benchmark(Experiment):
     """Our calls beside those of other libraries, on the same data and parameters."""
 
     name: str = "benchmark"
-    tasks: dict[str, TaskSettings] = field(
-        default_factory=dict
-    )  # what is measured, by letter: see conf/experiment/benchmark.yaml
-    only: list[str] = field(default_factory=list)  # the letters of the tasks to measure; H is the growth of A
+    # what is measured, by letter: see conf/experiment/benchmark.yaml
+    tasks: dict[str, TaskSettings] = field(default_factory=dict)
+    # letters of the tasks to measure; []: all; H is the growth of A
+    only: list[str] = field(default_factory=list)
     test_index: int = 0  # position of the one test point in the test split
-    test_points: int = 100  # of task C: that one, then the first of the test split
+    test_points: int = 100  # test points of task C: that one, then the first ones of the test split
     subset: int = 1000  # training points of task D
     components: int = 20  # principal components of task E
-    images: int = 500  # of task F
+    images: int = 500  # images of task F
     network: str = "tanh_cnn_small"  # model of task F
     network_test_index: int = 0  # test point of task F
     network_l2: float = 0.001  # lambda of task F
     network_damping: float = 0.01  # damping of task F
     perceptron: str = "mlp_small"  # model of task I
-    perceptron_images: int = 200  # of task I
-    perceptron_steps: int = 100  # of Adam, task I
+    perceptron_images: int = 200  # images of task I
+    perceptron_steps: int = 100  # steps of Adam in task I
     residual: str = "resnet_small"  # model of task J
-    residual_images: int = 60  # of task J
-    residual_steps: int = 20  # of Adam, task J
+    residual_images: int = 60  # images of task J
+    residual_steps: int = 20  # steps of Adam in task J
     middle_damping: float = 0.01  # damping of the Gauss-Newton matrices of tasks I and J
     removed: int = 20  # points left out in task G
-    growth_rows: list[int] = field(default_factory=list)  # task H: n
-    growth_features: list[int] = field(default_factory=list)  # task H: inputs, so that p = classes * inputs
+    growth_rows: list[int] = field(default_factory=list)  # sizes n of task H
+    # numbers of inputs of task H; p = classes * inputs
+    growth_features: list[int] = field(default_factory=list)
     growth_features_rows: int = 500  # n while p grows
     growth_repeats: int = 3  # repeats of each size in task H
     growth_tolerance: float = 1e-5  # relative residual of CG in task H

@@ -1,10 +1,10 @@
 """Fig. 1: what each component of influence does, in binary logistic regression.
 
-``I_up,loss(z, z_test) = -grad L(z_test) H^-1 grad L(z)``. With ``grad L = -sigmoid(-y w x) y x`` two factors
-can be left out: the training loss' factor ``sigmoid(-y w x)`` (the training gradient becomes ``-y x``), and H
-(s_test becomes the test gradient). The full score of every training point, times n as in the figure (the
-predicted change times n), is set against the three others. Without H and with non-negative inputs the score's
-sign is the label's agreement: every same-label point looks helpful, every other one harmful.
+``I_up,loss(z, z_test) = -grad L(z_test) H^-1 grad L(z)``, with ``grad L = -sigmoid(-y w x) y x``. Two factors
+can be left out. Without the training loss' factor ``sigmoid(-y w x)`` the training gradient becomes ``-y x``.
+Without H, s_test becomes the test gradient. The full score of every training point is set against the three
+others. All are predicted changes times n, as in the figure. If H is left out and no input is negative, the
+sign says only whether the labels agree. Then every same-label point looks helpful, every other one harmful.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def load(
     loader, e.g. classes=[1, 7] for mnist.
 
     Raises:
-        DataError: no such data set or option, or data that cannot be had or are not as they should be.
+        DataError: no such data set or option, or data that are missing or not as they should be.
     """
     if name not in _LOADERS:
         raise DataError(f"no data set is called {name!r}; choose one of {', '.join(NAMES)}.")

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 
 from experiments.data.errors import BadData
 
@@ -75,6 +74,13 @@ class Dataset:
             )
 
 
+def is_sparse(array: Any) -> bool:
+    """Whether ``array`` is a matrix of scipy."""
+    from scipy.sparse import issparse  # imported here, so that --help answers without scipy
+
+    return bool(issparse(array))
+
+
 def check_split(name: str, split: Split, n_classes: int) -> None:
     """Raise BadData if lengths differ, a feature is not finite, or a label lies outside 0..n_classes-1."""
     n = int(split.X.shape[0])
@@ -86,10 +92,10 @@ def check_split(name: str, split: Split, n_classes: int) -> None:
     if n and (split.y.min() < 0 or split.y.max() >= n_classes):
         row = int(np.flatnonzero((split.y < 0) | (split.y >= n_classes))[0])
         raise BadData(f"{name}: row {row} has label {split.y[row]}; labels must lie in 0..{n_classes - 1}.")
-    values = split.X.data if sp.issparse(split.X) else split.X
+    values = split.X.data if is_sparse(split.X) else split.X
     # One sum is a tenth of the cost of isfinite over 55,000 images, and is not finite where any value is not.
     if np.issubdtype(values.dtype, np.floating) and not np.isfinite(np.sum(values)):
-        dense = split.X.tocoo() if sp.issparse(split.X) else None
+        dense = split.X.tocoo() if is_sparse(split.X) else None
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
             row = int(dense.row[bad[0][0]]) if dense is not None else int(bad[0][0])
@@ -103,7 +109,7 @@ def sha256_array(array: Any) -> str:
     strings.
     """
     digest = hashlib.sha256()
-    if sp.issparse(array):
+    if is_sparse(array):
         parts = [array.indptr.astype(np.int64), array.indices.astype(np.int64), array.data]
         digest.update(repr(array.shape).encode())
     elif isinstance(array, (list, tuple)):

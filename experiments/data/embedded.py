@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,16 @@ from experiments.data.dataset import Dataset, Split, arrays_manifest, permutatio
 from experiments.data.errors import BadData
 
 
+@functools.cache  # the files are parsed once in a process, of which a sweep runs many jobs
 def _bundled(name: str) -> tuple[Any, dict[str, Any]]:
+    """The bunch and its source; nobody may write into either, so loaders take copies of their rows."""
     import sklearn
     import sklearn.datasets
 
     bunch = getattr(sklearn.datasets, f"load_{name}")()
     source = f"scikit-learn {sklearn.__version__}: sklearn.datasets.load_{name}"
+    for array in (bunch.data, bunch.target):
+        array.setflags(write=False)
     return bunch, {"sha256": sha256_array(bunch.data), "bytes": bunch.data.nbytes, "source": source}
 
 
@@ -119,17 +125,7 @@ def load_iris(*, mirror: Any = None, cache: Any = None, test_fraction: float = 0
     Raises:
         BadData: `test_fraction` does not lie between 0 and 1.
     """
-    bunch, source = _bundled("iris")
-    if not 0 < test_fraction < 1:
-        raise BadData(f"iris: test_fraction={test_fraction}; it must lie between 0 and 1.")
-    order = permutation(len(bunch.target), seed)
-    n_train = len(order) - round(len(order) * test_fraction)
-    rows = {"train": order[:n_train], "test": order[n_train:]}
-    mean, deviation = bunch.data[rows["train"]].mean(0), bunch.data[rows["train"]].std(0)
-    splits = {
-        part: Split((bunch.data[index] - mean) / deviation, bunch.target[index].astype(np.int64), index)
-        for part, index in rows.items()
-    }
+    bunch, source, splits = _standardised("iris", test_fraction, seed)
     features = tuple(str(name) for name in bunch.feature_names)
     classes = tuple(str(name) for name in bunch.target_names)
     manifest = {"iris": source, "arrays": arrays_manifest(**splits)}
@@ -153,20 +149,27 @@ def load_breast_cancer(
     Raises:
         BadData: `test_fraction` does not lie between 0 and 1.
     """
-    bunch, source = _bundled("breast_cancer")
-    if not 0 < test_fraction < 1:
-        raise BadData(f"breast_cancer: test_fraction={test_fraction}; it must lie between 0 and 1.")
-    order = permutation(len(bunch.target), seed)
-    n_train = len(order) - round(len(order) * test_fraction)
-    rows = {"train": order[:n_train], "test": order[n_train:]}
-    mean, deviation = bunch.data[rows["train"]].mean(0), bunch.data[rows["train"]].std(0)
-    splits = {}
-    for part, index in rows.items():
-        X = (bunch.data[index] - mean) / deviation
-        if intercept:
-            X = np.hstack([X, np.ones((len(X), 1))])
-        splits[part] = Split(X, bunch.target[index].astype(np.int64), index.astype(np.int64))
+    bunch, source, splits = _standardised("breast_cancer", test_fraction, seed)
+    if intercept:
+        ones = {part: np.ones((len(split), 1)) for part, split in splits.items()}
+        splits = {part: replace(split, X=np.hstack([split.X, ones[part]])) for part, split in splits.items()}
     features = tuple(str(name) for name in bunch.feature_names) + (("intercept",) if intercept else ())
     classes = tuple(str(name) for name in bunch.target_names)
     manifest = {"breast_cancer": source, "arrays": arrays_manifest(**splits)}
     return Dataset("breast_cancer", splits["train"], splits["test"], None, classes, features, manifest)
+
+
+def _standardised(name: str, test_fraction: float, seed: int) -> tuple[Any, dict[str, Any], dict[str, Split]]:
+    """A bundled table, its source, and its two parts, standardised by the training part."""
+    bunch, source = _bundled(name)
+    if not 0 < test_fraction < 1:
+        raise BadData(f"{name}: test_fraction={test_fraction}; it must lie between 0 and 1.")
+    order = permutation(len(bunch.target), seed)
+    n_train = len(order) - round(len(order) * test_fraction)
+    rows = {"train": order[:n_train], "test": order[n_train:]}
+    mean, deviation = bunch.data[rows["train"]].mean(0), bunch.data[rows["train"]].std(0)
+    splits = {
+        part: Split((bunch.data[index] - mean) / deviation, bunch.target[index].astype(np.int64), index)
+        for part, index in rows.items()
+    }
+    return bunch, source, splits

@@ -10,7 +10,7 @@ class DataError(UserError):
 
 
 class FileMissing(DataError):
-    """A source file is neither in the mirror nor to be had from the network."""
+    """A source file is not in the mirror, and the network does not give it."""
 
 
 class ChecksumMismatch(DataError):

@@ -110,7 +110,7 @@ def obtain(
         try:
             return Fetched(kept, verify(source, kept), source.urls[0])
         except ChecksumMismatch:
-            kept.unlink()  # our own copy went bad; it can be had again
+            kept.unlink()  # our own copy went bad; it is fetched again
     return _download(source, kept, folder)
 
 

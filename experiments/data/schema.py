@@ -41,7 +41,7 @@ class DigitPairsData(Data):
     brightness: int = 255  # value of the brightest pixel
     train_per_class: int = 120  # training images of each class
     test_per_class: int = 50  # test images of each class
-    seed: int = 0  # of the order of the examples
+    seed: int = 0  # draws the order of the examples
 
 
 @register("data", "dogfish")
@@ -53,7 +53,7 @@ class DogfishData(Data):
     size: int = 224  # pixels per side
     train_per_class: int = 900  # training images of each class
     test_per_class: int = 300  # test images of each class
-    seed: int = 0  # of the order of the examples
+    seed: int = 0  # draws the order of the examples
     folder: str | None = None  # an ImageNet folder, <folder>/[train/]<synset>/*; null: Imagenette
     dog: list[str] | None = None  # synsets; null: English springer, n02102040
     fish: list[str] | None = None  # synsets; null: tench, n01440764
@@ -67,7 +67,7 @@ class OneDogData(DogfishData):
 
     photos: str | None = None  # a folder of photographs; null: the sequence "dog" of DAVIS
     label: str = "dog"  # the class that the photographs show: dog or fish
-    count: int | None = 30  # of the photographs, evenly spaced in the order of their names; null: all
+    count: int | None = 30  # photographs used, evenly spaced in the order of their names; null: all
 
 
 @register("data", "breast_cancer")
@@ -77,7 +77,7 @@ class BreastCancerData(Data):
     """569 tumours, standardised: the stand-in for spam."""
 
     test_fraction: float = 0.2  # share of the rows that is the test set
-    seed: int = 0  # of the order of the examples
+    seed: int = 0  # draws the order of the examples
     intercept: bool = True  # a column of ones, since the linear models have no intercept
 
 
@@ -88,7 +88,7 @@ class IrisData(Data):
     """150 flowers, standardised."""
 
     test_fraction: float = 0.2  # share of the rows that is the test set
-    seed: int = 0  # of the order of the examples
+    seed: int = 0  # draws the order of the examples
 
 
 @register("data", "readmission")
@@ -97,7 +97,7 @@ class IrisData(Data):
 class ReadmissionData(Data):
     """UCI diabetes, 127 columns."""
 
-    seed: int = 2  # of the split; 2 gives the authors' own, row by row
+    seed: int = 2  # draws the split; 2 gives the authors' own, row by row
 
 
 @register("data", "readmission_synthetic")
@@ -108,7 +108,7 @@ class ReadmissionSyntheticData(Data):
 
     n_train: int = 2000  # training patients
     n_test: int = 4000  # test patients
-    seed: int = 0  # of the order of the examples
+    seed: int = 0  # draws the order of the examples
 
 
 @register("data", "enron")
@@ -117,8 +117,8 @@ class ReadmissionSyntheticData(Data):
 class EnronData(Data):
     """Enron1 as word counts."""
 
-    seed: int = 0  # of the shuffle after sorting by name
-    min_df: int = 5  # training mails a word must occur in
+    seed: int = 0  # draws the shuffle after sorting by name
+    min_df: int = 5  # training mails that a word must occur in
     stop_words: bool = True  # leave scikit-learn's English stop words out
 
 
@@ -160,4 +160,4 @@ class CsvData(Data):
     words: int = 20_000
     min_df: int = 2
     test_fraction: float = 0.0  # share of the rows that is the test set
-    seed: int = 0  # of the order of the examples
+    seed: int = 0  # draws the order of the examples

@@ -1,12 +1,12 @@
 """Are influence functions fragile in deep nets, or were the nets not converged? (Basu et al. 2021.)
 
 Small fully connected nets of several depths and widths, with tanh and SELU, with and without weight decay,
-are trained from several initialisations. Each is taken twice. "stopped" is the published protocol: Adam for
-a fixed number of steps, and the same from the same initialisation without each point. "converged" goes on
+are trained from several initialisations. Each net is taken twice. "stopped" is the published protocol: Adam
+for a fixed number of steps, and the same from the same initialisation without each point. "converged" goes on
 from there by Newton's method to a stationary point, and from that to one without each point. Influence on
 the test point of largest loss comes from the full exact Hessian, and from that of the last layer. Its rank
-correlation with retraining says which of the loss is depth and which is a fit that has not converged
-(Epifano et al. 2023; Bae et al. 2022).
+correlation with retraining tells two causes apart: depth, and a fit that has not converged (Epifano et al.
+2023; Bae et al. 2022).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from experiments.fragility.predictions import FITS, HESSIANS, Outcome, converged
 from experiments.records.record import Record
 from experiments.suite.context import Context
 
-COLUMNS = ("gradient_norm", "damping", "compared")
+COLUMNS = ("gradient_norm", "damping", "compared", "kink")
 
 
 def run(cfg: DictConfig, context: Context) -> Record:

@@ -29,7 +29,7 @@ class Fragility(Experiment):
     decays: list[float] = field(default_factory=lambda: [0.005, 0.0])  # lambda of (lambda/2)||theta||^2
     seeds: int = 3  # nets of each kind, from different initialisations
     removed: int = 20  # training points left out, drawn at random
-    steps: int = 600  # of Adam, on all training points at once
+    steps: int = 600  # steps of Adam, on all training points at once
     rate: float = 0.01  # learning rate of Adam
     tolerance: float = 1e-6  # gradient norm of the nets that are brought to a stationary point
-    iterations: int = 60  # Newton steps to it at most
+    iterations: int = 60  # Newton steps to a stationary point at most

@@ -1,11 +1,12 @@
 """Groups: do influences of single points add up, and does one Newton step without the group mend the size?
 
 A linear model is fitted to convergence. Groups of 0.1 to 30 % of the training points are left out: random
-points, random points of the test point's class, the most helpful and the most harmful ones. The change of
-one test loss is predicted by the sum of first-order influences and by one and two Newton steps without the
-group, at one solve a step, and the model is fitted again to a certified gradient norm. With ``children`` the
-mismatch of section 5.3 is planted first: what do the children of the training set do together, and how much
-more is that than what random groups of their size do? (Koh et al. 2019, arXiv 1905.13289.)
+points, random points of the test point's class, the most helpful and the most harmful ones. Three predictions
+are made of the change of one test loss: the sum of first-order influences, and one and two Newton steps
+without the group. A step costs one solve. Then the model is fitted again to a certified gradient norm. With
+``children`` the mismatch of section 5.3 is planted first. What do the children of the training set do
+together, and how much more is that than what random groups of their size do? (Koh et al. 2019, arXiv
+1905.13289.)
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class Groups(Experiment):
     # sizes of the groups as shares of the training set; rising
     shares: list[float] = field(default_factory=lambda: [0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3])
     draws: int = 2  # groups of each size that are drawn at random from all points, and from one class
-    test_index: int | None = None  # position in the test split; null: the first that the model mistakes
+    test_index: int | None = None  # position in the test split; null: the first misclassified one
     training_tolerance: float = 1e-10  # gradient norm of the full fit
     retraining_tolerance: float = 1e-8  # gradient norm of each retrained model
     # plant the mismatch of section 5.3 and ask what its children do together (data=readmission or

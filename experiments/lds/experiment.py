@@ -1,11 +1,11 @@
 """LDS: which attribution predicts how models of random subsets rank on each test point?
 
-A linear model is fitted to 5,000 training points and each of 500 test points is attributed to them: by exact
-first-order influence, with the leverage correction, by LiSSA, and by baselines that need no Hessian. A
-hundred models are then fitted to random halves of the data, to a certified gradient norm. The linear
-datamodelling score (Park et al. 2023) of a test point is Spearman's correlation, over these models, of its
-loss with the sum of its scores over the points that each model was not trained on. Sizes are dattri's public
-setting of MNIST with a linear model (Deng et al. 2024).
+A linear model is fitted to 5,000 training points. Each of 500 test points gets a score per training point, by
+several methods: exact first-order influence, influence with the leverage correction, LiSSA, and baselines
+that need no Hessian. Then a hundred models are fitted to random halves of the data, to a certified gradient
+norm. For each model, the scores of the points that it was not trained on are summed. The linear datamodelling
+score (Park et al. 2023) of a test point is Spearman's correlation of these sums with its losses, over the
+models. The sizes are dattri's public setting of MNIST with a linear model (Deng et al. 2024).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class LDS(Experiment):
     n_train: int = 5000  # training points, the first ones of the data
     n_test: int = 500  # test points, the first ones
     masks: int = 100  # models, each trained on a random subset
-    share: float = 0.5  # of the training points that a subset holds
+    share: float = 0.5  # share of the training points that a subset holds
     training_tolerance: float = 1e-10  # gradient norm of the full fit
     retraining_tolerance: float = 1e-7  # gradient norm of each model of a subset
     projections: int = 512  # dimensions of TRAK's random projection

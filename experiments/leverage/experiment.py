@@ -1,10 +1,10 @@
 """Fig. 2 left at smaller λ: are predicted changes of the right size, and does the leverage correction help?
 
 A linear model is fitted to convergence at each λ. First-order influence predicts what leaving out each
-training point does to one test loss; leverage-corrected influence takes a Newton step without the point.
-The points of largest |predicted change|, and as many drawn at random, are really left out, one at a time,
-and the model is fitted again to a certified gradient norm. What is left is (1/n) sum_{j != i} L(z_j) +
-(lambda/2)||theta||^2, the paper's removal by epsilon = -1/n, so no score carries an L2 term ("loss").
+training point does to one test loss. Leverage-corrected influence takes a Newton step without the point. The
+points of largest |predicted change|, and others drawn at random, are really left out, one at a time, and the
+model is fitted again to a certified gradient norm. The retrained objective is (1/n) sum_{j != i} L(z_j) +
+(lambda/2)||theta||^2, the paper's removal by epsilon = -1/n. So no score carries an L2 term ("loss").
 """
 
 from __future__ import annotations

@@ -21,8 +21,10 @@ class Leverage(Experiment):
     """Sizes of predicted changes against leave-one-out retraining, while λ falls."""
 
     name: str = "leverage"
-    factors: list[float] = field(default_factory=lambda: [1.0, 0.1, 0.01, 0.001])  # times model.l2; falling
-    test_index: int | None = None  # position in the test split; null: the first that the first model mistakes
+    # values of λ over model.l2; falling
+    factors: list[float] = field(default_factory=lambda: [1.0, 0.1, 0.01, 0.001])
+    # position in the test split; null: the first that the first model misclassifies
+    test_index: int | None = None
     top: int = 100  # training points left out at each λ: those of largest |predicted change|
     random: int = 100  # training points left out beside them, drawn from all others
     training_tolerance: float = 1e-11  # gradient norm of each full fit

@@ -1,10 +1,10 @@
-"""Fig. 2, right: is the predicted change of one test loss borne out by retraining a convolutional network?
+"""Fig. 2, right: does retraining a convolutional network show the predicted change of one test loss?
 
-The net is trained by Adam to theta~, which is no exact minimum, so the quadratic model is damped: s_test
-solves (H + damping I) s = grad L(z_test). The training points of largest |predicted change| are then left out
-one at a time, training going on from theta~, and so does one run on all data: its change is the drift, which
-no removal caused. The drift is one constant, which moves slopes and signs of the raw differences but no
-correlation. All of this is done from several seeds, whose spread says what one figure is worth.
+The net is trained by Adam to theta~, which is no exact minimum. So the quadratic model is damped: s_test
+solves (H + damping I) s = grad L(z_test). Then the training points of largest |predicted change| are left out
+one at a time, and training goes on from theta~. One run goes on with all data. Its change is the drift, which
+no removal caused. The drift is one constant: it moves slopes and signs of the raw differences, but no
+correlation. All of this is done from several seeds. Their spread says what one figure is worth.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from experiments.schema import Experiment, Model, register
 class NetworkModel(Model):
     """A convolutional net of experiments/models.py; lambda is on weights only, not on biases."""
 
-    loss: str = "cross_entropy"  # of one example
+    loss: str = "cross_entropy"  # loss of one example
 
 
 @register("experiment", "loo_cnn")
@@ -45,21 +45,22 @@ class LooCnn(Experiment):
     name: str = "loo_cnn"
     test_index: int | None = None  # position in the test split; null: the one of largest loss
     n_train: int | None = None  # training points: the first of numpy's legacy shuffle; null: all
-    subset_seed: int = 0  # of that shuffle
+    subset_seed: int = 0  # seed of that shuffle
     removed: int = 100  # training points left out: those of largest |predicted change|
     batch: int = 500  # training points per step of training
     steps: int = 500_000  # steps of training
     rates: list[Any] = field(default_factory=list)  # learning rates of training: [[first step, rate], ...]
-    dtype: str = "float32"  # of training: float32 or float64
+    dtype: str = "float32"  # type of the training: float32 or float64
     retraining_steps: int = 30_000  # steps of each retraining
     retraining_rate: float = 1.0e-6  # learning rate of each retraining
-    retraining_dtype: str = "float64"  # of retraining: float32 or float64
-    seeds: int = 1  # how many times all of it is done, each from another initialisation and batch order
-    kernel: str = "auto"  # auto, compiled (a C compiler is needed) or torch: gradients of the training
+    retraining_dtype: str = "float64"  # type of the retraining: float32 or float64
+    seeds: int = 1  # number of runs, each from another initialisation and batch order
+    kernel: str = "auto"  # gradients of the training: auto, compiled (needs a C compiler) or torch
     side_by_side: int = 0  # batches whose gradients are timed with the kernel and without; 0: none
     block: int = 26  # nets retrained side by side
-    workers: int = 1  # trainings or blocks at the same time, a thread each; set threads=1 beside it
+    workers: int = 1  # trainings or blocks at the same time, one thread each; set threads=1 beside it
     checkpoints: int = 5  # moments of the retraining at which the agreement is recorded
     eigenvalues: int = 12  # smallest eigenvalues of the Hessian to compute (with the kernel: all); 0: none
-    autograd_tolerance: float | None = None  # also time plain autograd CG to this residual; null: do not
-    autograd_examples: int | None = None  # on so many training points; null: on all
+    # plain autograd CG is also timed, to this residual; null: it is not
+    autograd_tolerance: float | None = None
+    autograd_examples: int | None = None  # training points of that solve; null: all

@@ -1,9 +1,9 @@
 """Fig. 2, right, as the theory has it: where does influence hold for a network that is at a stationary point?
 
-Influence is the derivative of the trained net's test loss in the weight of one example, so it supposes a net
-whose gradient vanishes. Here the network of loo_cnn is brought to a gradient norm of 1e-8 in float64. Then it
-is brought there again with 1 %, 3 %, ... 100 % of the weight of one example taken away, for each of the most
-influential examples. At 1 % the first-order prediction must agree; on the way to 100 % one sees where first
+Influence is the derivative of the trained net's test loss in the weight of one example. So it supposes a net
+whose gradient vanishes. Here the network of loo_cnn is brought to a gradient norm of 1e-8 in float64. For
+each of the most influential examples, it is brought there again with 1 %, 3 %, ... 100 % of the example's
+weight taken away. At 1 % the first-order prediction must agree. On the way to 100 % one sees where first
 order, one Newton step and the truth part. No damping is needed, so its effect can be shown alone.
 
 Weights are taken away as in the paper's section 2.1: 1/n sum_j L_j - epsilon L_i + (lambda/2) |theta|^2.

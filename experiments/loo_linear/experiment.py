@@ -1,10 +1,10 @@
 """Fig. 2, left and middle: does the predicted change of one test loss come true when the point is left out?
 
 A linear model is fitted to convergence. For one test point, s_test is solved for and all n training points
-are scored; those of largest |predicted change| are then really left out, one at a time, and the model is
-fitted again to convergence. The retrained objective is (1/(n-1)) sum_{j != i} L(z_j) + (lambda/2)||theta||^2,
-so the first-order change of theta is H^-1 (grad L(z_i) + lambda theta)/(n-1): the training gradient carries
-the L2 term ("objective"). The paper's formula carries none ("loss"); its agreement is recorded too. Every
+are scored. Those of largest |predicted change| are then really left out, one at a time, and the model is
+fitted again to convergence. The retrained objective is (1/(n-1)) sum_{j != i} L(z_j) + (lambda/2)||theta||^2.
+So the first-order change of theta is H^-1 (grad L(z_i) + lambda theta)/(n-1): the training gradient carries
+the L2 term ("objective"). The paper's formula carries none ("loss"). Its agreement is recorded too. Every
 further solver is compared on the same points.
 """
 

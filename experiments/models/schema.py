@@ -39,7 +39,7 @@ class CGSolver(Solver):
     name: str = "cg"
     tolerance: float = 1e-10  # relative residual of each right-hand side
     max_iterations: int | None = None  # products with H at most; null: the solver's own bound
-    preconditioner: str = "none"  # or jacobi, kronecker, subsample, nystrom; for a net gauss_newton
+    preconditioner: str = "none"  # none, jacobi, kronecker, subsample or nystrom; for a net gauss_newton
     # false: a solve that fails is recorded with its status instead of ending the run
     raise_on_failure: bool = True
 
@@ -52,11 +52,11 @@ class LiSSASolver(Solver):
 
     name: str = "lissa"
     depth: int = 5000  # steps of the recursion
-    repeats: int = 10  # recursions, whose mean is taken
+    repeats: int = 10  # recursions whose mean is taken
     batch: int = 1  # training points sampled per step
     scale: float | None = None  # at least the largest sampled eigenvalue; null: estimated
     replace: bool = True  # sample with replacement
-    seed: int = II("seed")  # of the sampled batches
+    seed: int = II("seed")  # draws the sampled batches
     # false: a solve that fails is recorded with its status instead of ending the run
     raise_on_failure: bool = True
 
@@ -69,6 +69,7 @@ class PretrainedBackbone(Backbone):
 
     size: int = 224  # input pixels per side
     batch: int = 4  # images per forward pass; on a CPU small batches stay near the cache
-    mirror: str | None = II("data.mirror")  # folder with weight files: that of the data
-    seed: int = 0  # of random_conv's weights
-    count_padding: bool | None = None  # of Inception's average poolings; null: as the weights need
+    mirror: str | None = II("data.mirror")  # folder with weight files; by default that of the data
+    seed: int = 0  # draws random_conv's weights
+    # do average poolings of Inception count padding? null: as the weights need
+    count_padding: bool | None = None

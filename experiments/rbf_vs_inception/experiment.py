@@ -1,9 +1,9 @@
 """Fig. 4: two models of dog against fish, and what each finds influential for one test image.
 
-An SVM with an RBF kernel on raw pixels, trained with the hinge through the kernel's Cholesky factor, its
-influence computed with SmoothHinge; and a logistic top layer on the features of a frozen network. Predicted
-changes of the test loss are set against the Euclidean distance of the pixels. The training gradient is that
-of the loss, as in the paper's formula ("loss").
+The first model is an SVM with an RBF kernel on raw pixels. It is trained with the hinge, through the kernel's
+Cholesky factor, and its influence is computed with SmoothHinge. The second model is a logistic top layer on
+the features of a frozen network. Predicted changes of the test loss are set against the Euclidean distance of
+the pixels. The training gradient is that of the loss, as in the paper's formula ("loss").
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ class RbfVsInception(Experiment):
     name: str = "rbf_vs_inception"
     # position in the test split; null: the first, right in both, inside the SVM's margin
     test_index: int | None = None
-    gamma: float = 0.05 / 1800  # of the RBF kernel on pixels in [-1, 1]
-    temperature: float = 0.001  # of the smooth hinge that the SVM's influence is computed with
+    gamma: float = 0.05 / 1800  # gamma of the RBF kernel on pixels in [-1, 1]
+    temperature: float = 0.001  # temperature of the smooth hinge that gives the SVM's influence
     shown: int = 5  # most helpful images of each model in the figure
     extremes: int = 50  # most helpful and most harmful images whose classes are counted
     training_tolerance: float = 1e-10  # gradient norm of the logistic fit

@@ -1,11 +1,11 @@
 """Section 5.3: domain mismatch. A model predicts whether a diabetic patient is readmitted within 30 days.
 
-Of the 24 children in training, 3 are readmitted. All 20 healthy children but the last are removed, so that 3
-of 4 are; the refitted model then takes many children of the test set for readmitted, although none was. For
-one of these, every training patient's influence on its loss is computed: the four children stand out. The
-experiment does the same for every misclassified child, leaves the most influential patients out for real, and
-compares with what one would look at otherwise: the model's coefficients. ``I_pert,loss`` names the features
-that carry it.
+Of the 24 children in training, 3 are readmitted. Then 20 of them are removed: all healthy ones but the last.
+Now 3 of the 4 children in training are readmitted. The refitted model takes many children of the test set for
+readmitted, although none was. For one of these, every training patient's influence on its loss is computed:
+the four children stand out. The experiment does the same for every misclassified child. It leaves the most
+influential patients out for real. It also shows what one would look at otherwise: the model's coefficients.
+``I_pert,loss`` names the features through which the four children act.
 """
 
 from __future__ import annotations

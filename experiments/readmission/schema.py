@@ -18,4 +18,5 @@ class Readmission(Experiment):
     shown: int = 20  # most influential patients that are shown and really left out
     features: int = 8  # features named for each child
     tolerance: float = 1e-10  # gradient norm of every fit
-    stopped_after: int | None = None  # also stop an L-BFGS fit there, as the authors' stopped; null: do not
+    # an L-BFGS fit is also stopped after so many iterations, as the authors' was; null: none
+    stopped_after: int | None = None

@@ -30,7 +30,7 @@ def workers(asked: int | None, what: str, least: int) -> int:
 
 
 def available_gib() -> float:
-    """Memory that could be had without swapping; infinite if the system doesn't say."""
+    """Memory that is free without swapping; infinite if the system doesn't say."""
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         for line in meminfo.read_text().splitlines():

@@ -1,11 +1,11 @@
 """Fig. 3: influence of a model whose loss has no second derivative.
 
-A linear SVM is trained with the hinge. Those weights stay; gradients, Hessian and test gradient are taken of
-SmoothHinge(s, t) = t log(1 + exp((1 - s)/t)) at each temperature t. At t = 0 that is the hinge, whose
-Hessian is lambda I alone. The points of largest |predicted change| at t = 0 are left out, one at a time, the
-hinge SVM is trained again on the other n - 1, and the actual change is that of the *hinge* loss of the test
-point. The training gradient carries the L2 term (the retrained objective keeps lambda relative to the mean
-loss).
+A linear SVM is trained with the hinge, and its weights stay. Gradients, Hessian and test gradient are those
+of SmoothHinge(s, t) = t log(1 + exp((1 - s)/t)) at each temperature t. At t = 0 that is the hinge, whose
+Hessian is lambda I alone. The points of largest |predicted change| at t = 0 are left out, one at a time, and
+the hinge SVM is trained again on the other n - 1. The actual change is that of the *hinge* loss of the test
+point. The training gradient carries the L2 term, because the retrained objective keeps lambda relative to the
+mean loss.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ class SmoothHingeExperiment(Experiment):
     test_index: int = 0  # position in the test split
     removed: int = 100  # training points left out: those of largest |predicted change| at t = 0
     multiple: int = 1  # use the first floor(n / multiple) * multiple examples of each split
-    temperatures: list[float] = field(default_factory=lambda: [0.0, 0.001, 0.1])  # 0 must be among them
-    tolerance: float = 1e-8  # of LinearSVC, on its dual problem
+    # temperatures t; 0 must be among them
+    temperatures: list[float] = field(default_factory=lambda: [0.0, 0.001, 0.1])
+    tolerance: float = 1e-8  # tolerance of LinearSVC on its dual problem
     largest_gap: float = 1e-8  # relative duality gap above which a fit is refused

@@ -1,9 +1,9 @@
 """Section 5.4, Fig. 6: which training labels are wrong?
 
-Labels of the training set are flipped on purpose. Someone who may look at only a few training examples takes
-them by self-influence (how much does an example weigh on its own loss?), by training loss, or at random; what
-is looked at gets its true label back and the model is fitted again. How many flips are found, and what
-becomes of the test accuracy? The test set plays no part in the ranking. On a table of one's own
+Labels of the training set are flipped on purpose. A person can check only a few training examples. They are
+chosen by self-influence (how much does an example weigh on its own loss?), by training loss, or at random. A
+checked example gets its true label back, and the model is fitted again. How many flips are found, and what
+becomes of the test accuracy? The test set plays no part in the ranking. In a table of one's own
 (``data=csv``) nothing is flipped: ``experiments.label_errors.suspects`` ranks its rows.
 """
 
@@ -259,8 +259,8 @@ def deviations(name: str) -> list[str]:
     if name != "enron":
         return []
     return [
-        "Words are taken by a rule (two or more letters, scikit-learn's English stop words left out) instead "
-        "of by the authors' lemmatiser, whose model is not to be had from a package registry: 6,299 words.",
+        "Words are found by a rule (two or more letters, without scikit-learn's English stop words), not "
+        "by the authors' lemmatiser, whose model was not available. There are 6,299 words.",
         "Which mails are in training (4,137; the paper's 4,147 is a slip) is drawn by our own seed: the "
         "authors' order of files cannot be known.",
         "The ranking called influence is the self-influence itself, s² xᵀH⁻¹x. The authors' stored figure, "

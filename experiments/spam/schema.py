@@ -26,7 +26,7 @@ class Spam(Experiment):
     step: float = 0.05  # share of the training set in one step of flips, and of checks
     flips: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5, 6])  # steps of labels flipped
     repeats: int = 40  # random draws for each number of flips
-    checks: int = 6  # 1, ..., so many steps of labels are checked, each followed by a refit
+    checks: int = 6  # steps of labels that are checked; a refit follows each step
     tolerance: float = 1e-8  # gradient norm of every fit
-    workers: int | None = None  # processes; null: one per core; 0: none beside this one. Changes no number
+    workers: int | None = None  # processes; null: one per core; 0: none beside this one. It changes no number
     shown: int = 20  # first suspects shown; with flips, those of the first repeat of the panels' flips

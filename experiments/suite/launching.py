@@ -25,7 +25,7 @@ def launched(launch: Launch, jobs: Sequence[Sequence[str]], first: int, folder: 
     try:
         returns = list(launch(jobs, first))
     except BrokenProcessPool:
-        print(f"{KILLED}; the jobs that it took along are run again, one at a time.", file=sys.stderr)
+        print(f"{KILLED}; the jobs that ended with it run again, one at a time.", file=sys.stderr)
         returns = [alone(launch, job, number, folder) for number, job in enumerate(jobs, start=first)]
     done = sum(result.status.name == "COMPLETED" for result in returns)
     print(

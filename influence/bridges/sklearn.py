@@ -83,7 +83,7 @@ class SklearnInfluence(Influence):
         if self.steps:
             names = ", ".join(type(step).__name__ for step in self.steps)
             lines.append(f"held fixed: the pipeline's {names}, which a refit of the pipeline would fit anew")
-        if getattr(self.last, "class_weight", None) == "balanced":
+        if getattr(self.last, "class_weight", None) == "balanced":  # regressions of scikit-learn have none
             lines.append("class_weight='balanced': the weights stay, which a refit would balance anew")
         return "\n".join(lines)
 
@@ -162,6 +162,7 @@ def _through(steps: tuple[Any, ...], last: Any, X: Any) -> Any:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"the pipeline's {type(step).__name__} cannot take X ({said})") from None
+    # scikit-learn sets these names only after a fit on a table, and only a table has columns.
     names, given = getattr(last, "feature_names_in_", None), getattr(X, "columns", None)
     if names is not None and given is not None and list(names) != list(given):
         raise DataError(
@@ -174,7 +175,7 @@ def _through(steps: tuple[Any, ...], last: Any, X: Any) -> Any:
         except (TypeError, ValueError) as error:
             raise DataError(f"X must hold numbers ({error}); encode text first, in the pipeline") from None
         X = X[None] if X.ndim == 1 else X
-    wanted = getattr(last, "n_features_in_", None)
+    wanted = getattr(last, "n_features_in_", None)  # scikit-learn sets it in fit
     if X.ndim != 2 or (wanted is not None and X.shape[1] != wanted):
         raise DataError(f"X must have shape (n, {wanted}), as the model was fitted on, got {X.shape}")
     return X
@@ -229,7 +230,7 @@ def _read(estimator: Any, X: Any, y: Any, sample_weight: Any) -> Fitted:
     if reader is None:
         if isinstance(estimator, type):
             raise DataError(f"pass a fitted model, not the class {estimator.__name__}")
-        found = getattr(estimator, "best_estimator_", None)
+        found = getattr(estimator, "best_estimator_", None)  # only a search of scikit-learn has one
         hint = "pass its best_estimator_" if found is not None else _INSTEAD.get(name)
         raise DataError(f"{name} is not supported{f' ({hint})' if hint else ''}; supported are {SUPPORTED}")
     if "coef_" not in vars(estimator):

@@ -35,6 +35,17 @@ _OF_NUMBERS = (
 
 
 @dataclass(frozen=True)
+class Reshaped:
+    """A function of outputs in the model's own shape, for outputs that come flat."""
+
+    function: Callable[..., Any]
+    shape: tuple[int, ...]
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Any:
+        return self.function(outputs.reshape(len(outputs), *self.shape), targets)
+
+
+@dataclass(frozen=True)
 class CallableLoss(Loss):
     """``ℓ_i = function(o_i[None], y_i[None])``: the function is asked for one example at a time.
 
@@ -73,8 +84,7 @@ class CallableLoss(Loss):
 
     def prepare(self, targets: Any, dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         tensor = placed(targets, device)
-        inner = getattr(self.function, "function", self.function)
-        numbers = tensor.is_floating_point() or isinstance(inner, _OF_NUMBERS)
+        numbers = tensor.is_floating_point() or isinstance(_inner(self.function), _OF_NUMBERS)
         return finite(tensor.to(dtype) if numbers else tensor, "the targets")
 
     def check_range(self, targets: Tensor, n_outputs: int) -> None:
@@ -179,9 +189,13 @@ def _double(targets: Tensor) -> Tensor:
     return targets.double() if targets.is_floating_point() else targets
 
 
+def _inner(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that a person passed."""
+    return function.function if isinstance(function, Reshaped) else function
+
+
 def _called(function: Callable[..., Any]) -> str:
-    inner = getattr(function, "function", function)  # of one that sees outputs in the model's own shape
-    return called(inner)
+    return called(_inner(function))
 
 
 def from_module(module: nn.Module) -> Loss:

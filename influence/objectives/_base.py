@@ -23,6 +23,7 @@ from torch import Tensor
 from influence.errors import DataError
 from influence.fits import Fit
 from influence.losses import Asking, Loss, check_asked, get_loss, get_quantity, is_loss
+from influence.objectives.determined import Determined
 from influence.objectives.output_shapes import for_outputs
 from influence.objectives.structure import GramFactor, Split
 
@@ -287,6 +288,10 @@ class TrainingObjective(ABC):
 
         They are those of softmax's unpenalised intercepts, whose differences alone are determined.
         """
+        return None
+
+    def determined(self) -> Determined | None:
+        """The space in which the minimiser of a small linear model lies, or None where it is all of ℝᵖ."""
         return None
 
     def split_at(self, theta: Tensor, idx: Tensor | None = None) -> Split | None:

@@ -238,9 +238,10 @@ def as_matrix(
         device = device or x.device
         parts = (x.values(), x.col_indices(), x.crow_indices())
         x = sp.csr_matrix(tuple(t.cpu().numpy() for t in parts), shape=tuple(x.shape))
-    # x is whatever a person passed, so a list or None may come, which have neither attribute.
-    if getattr(x, "ndim", 0) != 2:
-        raise DataError(f"X must be a matrix (n, d), got shape {tuple(getattr(x, 'shape', ()))}; reshape it")
+    # x is whatever a person passed. A list and None have no shape.
+    shape = tuple(getattr(x, "shape", ()))
+    if len(shape) != 2:
+        raise DataError(f"X must be a matrix (n, d), got shape {shape}; reshape it")
     numpy_dtype = np.float32 if dtype == torch.float32 else np.float64
     if sp.issparse(x):
         x = _scipy_csr(x).astype(numpy_dtype)

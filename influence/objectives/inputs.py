@@ -1,6 +1,6 @@
-"""Data as a person has them, and the inputs of a model: one tensor, or several in a tuple, list or mapping,
-with the examples along the first
-axis.
+"""Data as a person has them, and the inputs of a model.
+
+Inputs are one tensor, or several in a tuple, list or mapping. The examples lie along the first axis.
 
 Everything that an objective does with inputs goes through these functions, so a model with two arguments or a
 dictionary of token ids and masks is handled as one tensor is.
@@ -8,7 +8,7 @@ dictionary of token ids and masks is handled as one tensor is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -163,7 +163,7 @@ def _is_stack(inputs: Any, targets: Any) -> bool:
     """Whether ``inputs`` is a list of examples, one per target, and not of the several inputs of a model."""
     if not isinstance(inputs, list) or not inputs or not isinstance(inputs[0], Tensor | np.ndarray):
         return False
-    n = len(targets) if hasattr(targets, "__len__") else 1
+    n = len(targets) if isinstance(targets, Sized) else 1
     shapes = {tuple(part.shape) for part in inputs if isinstance(part, Tensor | np.ndarray)}
     return len(inputs) == n and len(shapes) == 1 and next(iter(shapes))[:1] != (n,)
 
@@ -191,13 +191,11 @@ def is_dataset(data: Any) -> bool:
     """
     if isinstance(data, Dataset | DataLoader):
         return True
-    if isinstance(data, Tensor | np.ndarray | Mapping | tuple | str) or not hasattr(data, "__len__"):
+    if isinstance(data, Tensor | np.ndarray | Mapping | tuple | str) or not isinstance(data, Sized):
         return False
-    if (
-        not hasattr(data, "__getitem__")
-        or type(data).__module__.partition(".")[0] in _TABLES
-        or not len(data)
-    ):
+    if type(data).__module__.partition(".")[0] in _TABLES or not len(data):
+        return False
+    if not hasattr(data, "__getitem__"):  # datasets of other libraries share no base class
         return False
     try:
         first = data[0]
@@ -295,10 +293,10 @@ def check_order(loader: DataLoader[Any]) -> None:
             "same example twice; pass DataLoader(..., shuffle=False)"
         )
     n = len(loader.dataset)  # type: ignore[arg-type]
-    size = getattr(batches, "batch_size", None) or 1
-    if getattr(batches, "drop_last", False) and n % size:
+    if isinstance(batches, BatchSampler) and batches.drop_last and n % batches.batch_size:
         raise DataError(
-            f"the DataLoader drops {n % size} of {n} examples (drop_last=True); pass drop_last=False"
+            f"the DataLoader drops {n % batches.batch_size} of {n} examples (drop_last=True); pass "
+            "drop_last=False"
         )
 
 

@@ -23,6 +23,7 @@ from influence.errors import DataError, DeviceError
 from influence.losses import LossLike, get_loss
 from influence.objectives._base import Product, TrainingObjective
 from influence.objectives.data_matrix import DataMatrix, as_matrix, checked_weights, with_ones
+from influence.objectives.determined import Determined, determined
 from influence.objectives.structure import (
     GramFactor,
     Split,
@@ -381,6 +382,12 @@ class LinearObjective(TrainingObjective):
             return out.add_(self._shrunk(V), alpha=self.l2) if self.l2 else out
 
         return product
+
+    def determined(self) -> Determined | None:
+        """The space of the minimiser: row space of X, and the outputs that the loss sees. Forms X densely."""
+        mask = self.l2_mask.reshape(self.n_outputs, self.d)[0]
+        counted = None if self.weights is None else self.weights.nonzero()[:, 0]
+        return determined(self.X.dense(counted), mask, self.loss.output_range(self.n_outputs, self.l2_mask))
 
     def undetermined(self) -> Tensor | None:
         """The sum of softmax's intercepts, which stays what it is: ``(p, 1)``, or None."""

@@ -6,7 +6,7 @@ gives and the targets that come with it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import FunctionType
 from typing import Any
 
@@ -14,17 +14,7 @@ from torch import Tensor, nn
 
 from influence.errors import DataError
 from influence.losses import CallableLoss, CrossEntropy, ElementwiseLoss, Loss, TokenCrossEntropy
-
-
-@dataclass(frozen=True)
-class Reshaped:
-    """A function of outputs in the model's own shape, for outputs that come flat."""
-
-    function: Any
-    shape: tuple[int, ...]
-
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Any:
-        return self.function(outputs.reshape(len(outputs), *self.shape), targets)
+from influence.losses.callables import Reshaped
 
 
 def _of_torch(function: Any) -> bool:

@@ -19,7 +19,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from influence.errors import DataError
 
-Place = tuple[int, int]  # of a call in a pass: which tap, and the how-manieth call of it
+Place = tuple[int, int]  # of a call in a pass: which tap, and its number among the calls of that tap
 
 
 class Known(NamedTuple):
@@ -92,6 +92,16 @@ class Action:
         return tree_unflatten(found, self.made.spec)
 
 
+class _Pass(threading.local):
+    """What the pass of one thread does with tapped calls: it runs, records or answers them."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+        self.made: list[Made] | None = None
+        self.wanted: int | None = None
+        self.kept: tuple[tuple[Tensor, ...], int, torch.dtype] | None = None
+
+
 class Taps:
     """The taps of one network and of all its copies.
 
@@ -104,7 +114,7 @@ class Taps:
         self.actions: dict[Place, Action] = {}
         self.calls: Counter[int] = Counter()
         self.filling = float("nan")
-        self._now = threading.local()
+        self._now = _Pass()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Taps:
         return self
@@ -145,8 +155,7 @@ class Taps:
 
     def call(self, key: int, run: Callable[[], Any], given: Any) -> Any:
         """One call of the tap ``key``: ``run()``, recorded or answered."""
-        made: list[Made] | None = getattr(self._now, "made", None)
-        kept: tuple[tuple[Tensor, ...], int, torch.dtype] | None = getattr(self._now, "kept", None)
+        made, kept = self._now.made, self._now.kept
         if made is None and kept is None:
             return run()
         place: Place = (key, self._now.counts[key])

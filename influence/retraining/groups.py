@@ -23,9 +23,8 @@ from influence.objectives.linear import LinearObjective
 from influence.objectives.many import ManyLinear
 from influence.removal import TrainingGradient, removal_kind
 from influence.retraining.leave_one_out import Journal, Retrained, full_factor
-from influence.retraining.retained import removed_index, retained
+from influence.retraining.retained import fit_alone, removed_index
 from influence.solvers.inner import inner_cg
-from influence.training import fit
 
 _INNER, _STEPS, _FORCING = (
     300,
@@ -148,21 +147,16 @@ class _Work:
             norms = self._together(self.objective, thetas, iterations)
         alone = ~(norms <= self.tolerance).cpu()
         for j in alone.nonzero()[:, 0].tolist():
-            left = retained(self.objective, self.groups[j], self.kind)
             start = thetas[:, j] if self.objective.linear_outputs else self.theta
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", NotConvergedWarning)
-                    found = fit(
-                        left.objective, start, tolerance=self.tolerance / left.factor,
-                        max_iterations=self.max_iterations, raise_on_failure=False,
-                    )  # fmt: skip
-            except ConvergenceError:
+            found = fit_alone(
+                self.objective, self.groups[j], self.kind, start, self.tolerance, self.max_iterations
+            )
+            if found is None:
                 continue
-            iterations[j] += found.certificate.iterations
-            norm = left.factor * found.certificate.gradient_norm
+            theta, norm, taken = found
+            iterations[j] += taken
             if norm < float(norms[j]):
-                thetas[:, j], norms[j] = found.theta, norm
+                thetas[:, j], norms[j] = theta, norm
         return {
             "thetas": thetas.cpu().numpy(),
             "gradient_norms": norms.cpu().numpy(),

@@ -26,9 +26,8 @@ from influence.curvature.operators import Hessian
 from influence.errors import ConvergenceError, DataError, NotConvergedWarning, NotPositiveDefiniteError
 from influence.objectives._base import TrainingObjective
 from influence.removal import TrainingGradient, removal_kind
-from influence.retraining.retained import retained
+from influence.retraining.retained import fit_alone
 from influence.solvers.exact import Exact
-from influence.training import fit
 
 _WATCH, _FALL = 10, 0.1  # a model whose gradient norm fell by less than this in so many steps goes on alone
 _FACTOR_BELOW = 4000  # parameters: up to here the full model's factor is made when none is given
@@ -272,22 +271,20 @@ class _Job:
 
     def _alone(self, point: int, j: int, thetas: Tensor, norms: Tensor, iterations: Tensor) -> None:
         """The model without ``point`` by Newton's method with its own Hessian, in place in column j."""
-        left = retained(self.objective, [point], self.kind)
-        # A network may have been led towards a saddle by the shared steps; a linear model may not.
-        start = thetas[:, j] if self.objective.linear_outputs else self.theta
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotConvergedWarning)
-                found = fit(
-                    left.objective, start, tolerance=self.tolerance / left.factor,
-                    max_iterations=self.max_iterations, raise_on_failure=False,
-                )  # fmt: skip
-        except ConvergenceError:
-            return
-        iterations[j] += found.certificate.iterations
-        norm = left.factor * found.certificate.gradient_norm
-        if norm < float(norms[j]):
-            thetas[:, j], norms[j] = found.theta, norm
+        # Shared steps may have led a network towards a saddle, and a linear model to where it is saturated.
+        starts = [self.theta]
+        if self.objective.linear_outputs and not torch.equal(thetas[:, j], self.theta):
+            starts.insert(0, thetas[:, j].clone())
+        for start in starts:
+            found = fit_alone(self.objective, [point], self.kind, start, self.tolerance, self.max_iterations)
+            if found is None:
+                continue
+            theta, norm, taken = found
+            iterations[j] += taken
+            if norm < float(norms[j]):
+                thetas[:, j], norms[j] = theta, norm
+            if norm <= self.tolerance:
+                return
 
     def _without(self, thetas: Tensor, gradients: Tensor, idx: Tensor) -> Tensor:
         """Gradient of each column's leave-one-out objective, from the full objective's gradients there."""

@@ -31,6 +31,7 @@ from scipy.special import expit, log_expit
 from influence.curvature.least_squares import inverse_norm
 from influence.curvature.operators import Hessian
 from influence.errors import ConvergenceError, DataError, NotConvergedWarning, NotPositiveDefiniteError
+from influence.line_search import halved
 from influence.objectives.linear import LinearObjective
 from influence.solvers import Status
 from influence.solvers.quadratics import Quadratics, by_least_squares, finished
@@ -143,17 +144,8 @@ class LogisticRefits:
             if not norm > tolerance or iterations == max_iterations:
                 break
             iterations += 1
-            value: Any = self._mean_loss(f, y) + 0.5 * self.l2 * theta @ theta
             step = self._newton_step(s * (1 - s), gradient, norm, tolerance)
-            along, slope, length = self.X @ step, float(gradient @ step), 1.0
-            self.flops += self._product
-            # Near the minimum the decrease drowns in rounding, hence the allowance.
-            while length > 1e-10:
-                candidate = theta + length * step
-                new = self._mean_loss(f + length * along, y) + 0.5 * self.l2 * candidate @ candidate
-                if new <= value + 1e-4 * length * slope + 1e-14 * max(1.0, abs(value)):
-                    break
-                length *= 0.5
+            length, _ = halved(self._descent(theta, f, y, step, float(gradient @ step)), 1e-10)
             theta = theta + length * step
         final = self.value_and_gradient(theta, y)[0]
         certificate = Certificate(
@@ -165,6 +157,22 @@ class LogisticRefits:
                 f"{tolerance:.3g}: loosen tolerance, raise l2 or rescale the features"
             )
         return theta, certificate
+
+    def _descent(
+        self, theta: np.ndarray, f: np.ndarray, y: np.ndarray, step: np.ndarray, slope: float
+    ) -> Callable[[float], bool | None]:
+        """Says of a length of the step whether the objective falls enough."""
+        along = self.X @ step
+        self.flops += self._product
+        value: Any = self._mean_loss(f, y) + 0.5 * self.l2 * theta @ theta
+        rounding = 1e-14 * max(1.0, abs(value))  # near the minimum the decrease drowns in rounding
+
+        def falls(length: float) -> bool | None:
+            candidate = theta + length * step
+            new = self._mean_loss(f + length * along, y) + 0.5 * self.l2 * candidate @ candidate
+            return bool(new <= value + 1e-4 * length * slope + rounding) or None
+
+        return falls
 
     def _newton_step(self, D: np.ndarray, gradient: np.ndarray, norm: float, tolerance: float) -> np.ndarray:
         """Approximate ``−H⁻¹ gradient``: CG to a residual that shrinks with the gradient (Dembo et al.,

@@ -10,20 +10,22 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from influence.errors import DataError
+from influence.errors import ConvergenceError, DataError, NotConvergedWarning
 from influence.objectives._base import TrainingObjective
 from influence.removal import TrainingGradient, removal_kind
+from influence.training import fit
 
 
 @dataclass(frozen=True)
 class Retained:
-    """``objective`` has the retraining's minimiser; ``factor`` times its gradient is the latter's."""
+    """``objective`` has the retraining's minimiser. Its gradient times ``factor`` is the retraining's."""
 
     objective: TrainingObjective
     factor: float
@@ -46,6 +48,41 @@ def retained(
     other = copy.copy(kept)
     other.l2 = objective.l2 * objective.n / kept.n
     return Retained(other, kept.n / objective.n)
+
+
+def fit_alone(
+    objective: TrainingObjective,
+    removed: Any,
+    kind: TrainingGradient,
+    start: Tensor,
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[Tensor, float, int] | None:
+    """The model without ``removed``, by Newton's method with its own Hessian.
+
+    Args:
+        objective: the whole objective.
+        removed: the examples taken out.
+        kind: the convention of removal.
+        start: ``(p,)`` where Newton's method begins.
+        tolerance: gradient norm to reach.
+        max_iterations: Newton steps at most.
+
+    Returns:
+        θ ``(p,)``, the gradient norm, and the iterations; None if no step helps at all.
+    """
+    left = retained(objective, removed, kind)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotConvergedWarning)
+            found = fit(
+                left.objective, start, tolerance=tolerance / left.factor, max_iterations=max_iterations,
+                raise_on_failure=False,
+            )  # fmt: skip
+    except ConvergenceError:
+        return None
+    certificate = found.certificate
+    return found.theta, left.factor * certificate.gradient_norm, certificate.iterations
 
 
 def removed_index(objective: TrainingObjective, removed: Any) -> Tensor:

@@ -70,9 +70,9 @@ _ADVICE = {
         "itself use CG(preconditioner={preconditioner!r})"
     ),
     Status.UNKNOWN_BIAS: (
-        "a recursion of depth {depth} and {repeats} repeats is too short to estimate the smallest eigenvalue "
-        "for its own cost, so its truncation bias is not known: use spectrum='full' ({products} example "
-        "products), or raise depth or repeats, or solve with a GaussNewton operator and damping"
+        "the truncation bias is not known, because estimating the smallest eigenvalue would cost more than "
+        "depth {depth} and {repeats} repeats do: use spectrum='full' ({products} example products), or raise "
+        "depth or repeats, or solve with a GaussNewton operator and damping"
     ),
     Status.NOISY: (
         "the standard error over {repeats} repeats is {worst_error} of the solution, above the tolerance "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,9 @@ from influence import (
     Exact,
     GaussNewton,
     Hessian,
+    HighLeverageWarning,
     LinearObjective,
+    NotPositiveDefiniteError,
     Objective,
     fit,
     leave_one_out,
@@ -23,7 +27,7 @@ from influence import (
     self_influence,
     test_gradients,
 )
-from influence.leverage import corrected_change
+from influence.leverage import corrected_change, own_share
 from influence.objectives.streaming import ArraySource, stream
 from tests.influence.problems import LOSSES, linear_data, linear_problem
 
@@ -140,6 +144,53 @@ def test_digits_the_correction_mends_the_slope(l2, plain, largest):
     assert slope(scores[top]) == pytest.approx(plain, abs=0.02)
     assert slope(corrected) == pytest.approx(1, abs=0.03)
     assert float((corrected - actual).abs().max() / actual.abs().max()) < largest
+
+
+@pytest.mark.parametrize("r", [1, 3])
+@pytest.mark.parametrize("convex", [True, False])
+def test_the_own_share_is_the_largest_eigenvalue(r, convex):
+    g = torch.Generator().manual_seed(r)
+    A, L = (torch.randn(50, r, r, generator=g, dtype=torch.float64) for _ in range(2))
+    B, M = A @ A.transpose(1, 2) / r, L @ L.transpose(1, 2) / r
+    if not convex:
+        B = B - torch.eye(r, dtype=torch.float64) / 2
+    largest = torch.linalg.eigvals(B @ M).real.max(dim=1).values
+    found = own_share(B, M, convex)
+    high = largest > 0.9
+    assert 0 < int(high.sum()) < 50
+    torch.testing.assert_close(found[high], largest[high])
+    assert bool((found[~high] <= 0.9).all()) or r > 1
+    assert bool((found >= largest - 1e-9).all())
+
+
+def lonely(l2: float):
+    """Three points of one direction, and one alone in another: it holds all of that curvature but λ."""
+    X = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    objective = LinearObjective(X, torch.tensor([-1, 1, 1, -1]), "logistic", l2)
+    return objective, fit(objective).theta
+
+
+def test_a_point_that_holds_nearly_all_of_its_curvature_is_named():
+    objective, theta = lonely(1e-6)
+    with pytest.warns(HighLeverageWarning, match=r"training point 3 may overshoot: up to 9\d\.?\d? % of"):
+        self_influence(objective, theta, Hessian(objective, theta), correction="leverage")
+    gradient = torch.ones(2, 1, dtype=torch.float64)
+    with pytest.warns(HighLeverageWarning, match="training point 3 "):
+        corrected_change(objective, theta, gradient, torch.tensor([0, 3]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        corrected_change(objective, theta, gradient, torch.tensor([0, 1, 2]))
+
+
+def test_a_point_without_which_no_curvature_is_left_is_refused_by_name():
+    """Another point of negative weight holds it: the step without it leads to a maximum."""
+    objective, theta = lonely(1e-3)
+    negative = LinearObjective(
+        torch.cat([objective.X.dense(), torch.tensor([[0.0, 1.0]], dtype=torch.float64)]),
+        torch.tensor([-1, 1, 1, -1, -1]), "logistic", 1e-3,
+    ).with_weights(torch.tensor([1.0, 1.0, 1.0, 1.0, -0.5], dtype=torch.float64))  # fmt: skip
+    with pytest.raises(NotPositiveDefiniteError, match="without training point 3 the curvature is not"):
+        corrected_change(negative, theta, torch.ones(2, 1, dtype=torch.float64))
 
 
 def test_what_is_wrong_is_named():

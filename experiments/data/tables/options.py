@@ -36,17 +36,17 @@ class Options:
     categories: tuple[str, ...] = option((), "columns to read as categories, numbers included")
     dates: tuple[str, ...] = option((), "columns to read as dates")
     keep: tuple[str, ...] = option((), "columns to keep that would be left out as ids, copies or leaks")
-    task: str = option("auto", "are the labels classes or numbers", "auto", "classes", "numbers")
+    task: str = option("auto", "whether the labels are classes or numbers", "auto", "classes", "numbers")
     join: bool = option(False, "true: labels that differ by spaces or by upper and lower case are one class")
-    unlabelled: tuple[str, ...] = option((), "label values that mean: this row has no label")
+    unlabelled: tuple[str, ...] = option((), "label values that stand for no label")
     missing: tuple[str, ...] = option(MISSING, "cells that count as missing in every other column")
-    encoding: str = option("auto", "of a text file, for instance utf-8, cp1252, shift_jis")
-    separator: str = option("auto", "between cells: comma, semicolon, tab, pipe, space or one character")
+    encoding: str = option("auto", "encoding of a text file, for instance utf-8, cp1252, shift_jis")
+    separator: str = option("auto", "sign between cells: comma, semicolon, tab, pipe, space or one character")
     decimal: str = option("auto", "sign of decimal numbers", "auto", "point", "comma")
-    header: str = option("auto", "does the first line hold the names", "auto", "true", "false")
+    header: str = option("auto", "whether the first line holds the names", "auto", "true", "false")
     skip: int = option(0, "lines above the header to leave out; titles and comments are found")
     quote: str = option(
-        "auto", "around cells; none: such marks are ordinary characters; single: '", "auto", "none", "single"
+        "auto", "quotation marks of cells; none: ordinary characters; single: '", "auto", "none", "single"
     )
     bad_rows: str = option(
         "refuse",
@@ -55,7 +55,7 @@ class Options:
         "skip",
         "fill",
     )
-    day_first: str = option("auto", "is 03/04/2024 the third of April", "auto", "true", "false")
+    day_first: str = option("auto", "whether 03/04/2024 is the third of April", "auto", "true", "false")
     sheet: str | None = option(None, "the sheet of an Excel file; by default the first")
     levels: int = option(50, "categories of a column that get a feature each; rarer ones share one")
     words: int = option(20_000, "words of a text column that get a feature each, the most frequent ones")

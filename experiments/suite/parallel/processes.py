@@ -128,8 +128,7 @@ def _death(process: Any) -> UserError:
     if code == -signal.SIGKILL:
         how += " (for lack of memory, perhaps: then give a smaller experiment.workers)"
     return UserError(
-        f"a worker process {how}: what is finished is kept, and the same command with the same output= goes "
-        "on from there."
+        f"a worker process {how}: finished work is kept, and the same command with the same output= resumes."
     )
 
 

@@ -230,10 +230,11 @@ def _cells(name: str) -> list[str]:
 
 HEAD = f"""# Layers
 
-Every class of `torch.nn` that computes something, in evaluation mode, inside a small net with parameters on
-both sides of it. Each cell was compared with central differences in float64 to 0.000001. "ok" means
-that an exact way agrees. "ok, by differences" means that none does, and central differences of first
-derivatives are used in its place. A refusal is the sentence that an objective of such a module raises.
+This table has every class of `torch.nn` that computes something. Each ran in evaluation mode, inside a
+small net with parameters on both sides of it. Each cell was compared with central differences in float64
+to 0.000001. "ok" means that an exact way agrees. "ok, by differences" means that no exact way does. Then
+central differences of first derivatives are used. A refusal is the sentence that an objective of such a
+module raises.
 
 This page is written by `python -m tests.influence.objectives.layer_table` and compared by a test.
 
