@@ -12,7 +12,7 @@ from experiments.data.tables.features import Features
 from experiments.label_errors import neighbours
 from experiments.label_errors.choose import Model, models
 from experiments.label_errors.held_out import group_folds, held_by_folds
-from experiments.label_errors.ranking import order_of
+from experiments.label_errors.ranking import rounded
 from experiments.label_errors.settings import Settings
 
 FOLDS = 10  # parts that groups are held out in
@@ -99,7 +99,8 @@ def assess(
         "loss": found[0].fitted.loss,
         "self_influence": found[0].fitted.self_influence,
     }
-    order = order_of(scores[settings.rank])
+    scores = {name: rounded(score) for name, score in scores.items()}
+    order = np.argsort(-scores[settings.rank], kind="stable")
     expected = expected_errors(held, y, settings.seed)
     return Assessment(found, opinions, held, scores, order, expected, float((held.argmax(1) == y).mean()))
 

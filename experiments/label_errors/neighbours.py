@@ -67,7 +67,7 @@ def _nearest(X: Any, groups: np.ndarray | None, kernel: np.ndarray | None) -> np
     near = np.empty((len(square), COUNTS[-1]), dtype=np.int64)
     for start in range(0, len(square), _ROWS):
         rows = np.arange(start, min(start + _ROWS, len(square)))
-        product = Z[rows] @ Z.T if kernel is None else kernel[rows] - INTERCEPT**2
+        product: Any = Z[rows] @ Z.T if kernel is None else kernel[rows] - INTERCEPT**2
         distance = square[None, :] - 2 * (product.toarray() if sp.issparse(product) else product)
         if groups is None:
             distance[np.arange(len(rows)), rows] = np.inf

@@ -17,7 +17,7 @@ from experiments.data.tables.features import Features
 from experiments.label_errors import choose, logistic
 from experiments.label_errors.held_out import group_folds
 from experiments.label_errors.logistic import Design
-from experiments.label_errors.ranking import order_of
+from experiments.label_errors.ranking import rounded
 from experiments.label_errors.settings import Settings
 
 OUTLYING = 3.5  # robust standard deviations from which a residual counts as an error
@@ -108,6 +108,7 @@ def assess(
         "loss": 0.5 * residual**2,
         "self_influence": residual**2 * q,
     }
+    scores = {name: rounded(score) for name, score in scores.items()}
     far = np.abs(distance) > OUTLYING
     draws = np.random.default_rng(settings.seed).binomial(len(y), far.mean(), 200)
     low, high = int(np.quantile(draws, 0.05)), int(np.quantile(draws, 0.95))
@@ -117,7 +118,7 @@ def assess(
         ((z + held) * spread + middle) * largest,
         distance,
         scores,
-        order_of(scores[settings.rank]),
+        np.argsort(-scores[settings.rank], kind="stable"),
         (int(far.sum()), low, high),
         1 - float((w * held**2).sum() / max((w * (z - np.average(z, weights=w)) ** 2).sum(), 1e-300)),
         design,

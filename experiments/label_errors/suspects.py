@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from experiments.data import Dataset
 from experiments.label_errors.held_out import TOLERANCE, classifier, probabilities
 from experiments.label_errors.logistic import Design
-from experiments.label_errors.ranking import order_of
+from experiments.label_errors.ranking import rounded
 from experiments.records import atomic
 from experiments.records.csv import distinct, line
 from experiments.records.record import Record
@@ -35,7 +35,8 @@ def ranked(cfg: DictConfig, context: Context) -> Record:
     n, d = data.train.X.shape
     with context.timer(f"fit, and all {n} rows without themselves"):
         fitted = classifier(Design(data.train.X), y, classes, l2)
-    order = order_of(fitted.held_loss)
+    held_loss = rounded(fitted.held_loss)
+    order = np.argsort(-held_loss, kind="stable")
     rows = np.arange(n)
     masked = fitted.held.copy()
     masked[rows, y] = -1.0
@@ -46,7 +47,7 @@ def ranked(cfg: DictConfig, context: Context) -> Record:
         "given": names[y[order]],
         "proposed": names[masked.argmax(1)[order]],
         "probability_of_given": fitted.held[rows, y][order],
-        "held_out_loss": fitted.held_loss[order],
+        "held_out_loss": held_loss[order],
         "loss": fitted.loss[order],
         "loss_rank": place_of(-fitted.loss)[order],
         "self_influence": fitted.self_influence[order],
