@@ -33,6 +33,8 @@ REFERENCES: dict[str, dict[str, Any]] = {
     **{name: {"by": "ours", "method": "network_reference"} for name in middle.PROBLEMS},
 }
 
+REFERENCE_SECONDS = 3600.0  # at least so long a reference may take
+
 # What some methods give is no score: of so many of their rows the dense reference computes the same.
 OWN: dict[str, dict[str, Any]] = {"self_influence": {"self": 1000}, "corrected": {"corrected": 100}}
 
@@ -85,6 +87,8 @@ class Bench:
     def start(self, problem: str, measurement: dict[str, Any], timed: bool = True) -> tuple[Any, Any]:
         """Runs one measurement in a process of its own."""
         timeout = float(self.settings["timeout"])
+        if not timed:  # a reference is no measurement, and nothing can be compared without it
+            timeout = max(timeout, REFERENCE_SECONDS)
         return runner.run(
             self.folder / problem,
             measurement,

@@ -24,7 +24,7 @@ from experiments.fragility.predictions import FITS, HESSIANS, Outcome, converged
 from experiments.records.record import Record
 from experiments.suite.context import Context
 
-COLUMNS = ("gradient_norm", "damping", "compared")
+COLUMNS = ("gradient_norm", "damping", "compared", "kink")
 
 
 def run(cfg: DictConfig, context: Context) -> Record:

@@ -34,6 +34,9 @@ def draw(record: Record, path: Path) -> None:
                 count = np.isfinite(values).sum(1)
                 known = count > 0
                 if not known.any():
+                    if (fit, hessian) == ("converged", "full"):
+                        panel.text(0.5, 0.96, "no net reached a stationary point", transform=panel.transAxes,
+                                   ha="center", va="top", fontsize=8, color=style.BLUE)  # fmt: skip
                     continue
                 mean = np.array([each[np.isfinite(each)].mean() for each in values[known]])
                 error = (

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "selu": nn.SELU}
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
+# Newton's method is given up if in so many steps the objective fell by less than this (relative, at least 1),
+# and the gradient norm is still so many times the tolerance.
+_LOOK, _STILL, _STEEP = 20, 1e-7, 1e3
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,20 @@ def newton(
 ) -> tuple[Tensor, float]:
     """From ``theta`` towards a minimum: Newton steps on |eigenvalues|, halved until the objective falls.
 
-    Returns θ and its gradient norm; above ``tolerance`` if the steps ran out or stopped falling.
+    Returns θ and its gradient norm; above ``tolerance`` if the steps ran out or stopped falling. At a kink of
+    SELU both derivatives point uphill: steps get ever smaller, and the gradient stays.
     """
     ones = torch.ones(1, len(y), dtype=theta.dtype)
-    for _ in range(iterations):
+    earlier = float("inf")
+    for iteration in range(iterations):
         gradient = gradients(shape, theta[None], X, y, ones, l2)[0]
         if float(gradient.norm()) <= tolerance:
             break
+        if iteration % _LOOK == 0:
+            now = float(values(shape, theta, X, y, l2))
+            if earlier - now < _STILL * max(1.0, abs(now)) and float(gradient.norm()) > _STEEP * tolerance:
+                break
+            earlier = now
         eigenvalues, vectors = torch.linalg.eigh(hessian(shape, theta, X, y, l2))
         size = eigenvalues.abs().clamp(min=1e-6 * float(eigenvalues.abs().max()))
         step = vectors @ ((vectors.T @ gradient) / size)
@@ -111,6 +121,19 @@ def newton(
             break
         theta = theta - (length if length > 1e-8 else 1.0) * step
     return theta, float(gradients(shape, theta[None], X, y, ones, l2)[0].norm())
+
+
+def kink(shape: Shape, theta: Tensor, X: Tensor) -> float:
+    """The smallest |input| of an activation, over all hidden units and examples: how near θ is to a kink."""
+    module = shape.module(torch.Generator()).to(theta.dtype)
+    torch.nn.utils.vector_to_parameters(theta, module.parameters())
+    least, at = float("inf"), X
+    with torch.no_grad():
+        for layer in list(module)[:-1]:
+            at = layer(at)
+            if isinstance(layer, nn.Linear):
+                least = min(least, float(at.abs().min()))
+    return least
 
 
 def adam(

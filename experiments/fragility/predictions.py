@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.fragility.nets import Shape, adam, hessian, leave_out, newton
+from experiments.fragility.nets import Shape, adam, hessian, kink, leave_out, newton
 from influence.evaluation.agreement import spearman
 from influence.objectives.module import Objective
 
@@ -24,12 +24,13 @@ class Outcome:
 
     spearman: of each Hessian's predictions with retraining, NaN if fewer than three models are there.
     damping: what made the full Hessian positive definite, 0 if it already was. compared: how many retrained
-    models were compared.
+    models were compared. kink: the smallest |input| of an activation, over hidden units and training points.
     """
 
     gradient_norm: float
     damping: float
     compared: int
+    kink: float
     spearman: dict[str, float] = field(default_factory=dict)
 
 
@@ -75,7 +76,7 @@ def stopped(
     theta = thetas[-1]
     H = hessian(shape, theta, X, y, l2)
     changes, damping = predicted(H, objective, theta, test, shape.last, idx)
-    outcome = Outcome(float(objective.gradient(theta).norm()), damping, len(idx))
+    outcome = Outcome(float(objective.gradient(theta).norm()), damping, len(idx), kink(shape, theta, X))
     good = torch.ones(len(idx), dtype=torch.bool)
     return outcome, theta, _compared(outcome, test, theta, thetas[:-1].T, changes, good)
 
@@ -96,12 +97,16 @@ def converged(
     norm = float(objective.gradient(theta).norm())  # the library's own, as a certificate
     H = hessian(shape, theta, X, y, l2)
     changes, damping = predicted(H, objective, theta, test, shape.last, idx)
+    if norm > settings.tolerance:  # there is no minimum to go on from
+        outcome = Outcome(norm, damping, 0, kink(shape, theta, X), dict.fromkeys(HESSIANS, float("nan")))
+        unknown = np.full(len(idx), np.nan)
+        return outcome, {"actual": unknown, **{name: values.numpy() for name, values in changes.items()}}
     inverse, weights = torch.linalg.inv(positive(H)[0]), without(idx, objective.n)
     thetas, norms = leave_out(
         shape, theta, X, y, weights, l2, inverse, settings.tolerance, settings.iterations
     )
-    good = (norms <= settings.tolerance) & (norm <= settings.tolerance)
-    outcome = Outcome(norm, damping, int(good.sum()))
+    good = norms <= settings.tolerance
+    outcome = Outcome(norm, damping, int(good.sum()), kink(shape, theta, X))
     return outcome, _compared(outcome, test, theta, thetas.T, changes, good)
 
 

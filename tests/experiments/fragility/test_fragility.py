@@ -9,7 +9,7 @@ import torch
 
 from experiments.errors import ConfigError
 from experiments.fragility.experiment import check
-from experiments.fragility.nets import Shape, gradients, hessian, leave_out, newton
+from experiments.fragility.nets import Shape, adam, gradients, hessian, kink, leave_out, newton
 from experiments.fragility.predictions import objective_of, positive, without
 from experiments.records.record import Record
 from experiments.suite.job import execute
@@ -54,6 +54,19 @@ def test_leaving_out_ends_at_the_minimum_without_the_point() -> None:
     left.l2 = 0.05 * 30 / 29  # the same minimum: (1/n) of the others
     assert float(left.gradient(thetas[0]).norm()) <= 1e-7
     assert float((thetas[0] - theta).norm()) > 1e-4
+
+
+def test_minima_of_selu_nets_lie_at_kinks_and_the_search_gives_up() -> None:
+    """A unit's input is 0 for some point there, and the gradient does not vanish: no influence there."""
+    shape, X, y = problem("selu")
+    ones = torch.ones(1, 30, dtype=torch.float64)
+    start = adam(shape, objective_of(shape, 1, X, y, 0.02).initial(), X, y, ones, 0.02, 300, 0.01)[0]
+    theta, norm = newton(shape, start, X, y, 0.02, 1e-6, 100_000)
+    assert norm > 1e-3
+    assert kink(shape, theta, X) < 1e-5 < kink(shape, start, X)
+    smooth, X, y = problem("tanh")
+    start = adam(smooth, objective_of(smooth, 1, X, y, 0.02).initial(), X, y, ones, 0.02, 300, 0.01)[0]
+    assert newton(smooth, start, X, y, 0.02, 1e-6, 1000)[1] <= 1e-6
 
 
 def test_convergence_decides(tmp_path: Path) -> None:
