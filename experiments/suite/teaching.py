@@ -138,7 +138,10 @@ def narrow(lines: Sequence[str]) -> list[str]:
             continue
         for line in part:
             split = [line] if len(line) <= WIDTH else re.split(r"\s{2,}(?=\()", line)
-            found += [piece if piece.startswith("  ") else f"      {piece}" for piece in split]
+            for piece in split:
+                indent = "      " if piece.startswith(("(", "      ")) else "  "
+                width = WIDTH + len(piece) if "python -m" in piece else WIDTH
+                found += textwrap.wrap(piece.strip(), width, initial_indent=indent, subsequent_indent=indent)
     return found
 
 
