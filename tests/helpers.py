@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def environment(**extra: str) -> dict[str, str]:
     return clean | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | extra
 
 
-WARM = warm.Warm()
+WARM = warm.Warm(ROOT, environment(PYTHONPATH=str(ROOT)))
 
 
 def cli(
@@ -52,7 +53,7 @@ def cli(
     """
     changed = environment(**{"PYTHONPATH": str(ROOT)} | extra)
     if not fresh and hasattr(os, "fork") and not set(extra) & set(warm.AT_START):
-        return WARM.run(module, list(arguments), cwd, changed, timeout)
+        return WARM.run(module, list(arguments), cwd, [changed], timeout)[0]
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=cwd,
@@ -62,6 +63,26 @@ def cli(
         timeout=timeout,
         check=False,
     )
+
+
+def ranks(count: int, module: str, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    """``module`` as ``count`` processes that find each other as torchrun's do, without its launcher.
+
+    What they said is joined; the exit code is 0 if all of theirs are.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    each = [
+        environment(PYTHONPATH=str(ROOT), RANK=f"{rank}", LOCAL_RANK=f"{rank}", WORLD_SIZE=f"{count}")
+        | meeting
+        | extra
+        for rank in range(count)
+    ]
+    done = WARM.run(module, list(arguments), ROOT, each, PATIENCE)
+    worst = max(abs(one.returncode) for one in done)
+    said = ["".join(one.stdout for one in done), "".join(one.stderr for one in done)]
+    return subprocess.CompletedProcess([module, *arguments], worst, *said)
 
 
 def one_sentence(completed: subprocess.CompletedProcess[str]) -> str:

@@ -36,7 +36,7 @@ HEAVY = (
     "sklearn.svm",
     "sklearn.datasets",
     "sklearn.model_selection",
-    "matplotlib.figure",
+    "matplotlib.pyplot",
     "matplotlib.backends.backend_svg",
     "matplotlib.backends.backend_agg",
     "pandas",
@@ -45,7 +45,13 @@ HEAVY = (
     "experiments.suite.job",
     "experiments.suite.sweeps",
     "experiments.suite.commands",
+    "experiments.suite.tracking",
     "experiments.verification.report",
+    "experiments.loo_linear.experiment",
+    "experiments.loo_linear.figure",
+    "experiments.label_errors.find",
+    "threadpoolctl",
+    "wandb",
 )
 # Read by an interpreter or a library before the first line of a command: a fork would not see a change.
 AT_START = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONPATH", "LD_PRELOAD", "MPLCONFIGDIR")
@@ -54,17 +60,18 @@ AT_START = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONPATH", "LD_PRELOAD", "M
 class Warm:
     """The client's side: starts the process at the first command and ends it with this one."""
 
-    def __init__(self) -> None:
+    def __init__(self, cwd: Path, environment: dict[str, str]) -> None:
+        self._cwd, self._environment = cwd, environment  # of its start; each command has its own
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
 
-    def start(self, cwd: Path, environment: dict[str, str]) -> socket.socket:
+    def start(self) -> socket.socket:
         if self._process is not None and self._process.poll() is None and self._socket is not None:
             return self._socket
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = subprocess.Popen(
             [sys.executable, "-m", MARK.decode(), str(theirs.fileno())],
-            cwd=cwd, env=environment, pass_fds=[theirs.fileno()], start_new_session=True,
+            cwd=self._cwd, env=self._environment, pass_fds=[theirs.fileno()], start_new_session=True,
         )  # fmt: skip
         theirs.close()
         self._socket = ours
@@ -81,54 +88,63 @@ class Warm:
             self._process.wait()
 
     def run(
-        self, module: str, arguments: list[str], cwd: Path, environment: dict[str, str], timeout: float
-    ) -> subprocess.CompletedProcess[str]:
-        """As ``subprocess.run`` with captured text.
+        self, module: str, arguments: list[str], cwd: Path, environments: list[dict[str, str]], timeout: float
+    ) -> list[subprocess.CompletedProcess[str]]:
+        """As ``subprocess.run`` with captured text; a process in each environment, all at once.
 
         Raises:
-            subprocess.TimeoutExpired: the command took longer; it is killed.
+            subprocess.TimeoutExpired: one of them took longer; all are killed.
         """
-        connection = self.start(cwd, environment)
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            asked = {"module": module, "arguments": arguments, "cwd": str(cwd), "environment": environment}
+        connection = self.start()
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(2 * len(environments))]
+            asked = {"module": module, "arguments": arguments, "cwd": str(cwd), "environments": environments}
             content = json.dumps(asked).encode()
-            handed = array.array("i", [out.fileno(), err.fileno()])
+            handed = array.array("i", [file.fileno() for file in files])
             connection.sendmsg([content], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, handed)])
             connection.settimeout(PATIENCE)  # at the first command it is still importing
-            pid = int(connection.recv(100))
+            pids = json.loads(connection.recv(1000))
             connection.settimeout(timeout)
             try:
-                code = int(connection.recv(100))
+                codes = json.loads(connection.recv(1000))
             except TimeoutError as error:
-                os.killpg(pid, signal.SIGKILL)
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(pid, signal.SIGKILL)
                 connection.settimeout(PATIENCE)
-                connection.recv(100)
+                connection.recv(1000)
                 raise subprocess.TimeoutExpired([module, *arguments], timeout) from error
             texts = []
-            for file in (out, err):
+            for file in files:
                 file.seek(0)
                 texts.append(file.read().decode())
-        return subprocess.CompletedProcess([module, *arguments], code, *texts)
+        return [
+            subprocess.CompletedProcess([module, *arguments], code, *texts[2 * i : 2 * i + 2])
+            for i, code in enumerate(codes)
+        ]
 
 
 def serve(connection: socket.socket) -> None:
-    """Forks a child for each command, and tells its id and then its exit code; ends with the client."""
+    """Forks a child for each environment, tells their ids and then their exit codes; ends with the client."""
     warnings.filterwarnings("ignore", message=".*found in sys.modules.*", category=RuntimeWarning)
     for name in HEAVY:
         importlib.import_module(name)
+    importlib.import_module("hydra.core.plugins").Plugins.instance()  # looks for plugins once in a process
     while True:
-        content, handed, _, _ = socket.recv_fds(connection, 1 << 20, 2)
+        content, handed, _, _ = socket.recv_fds(connection, 1 << 20, 16)
         if not content:
             return
-        pid = os.fork()
-        if pid == 0:
-            connection.close()
-            child(json.loads(content), *handed)
+        asked, pids = json.loads(content), []
+        for place, environment in enumerate(asked["environments"]):
+            pids.append(os.fork())
+            if pids[-1] == 0:
+                connection.close()
+                child(asked | {"environment": environment}, *handed[2 * place : 2 * place + 2])
         for descriptor in handed:
             os.close(descriptor)
-        connection.send(str(pid).encode())
-        _, status = os.waitpid(pid, 0)
-        connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+        connection.send(json.dumps(pids).encode())
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        connection.send(json.dumps(codes).encode())
 
 
 def child(asked: dict, out: int, err: int) -> None:

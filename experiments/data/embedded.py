@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +12,16 @@ from experiments.data.dataset import Dataset, Split, arrays_manifest, permutatio
 from experiments.data.errors import BadData
 
 
+@functools.cache  # the files are parsed once in a process, of which a sweep runs many jobs
 def _bundled(name: str) -> tuple[Any, dict[str, Any]]:
+    """The bunch and its source; nobody may write into either, so loaders take copies of their rows."""
     import sklearn
     import sklearn.datasets
 
     bunch = getattr(sklearn.datasets, f"load_{name}")()
     source = f"scikit-learn {sklearn.__version__}: sklearn.datasets.load_{name}"
+    for array in (bunch.data, bunch.target):
+        array.setflags(write=False)
     return bunch, {"sha256": sha256_array(bunch.data), "bytes": bunch.data.nbytes, "source": source}
 
 

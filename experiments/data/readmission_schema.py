@@ -117,12 +117,18 @@ def feature_names() -> tuple[str, ...]:
 
 def indicators(column: str, values: np.ndarray) -> np.ndarray:
     """(n, kept levels) uint8 of a column of strings (n,). BadData for a level the schema does not know."""
+    import pandas as pd
+
     values = np.asarray(values, dtype=object)
-    unknown = ~np.isin(values.astype(str), list(LEVELS[column]))
+    codes, found = pd.factorize(values)  # whole numbers compare much faster than texts; -1: a missing value
+    places = {str(level): place for place, level in enumerate(found)}
+    known = [place for level, place in places.items() if level in LEVELS[column]]
+    unknown = ~np.isin(codes, known)
     if unknown.any():
         row = int(np.flatnonzero(unknown)[0])
         raise BadData(
             f"readmission: row {row} has the unknown category {values[row]!r} in column {column}; "
             f"known ones: {', '.join(LEVELS[column])}."
         )
-    return np.stack([values == level for level in kept_levels(column)], axis=1).astype(np.uint8)
+    levels = [places.get(level, -2) for level in kept_levels(column)]  # -2: no row has it
+    return np.stack([codes == place for place in levels], axis=1).astype(np.uint8)

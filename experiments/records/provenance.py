@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import platform
@@ -60,6 +61,11 @@ def code() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Python's version and those of the packages that make the numbers."""
+    return dict(_versions())
+
+
+@functools.cache  # looking through all that is installed takes longer than a small job
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

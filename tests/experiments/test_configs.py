@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
@@ -13,10 +16,23 @@ EXPERIMENTS = sorted(path.stem for path in (cli.CONF / "experiment").glob("*.yam
 VARIANTS = sorted((path.parent.name, path.stem) for path in (cli.CONF / "variant").glob("*/*.yaml"))
 
 
-def composed(*overrides: str) -> DictConfig:
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
     cli.prepare()
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
         return compose("config", overrides=list(overrides))
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The config of these overrides, a copy for each caller: Hydra composes it once in a process.
+
+    ``output=FOLDER`` differs in every test and nothing is read from it, so it is set afterwards.
+    """
+    folders = [item.partition("=")[2] for item in overrides if item.startswith("output=")]
+    cfg = copy.deepcopy(_composed(tuple(item for item in overrides if not item.startswith("output="))))
+    if folders:
+        cfg.output = folders[-1]
+    return cfg
 
 
 @pytest.mark.parametrize(("tier", "name"), VARIANTS)

@@ -6,14 +6,13 @@ import re
 import shlex
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from experiments.label_errors.settings import settings as settings_of
 from experiments.records.places import CONF
-from experiments.suite import cli
 from experiments.suite.commands import COMMANDS, command
 from experiments.verification.claims import load
 from experiments.verification.outcome import chosen
+from tests.experiments.test_configs import composed
 from tests.helpers import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -73,9 +72,7 @@ def test_each_command_is_one(module: str, arguments: str) -> None:
     assert module == "experiments"
     overrides = [item.split(",")[0] for item in given if not item.startswith("--")]
     if overrides:
-        cli.prepare()
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            compose("config", overrides=overrides)
+        composed(*overrides)
 
 
 def test_every_link_leads_to_a_file() -> None:

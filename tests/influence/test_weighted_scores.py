@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import mpmath as mp
 import pytest
 import torch
@@ -21,9 +19,10 @@ from influence import (
     up_loss,
 )
 from influence import test_gradients as gradients_of_tests
+from tests.helpers import examples
 from tests.influence.exact_reference import DIGITS, exact_derivatives, exact_solve
 
-EXAMPLES = int(os.environ.get("INFLUENCE_EXAMPLES", "40"))  # raise it for a long search
+EXAMPLES = examples(16)
 SHAPES = {"cross_entropy": [(12, 2), (7, 3), (5, 4)], "logistic": [(12, 3), (4, 7), (6, 10), (9, 9)]}
 pytestmark = [
     pytest.mark.filterwarnings("ignore:theta is not stationary"),

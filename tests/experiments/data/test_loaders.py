@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from PIL import Image
 
-from experiments.data import NAMES, DataError, Dataset, Split, dogfish, enron, load, readmission
+from experiments.data import NAMES, DataError, Dataset, Split, dogfish, enron, load, mnist, readmission
 from experiments.data.dataset import sha256_array
 from experiments.data.errors import BadData, FileMissing
+from experiments.data.fetch import Fetched, obtain
+from experiments.data.prepare import prepared
 from experiments.data.readmission_schema import CHILDREN, LEVELS, feature_names
 from tests.helpers import mirror
 
@@ -169,6 +173,23 @@ def test_readmission_parser_keeps_none_and_drops_first_of_two() -> None:
     np.testing.assert_array_equal(columns["readmitted"], [0, 2])
 
 
+def test_a_prepared_cohort_is_what_the_parser_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse, content = readmission.parse_csv, readmission_csv(race="?").encode()
+    expected = parse(content, n_rows=2)
+    monkeypatch.setattr(readmission, "parse_csv", lambda whole: parse(whole, n_rows=2))
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        archive.writestr("diabetic_data.csv", content)
+    sources = {"archive": Fetched(tmp_path / "two.zip", "0" * 64, "test")}
+    for _ in range(2):  # built, then read
+        arrays, _ = prepared(
+            readmission.InfluenceReadmission, lambda: sources, mirror=None, cache=tmp_path / "cache"
+        )
+        assert set(arrays["full"]) == {"index", *expected}
+        for name, column in expected.items():
+            np.testing.assert_array_equal(arrays["full"][name], column)
+            assert arrays["full"][name].dtype == column.dtype
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -265,7 +286,33 @@ def test_no_mirror_and_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch, 
             load(name, data_dir=tmp_path)
 
 
-def test_real_mnist(cache: Path) -> None:
+def directly(builder_class: Any, sources: Any, *, mirror: Any, cache: Any, **_: Any) -> tuple[dict, dict]:
+    """As ``prepared``, but the arrays come from the builder's examples without a copy on disk.
+
+    TFDS writes and reads 170,000 examples one by one, which takes minutes: the slow tests do so, and
+    test_prepare.py for a few.
+    """
+    files = {key: obtain(source, mirror=mirror, cache=cache) for key, source in sources.items()}
+    builder = builder_class(data_dir=str(cache / "directly"), file_format="array_record")
+    builder.files = {key: file.path for key, file in files.items()}
+    arrays = {}
+    for split, examples in builder._split_generators(None).items():
+        rows = [row for _, row in examples]
+        arrays[split] = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        assert np.array_equal(arrays[split]["index"], np.arange(len(rows)))
+    return arrays, {file.path.name: file.entry for file in files.values()}
+
+
+WAYS = [
+    pytest.param(True, id="directly"),
+    pytest.param(False, id="prepared", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("quick", WAYS)
+def test_real_mnist(quick: bool, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if quick:
+        monkeypatch.setattr(mnist, "prepared", directly)
     data = load("mnist", mirror=mirror(), data_dir=cache, classes=[1, 7])
     assert (len(data.train), len(data.test)) == (11_894, 2_163)
     assert data.train.index[0] >= 5_000
@@ -276,7 +323,12 @@ def test_real_mnist(cache: Path) -> None:
     np.testing.assert_array_equal(whole.train.index, np.arange(5_000, 60_000))
 
 
-def test_real_readmission_has_the_authors_split(cache: Path) -> None:
+@pytest.mark.parametrize("quick", WAYS)
+def test_real_readmission_has_the_authors_split(
+    quick: bool, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if quick:
+        monkeypatch.setattr(readmission, "prepared", directly)
     data = load("readmission", mirror=mirror(), data_dir=cache)
     assert data.feature_names is not None
     assert (data.train.X.shape, data.test.X.shape) == ((20_000, 127), (81_766, 127))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,6 @@ import pytest
 from experiments.errors import UserError
 from experiments.models.svm import duality_gap, fit_hinge
 from experiments.records.record import Record
-from experiments.suite.job import execute
-from tests.experiments.test_configs import composed
 
 
 def problem(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -39,8 +38,8 @@ def test_an_unfinished_fit_is_refused() -> None:
         fit_hinge(X, y, 0.01, 1.0, 1e-12)
 
 
-def test_without_the_hessian_labels_alone_decide_the_sign(tmp_path: Path) -> None:
-    record = Record.load(execute(composed("experiment=components", "tracking=none", f"output={tmp_path}")))
+def test_without_the_hessian_labels_alone_decide_the_sign(embedded: Callable[[str], Path]) -> None:
+    record = Record.load(embedded("components"))
     same = record.arrays["same_label"].astype(bool)
     assert ((record.arrays["no_hessian"] >= 0) == same).all()
     assert ((record.arrays["full"] < 0) & same).any()  # with it that is no longer so
@@ -48,8 +47,8 @@ def test_without_the_hessian_labels_alone_decide_the_sign(tmp_path: Path) -> Non
     assert np.sum(record.arrays["full"][same] < harmful["score"]) == harmful["rank"] - 1
 
 
-def test_smoothing_predicts_better_than_the_hinge_itself(tmp_path: Path) -> None:
-    record = Record.load(execute(composed("experiment=smooth_hinge", "tracking=none", f"output={tmp_path}")))
+def test_smoothing_predicts_better_than_the_hinge_itself(embedded: Callable[[str], Path]) -> None:
+    record = Record.load(embedded("smooth_hinge"))
     found = record.metrics["temperatures"]
     assert found["t0_1"]["pearson"] > found["t0"]["pearson"]
     assert record.metrics["size_ratio_at_0"] > 2

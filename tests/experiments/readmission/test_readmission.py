@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,9 @@ L2 = 1e-4
 
 
 @pytest.fixture(scope="module")
-def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
+def record(embedded: Callable[[str], Path]) -> Record:
     """The embedded run."""
-    folder = tmp_path_factory.mktemp("readmission") / "run"
-    return Record.load(execute(composed("experiment=readmission", "tracking=none", f"output={folder}")))
+    return Record.load(embedded("readmission"))
 
 
 def fitted(X: np.ndarray, y: np.ndarray) -> np.ndarray:

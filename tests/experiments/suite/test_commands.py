@@ -4,6 +4,8 @@ light.
 
 from __future__ import annotations
 
+import functools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -67,22 +69,46 @@ def test_every_file_in_the_root_is_a_command_or_the_ground() -> None:
     assert {f"experiments.{name}" for name in files} >= {m for m in COMMANDS.values() if m.count(".") == 1}
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_each_command_answers_help_without_torch(name: str) -> None:
+# Each command as ``python -m`` starts it, one after the other in one new interpreter, and what it had loaded.
+EACH = """
+import contextlib, io, json, runpy, sys
+said = {}
+for name, module in json.loads(sys.argv[1]).items():
+    sys.argv, out, code = [module, "--help"], io.StringIO(), 0
+    with contextlib.redirect_stdout(out):
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as stop:
+            code = stop.code
+    said[name] = (code, out.getvalue(), sorted({module.split(".")[0] for module in sys.modules}))
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def helped() -> dict[str, tuple[int | None, str, list[str]]]:
+    """Exit code, help and loaded packages of each command; what an earlier one loaded stays loaded."""
     found = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", COMMANDS[name], "--help"],
+        [sys.executable, "-c", EACH, json.dumps(COMMANDS)],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
         text=True,
         check=True,
     )
-    assert found.stdout.strip() == command(name).help().strip()
-    assert "usage: python -m experiments." in found.stdout
-    assert all(f"  {option.name}=" in found.stdout for option in command(name).options)
-    loaded = {line.split("|")[-1].strip().split(".")[0] for line in found.stderr.splitlines()}
-    assert not loaded & HEAVY
-    assert max(map(len, found.stdout.splitlines())) <= 120
+    return json.loads(found.stdout)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_answers_help_without_torch(name: str, helped: dict) -> None:
+    code, said, loaded = helped[name]
+    assert not code
+    assert said.strip() == command(name).help().strip()
+    assert "usage: python -m experiments." in said
+    assert all(f"  {option.name}=" in said for option in command(name).options)
+    assert "experiments" in loaded
+    assert not set(loaded) & HEAVY
+    assert max(map(len, said.splitlines())) <= 120
 
 
 def test_the_overview_names_every_experiment_and_command() -> None:
@@ -90,9 +116,15 @@ def test_the_overview_names_every_experiment_and_command() -> None:
     assert all(f"\n  {name} " in text for name in [*options("experiment"), *COMMANDS])
 
 
+@functools.cache
+def help_on(name: str) -> str:
+    """The help of an experiment, composed once for the tests that read it."""
+    return of_experiment(name, [f"experiment={name}"])
+
+
 @pytest.mark.parametrize("name", options("experiment"))
 def test_help_on_an_experiment_says_what_it_shows_its_settings_and_its_cost(name: str) -> None:
-    text = of_experiment(name, [f"experiment={name}"])
+    text = help_on(name)
     assert f"python -m experiments experiment={name} tier=paper" in text
     assert " min, " in text
     assert "  experiment." in text
@@ -173,7 +205,7 @@ def test_every_setting_of_an_experiment_has_a_meaning(name: str) -> None:
 
 def test_help_fits_a_terminal_and_breaks_no_command() -> None:
     texts = {name: command(name).help() for name in COMMANDS}
-    texts |= {name: of_experiment(name, [f"experiment={name}"]) for name in options("experiment")}
+    texts |= {name: help_on(name) for name in options("experiment")}
     texts["all"] = overview()
     assert [
         (name, line)

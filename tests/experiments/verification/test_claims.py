@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -9,11 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 
 from experiments.errors import ConfigError
 from experiments.records.record import Record
-from experiments.suite import cli
 from experiments.verification.claims import (
     MARK,
     NOT_REPRODUCED,
@@ -37,6 +36,7 @@ from experiments.verification.tables import (
     summary,
     text,
 )
+from tests.experiments.test_configs import composed
 from tests.experiments.verification import verifying
 from tests.helpers import ROOT
 
@@ -221,15 +221,19 @@ def test_there_are_enough_claims_and_each_is_complete() -> None:
     "spec", {claim.run.name: claim.run for claim in CLAIMS}.values(), ids=lambda s: s.name
 )
 def test_each_command_composes(spec: Any) -> None:
-    cli.prepare()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        cfg = compose("config", overrides=spec.arguments)
+    cfg = composed(*spec.arguments)
     assert (cfg.experiment.name, cfg.tier.name) == (spec.experiment, spec.tier)
+
+
+@functools.cache
+def committed(name: str) -> Record:
+    """The record of a run in ``results/``, read once for all of its claims, which alter copies."""
+    return Record.load(ROOT / "results" / name)
 
 
 @pytest.mark.parametrize("claim", COMMITTED, ids=lambda claim: claim.id)
 def test_each_committed_claim_holds_and_can_fail(claim: Claim) -> None:
-    record = Record.load(ROOT / "results" / claim.run.name)
+    record = committed(claim.run.name)
     if claim.missed:  # said openly; verify still exits 1 on it
         assert judge(claim, record).status == NOT_REPRODUCED, f"{claim.id} holds now: remove its missed"
         return

@@ -69,8 +69,8 @@ def claim(**changes: Any) -> Claim:
 
 
 def altered(record: Record, claim: Claim, value: Any) -> Record:
-    """A copy of the record in which the claim's number is ``value``."""
-    changed = copy.deepcopy(record)
+    """The record with its claim's number ``value`` in a copy of its metrics; the arrays are the same."""
+    changed = dataclasses.replace(record, metrics=copy.deepcopy(record.metrics))
     numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
     if numeric and claim.minus:
         value = value + lookup(record.metrics, claim.minus)

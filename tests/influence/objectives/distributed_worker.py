@@ -1,4 +1,4 @@
-"""Run by torchrun from test_distributed.py: every call of the contract on sharded and on whole objectives.
+"""Run as several ranks by test_distributed.py: every call of the contract on sharded and on whole objectives.
 
 Prints the largest relative difference of each, as JSON, from rank 0.
 """

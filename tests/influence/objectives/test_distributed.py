@@ -14,7 +14,7 @@ import torch
 from influence import DataError, DeviceError, Hessian, LinearObjective
 from influence.objectives import distributed
 from influence.objectives.distributed import rows_of
-from tests.helpers import PATIENCE, ROOT, environment
+from tests.helpers import PATIENCE, ROOT, environment, ranks
 from tests.influence.objectives.distributed_worker import linear
 
 
@@ -35,12 +35,12 @@ def torchrun(
     )
 
 
-WORKER = "tests/influence/objectives/distributed_worker.py"
+WORKER = "tests.influence.objectives.distributed_worker"
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_call_equals_one_process(processes: int, tmp_path: Path) -> None:
-    done = torchrun(processes, WORKER, "equal", SCORES=str(tmp_path))
+    done = ranks(processes, WORKER, "equal", SCORES=str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
     found = json.loads(line.removeprefix("RESULT"))
@@ -60,16 +60,19 @@ def test_every_call_equals_one_process(processes: int, tmp_path: Path) -> None:
 )
 def test_a_broken_job_ends_with_the_reason(case: str, word: str) -> None:
     # Only a rank that hangs is found by waiting; on a loaded machine ranks start far apart.
-    patience = "20" if case == "hung" else str(PATIENCE)
-    # The launcher ends the other ranks once it sees one dead: it looks late, so that they can speak first.
-    done = torchrun(2, WORKER, case, look_every=5, INFLUENCE_TIMEOUT=patience)
+    patience = {"INFLUENCE_TIMEOUT": "20" if case == "hung" else str(PATIENCE)}
+    if case in ("killed", "hung"):
+        # The launcher ends the other ranks once it sees one dead: it looks late, so that they can speak.
+        done = torchrun(2, "-m", WORKER, case, look_every=5, **patience)
+    else:
+        done = ranks(2, WORKER, case, **patience)
     assert done.returncode != 0
     assert word in done.stderr, done.stderr[-2000:]
 
 
 def test_rows_are_each_one_ranks() -> None:
-    for n, ranks in [(10, 4), (4, 4), (55_000, 3)]:
-        blocks = [rows_of(n, r, ranks) for r in range(ranks)]
+    for n, count in [(10, 4), (4, 4), (55_000, 3)]:
+        blocks = [rows_of(n, r, count) for r in range(count)]
         assert blocks[0].start == 0
         assert blocks[-1].stop == n
         assert all(a.stop == b.start for a, b in itertools.pairwise(blocks))
