@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -111,8 +112,9 @@ def of_experiment(name: str, given: Sequence[str]) -> str:
     for paragraph in shown_by(name).split("\n\n"):
         lines += [*textwrap.wrap(" ".join(plain(paragraph).split()), WIDTH), ""]
     header = re.match(r"(#.*\n)+", path.read_text())
-    for line in header.group(0).splitlines()[1:] if header else []:
-        lines += narrow(line.removeprefix("#")[1:])
+    lines += narrow(
+        [line.removeprefix("#")[1:] for line in header.group(0).splitlines()[1:]] if header else []
+    )
     lines += [
         "",
         *textwrap.wrap(
@@ -125,13 +127,22 @@ def of_experiment(name: str, given: Sequence[str]) -> str:
     return "\n".join([*lines, *columns(setting_rows(settings)), "", SETTINGS])
 
 
-def narrow(line: str) -> list[str]:
-    """A line of a config's head: its remark below it if both do not fit; a command is never broken."""
-    if len(line) <= WIDTH:
-        return [line]
-    if "python -m" not in line:
-        return textwrap.wrap(line, WIDTH)
-    return [part if part.startswith("  ") else f"      {part}" for part in re.split(r"\s{2,}(?=\()", line)]
+def narrow(lines: Sequence[str]) -> list[str]:
+    """The head of a config in the width of the help. Prose is wrapped. A command is never broken: its remark
+    goes below it if both do not fit.
+    """
+    found: list[str] = []
+    for indented, part in itertools.groupby(lines, lambda line: line.startswith("  ")):
+        if not indented:
+            found += textwrap.wrap(" ".join(part), WIDTH)
+            continue
+        for line in part:
+            split = [line] if len(line) <= WIDTH else re.split(r"\s{2,}(?=\()", line)
+            for piece in split:
+                indent = "      " if piece.startswith(("(", "      ")) else "  "
+                width = WIDTH + len(piece) if "python -m" in piece else WIDTH
+                found += textwrap.wrap(piece.strip(), width, initial_indent=indent, subsequent_indent=indent)
+    return found
 
 
 def composed(given: Sequence[str]) -> Any:

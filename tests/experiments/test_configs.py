@@ -7,7 +7,7 @@ import functools
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.suite import cli
 from experiments.verification.claims import load
@@ -44,6 +44,16 @@ def test_every_variant_composes_and_belongs_to_an_experiment(tier: str, name: st
     for entry in cfg.experiment.paper.values():
         assert "value" in entry
         assert entry.where
+
+
+@pytest.mark.parametrize(("tier", "name"), VARIANTS)
+def test_what_a_variant_sets_beside_its_groups_holds(tier: str, name: str) -> None:
+    """The primary config comes last and would take it back: the embedded benchmark lost its threads so."""
+    given = OmegaConf.load(cli.CONF / "variant" / tier / f"{name}.yaml")
+    cfg = composed(f"experiment={name}", f"tier={tier}")
+    for key in ("seed", "threads", "device", "debug"):
+        if key in given:
+            assert cfg[key] == given[key], key
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -227,18 +227,40 @@ def test_what_the_attempts_came_to() -> None:
     assert (found["flips"], found["confirmed"], found["byte_identical"]) == (3, 2, 3)
 
 
-@pytest.mark.parametrize(
-    ("name", "extra", "unit"),
-    [
-        ("attack_single", ("experiment.exact_rankings=1", "experiment.together=[2]"), "attempt"),
-        ("attack_group", ("experiment.checkpoint=5",), "steps"),
-    ],
+SINGLE = (
+    *("experiment=attack_single", *SMALL, "experiment.exact_rankings=1", "experiment.together=[2]"),
+    "experiment.side_by_side=2",
 )
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """An undisturbed run on three threads, and how many attempts it took."""
+    calls = {"done": 0}
+    real = attempts.attempt
+
+    def counting(*given: Any, **named: Any) -> Any:
+        calls["done"] += 1
+        return real(*given, **named)
+
+    folder = tmp_path_factory.mktemp("single") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attempts, "attempt", counting)
+        execute(composed(*SINGLE, "experiment.workers=3", f"output={folder}"))
+    return folder, calls["done"]
+
+
+@pytest.mark.parametrize("name", ["attack_single", "attack_group"])
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_breaks_off_goes_on_to_the_same_bytes(
-    name: str, extra: tuple[str, ...], unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, single: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = (f"experiment={name}", *SMALL, *extra, *(["experiment.side_by_side=2"] * (unit == "attempt")))
-    whole = execute(composed(*arguments, f"output={tmp_path / 'whole'}"))
+    unit = "attempt" if name == "attack_single" else "steps"
+    if unit == "attempt":
+        arguments, whole = SINGLE, single[0]
+    else:
+        arguments = ("experiment=attack_group", *SMALL, "experiment.checkpoint=5")
+        whole = execute(composed(*arguments, f"output={tmp_path / 'whole'}"))
     calls = {"done": 0}
     if unit == "attempt":
         target, attribute, limit = attempts, "attempt", 3
@@ -332,20 +354,18 @@ def test_only_flips_are_kept_as_images(clean: Clean, setting: Setting) -> None:
     assert len(part["delta"]) == 0
 
 
-def test_the_number_of_threads_changes_no_byte(tmp_path: Path) -> None:
-    arguments = ("experiment=attack_single", *SMALL, "experiment.together=[2]", "experiment.side_by_side=2")
-    folders = [
-        execute(composed(*arguments, f"experiment.workers={workers}", f"output={tmp_path / str(workers)}"))
-        for workers in (1, 3)
-    ]
+@pytest.mark.usefixtures("undrawn")
+def test_the_number_of_threads_changes_no_byte(single: tuple[Path, int], tmp_path: Path) -> None:
+    alone = execute(composed(*SINGLE, "experiment.workers=1", f"output={tmp_path}"))
     for file in ("record.json", "arrays.npz"):
-        assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes(), file
+        assert (alone / file).read_bytes() == (single[0] / file).read_bytes(), file
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_more_test_images_go_on_from_those_that_are_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    single: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ("experiment=attack_single", *SMALL, "experiment.together=[2]", "experiment.side_by_side=2")
+    whole, needed = single
     calls = {"done": 0}
     real = attempts.attempt
 
@@ -354,15 +374,13 @@ def test_more_test_images_go_on_from_those_that_are_done(
         return real(*given, **named)
 
     monkeypatch.setattr(attempts, "attempt", counting)
-    whole = execute(composed(*arguments, f"output={tmp_path / 'whole'}"))
-    needed, calls["done"] = calls["done"], 0
-    few = composed(*arguments, "experiment.test_images=2", f"output={tmp_path / 'grown'}")
+    few = composed(*SINGLE, "experiment.test_images=2", f"output={tmp_path / 'grown'}")
     assert Record.load(execute(few)).metrics["attacked"] == 2
     assert 0 < calls["done"] < needed
     calls["done"] = 0
-    grown = execute(composed(*arguments, f"output={tmp_path / 'grown'}"))
+    grown = execute(composed(*SINGLE, f"output={tmp_path / 'grown'}"))
     assert 0 < calls["done"] < needed  # two were there
     for file in ("record.json", "arrays.npz"):
         assert (grown / file).read_bytes() == (whole / file).read_bytes(), file
     with pytest.raises(UserError, match=r"experiment\.alpha differ"):
-        claim(grown, settings_of(composed(*arguments, "experiment.alpha=0.1")), "experiment.test_images")
+        claim(grown, settings_of(composed(*SINGLE, "experiment.alpha=0.1")), "experiment.test_images")

@@ -134,6 +134,7 @@ def test_flips_are_shown_through_different_training_images(tmp_path: Path) -> No
     assert [float(delta.max()) for *_, delta in found] == [0.0, 2.0]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_more_iterations_of_the_group_attack_go_on_from_those_that_are_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,6 @@ import pytest
 from experiments.benchmark import problems, profile, runner, summary
 from experiments.errors import UserError
 from experiments.records.record import Record
-from experiments.suite.job import execute
 from tests.experiments.test_configs import composed
 from tests.helpers import PATIENCE
 
@@ -197,10 +197,9 @@ def test_only_names_tasks_that_exist(tmp_path: Path) -> None:
         Bench(cfg, SimpleNamespace(output=tmp_path))
 
 
-def test_both_parts_of_task_k_agree_with_dense_solves(tmp_path: Path) -> None:
+def test_both_parts_of_task_k_agree_with_dense_solves(embedded: Callable[[str], Path]) -> None:
     """Self-influence of every point, and its corrected score, which one Newton step without it gives."""
-    settings = ("experiment=benchmark", "experiment.only=[K]", "tracking=none", f"output={tmp_path}/k")
-    record = Record.load(execute(composed(*settings)))
+    record = Record.load(embedded("benchmark"))
     methods = record.metrics["tasks"]["K"]["methods"]
     assert set(methods) == {"self_influence", "corrected"}
     for line in methods.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -36,10 +37,13 @@ def made(spec: Spec, folder: Path) -> Outcome:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_an_embedded_run_holds_and_each_of_its_claims_can_fail(name: str, tmp_path: Path) -> None:
+def test_an_embedded_run_holds_and_each_of_its_claims_can_fail(
+    name: str, embedded: Callable[[str], Path]
+) -> None:
     """Every experiment's embedded variant, to record and figure (test_configs.py: none is left out)."""
     claims = [claim for claim in SMOKE if claim.run.name == name]
-    outcome = made(RUNS[name], tmp_path / "run")
+    assert RUNS[name].overrides == f"experiment={RUNS[name].experiment}"  # so that the shared run is its own
+    outcome = read(RUNS[name], embedded(RUNS[name].experiment))
     assert outcome.record is not None, outcome.problem
     record, folder = outcome.record, outcome.folder
     assert [verdict.status for verdict in verdicts_of(claims, {name: outcome})] == [REPRODUCED] * len(claims)
@@ -77,6 +81,7 @@ def test_runs_in_processes_of_their_own_end_in_tables_and_a_report(tmp_path: Pat
         ),
     ],
 )
+@pytest.mark.usefixtures("undrawn")
 def test_a_wrong_setting_is_caught_by_the_claims(tmp_path: Path, overrides: str, failing: set[str]) -> None:
     spec = Spec("wrong", f"experiment=loo_linear {overrides}", "smoke")
     claims = [claim for claim in load() if claim.run.name == "smoke/loo_linear"]

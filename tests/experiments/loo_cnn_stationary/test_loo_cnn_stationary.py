@@ -46,6 +46,7 @@ def test_damping_costs_what_theory_has(record: Record):
     assert slopes == sorted(slopes, reverse=True)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_equal_runs_give_equal_numbers(tmp_path: Path, record: Record):
     again = Record.load(execute(composed(*SMALL, f"output={tmp_path / 'again'}")))
     for name, array in record.arrays.items():

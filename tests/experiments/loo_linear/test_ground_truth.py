@@ -25,6 +25,7 @@ def again(folder: Path, first: Path, *overrides: str) -> Record:
     return Record.load(execute(composed(*given)))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_recorded_ground_truth_is_the_retrained_one(first: Path, tmp_path: Path) -> None:
     whole, asked = Record.load(first), again(tmp_path, first)
     for name in ("index", "actual", "gradient_norm", "predicted_cg"):
@@ -37,6 +38,7 @@ def test_a_recorded_ground_truth_is_the_retrained_one(first: Path, tmp_path: Pat
     assert "self_influence" not in asked.metrics
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_loose_solve_shows_against_the_recorded_scores(first: Path, tmp_path: Path) -> None:
     loose = again(tmp_path, first, "solver.tolerance=1.0e-2").metrics["solvers"]["cg"]
     assert 1e-5 < loose["scores_relative_error"] < 0.1

@@ -92,6 +92,7 @@ def test_a_mended_table_gets_a_new_list(tmp_path: Path, capsys: pytest.CaptureFi
     assert "nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_another_ground_truth_under_the_same_name_makes_a_new_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_torn_or_foreign_marker_is_one_sentence(
     assert (tmp_path / "run.json").read_text() == content
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_torn_companions_of_a_record_are_made_again(tmp_path: Path) -> None:
     cfg = composed(*SMALL, f"output={tmp_path}")
     execute(cfg)

@@ -1,6 +1,6 @@
 """Jobs at once under a launcher are the same one by one, byte for byte; one that fails costs only itself.
 
-Six jobs, each of which starts as a process of its own under submitit: that half has the marker ``slow``.
+Each job starts as a process of its own under submitit: that half has the marker ``slow``.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from experiments.suite.folders import FAILED
 from experiments.suite.sweeps import collect, expected, started
 from tests.helpers import cli
 
-JOBS = 6
+JOBS = 4
 SWEEP = (
     *("--multirun", "experiment=loo_linear", "experiment.removed=3", "tracking=none"),
-    *("solver=cg,exact", "solver.damping=0.01,0.1,1.0"),
+    *("solver=cg,exact", "solver.damping=0.01,1.0"),
 )
 ASK = ("x=solver.damping", "y=pearson", "log=x")
-BROKEN = 4
+BROKEN = 2
 
 
 def results(folder: Path) -> dict[str, bytes]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,17 +66,18 @@ def parts(folder: Path) -> int:
 @pytest.mark.parametrize(
     "name", ["components", "loo_cnn", "loo_linear", "rbf_vs_inception", "readmission", "smooth_hinge"]
 )
-def test_a_run_whose_record_is_lost_is_made_again_from_its_journal(name: str, tmp_path: Path) -> None:
-    short = {"loo_cnn": [f"experiment.{s}" for s in ("steps=60", "removed=3", "retraining_steps=6")]}
-    extra = [*short.get(name, []), "solver.damping=0.3"] if name == "loo_cnn" else []
-    cfg = composed(f"experiment={name}", "tracking=none", *extra, f"output={tmp_path}")
-    execute(cfg)
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_whose_record_is_lost_is_made_again_from_its_journal(
+    name: str, embedded: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(embedded(name), folder)
     files = ("record.json", "arrays.npz")
-    first = {file: (tmp_path / file).read_bytes() for file in files}
-    units = {path: path.stat().st_mtime_ns for path in tmp_path.glob("journal/*/*.npz")}
+    first = {file: (folder / file).read_bytes() for file in files}
+    units = {path: path.stat().st_mtime_ns for path in folder.glob("journal/*/*.npz")}
     for file in ("record.json", "provenance.json"):
-        (tmp_path / file).unlink()
-    execute(cfg)
-    assert {file: (tmp_path / file).read_bytes() for file in files} == first
+        (folder / file).unlink()
+    execute(composed(f"experiment={name}", "tracking=none", f"output={folder}"))
+    assert {file: (folder / file).read_bytes() for file in files} == first
     assert {path: path.stat().st_mtime_ns for path in units} == units  # read, not made again
     assert bool(units) == (name not in ("components", "rbf_vs_inception", "readmission"))

@@ -63,12 +63,19 @@ DRAWN = {
 
 
 @pytest.fixture(scope="module", params=RUNS)
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Spec, Record]:
+def made(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    embedded: Callable[[str], Path],
+) -> tuple[Spec, Record]:
     """An embedded run of each kind: its command and its record."""
     name = request.param
     arguments = [f"experiment={name}", *RUNS[name][0]]
-    folder = tmp_path_factory.mktemp(name) / "run"
-    execute(composed(*arguments, "tracking=none", f"output={folder}"))
+    if RUNS[name][0]:
+        own = f"output={tmp_path_factory.mktemp(name) / 'run'}"
+        folder = execute(composed(*arguments, "tracking=none", own))
+    else:
+        folder = embedded(name)
     return Spec(name, " ".join(arguments), "smoke"), Record.load(folder)
 
 
@@ -105,6 +112,7 @@ def test_the_true_record_passes_and_one_number_altered_by_a_hundredth_fails(made
         assert "repeated" in failed.what
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_drawn_point_is_seen_and_the_seed_draws_it(tmp_path: Path) -> None:
     arguments = ["experiment=smooth_hinge", "experiment.removed=6"]
     execute(composed(*arguments, "tracking=none", f"output={tmp_path / 'run'}"))
@@ -137,10 +145,9 @@ def test_what_cannot_be_checked_is_named(tmp_path: Path) -> None:
     assert spot.check(nowhere, verifying.record(), SHORT, 20, 0).status == IMPOSSIBLE
 
 
-def test_one_job_of_a_sweep_is_repeated(tmp_path: Path) -> None:
+def test_one_job_of_a_sweep_is_repeated(embedded: Callable[[str], Path]) -> None:
     overrides = {"experiment": "components", "seed": "0"}
-    execute(composed("experiment=components", "tracking=none", f"output={tmp_path / 'run'}"))
-    value = Record.load(tmp_path / "run").metrics["test_loss"]
+    value = Record.load(embedded("components")).metrics["test_loss"]
     spec = Spec("sweep_x", "experiment=components sweep=x", "smoke", sweep="sweep=x")
     provenance = {"timings": [{"part": "job 0", "seconds": 1.0}]}
     for stated, status in ((value, PASSED), (value * 1.01, FAILED)):
