@@ -32,7 +32,8 @@ def mirror() -> Path:
 def environment(**extra: str) -> dict[str, str]:
     """This process's environment with one thread, without W&B settings of the outside."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    return clean | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | extra
+    # W&B's own patience of a minute is too short for a machine five times slower.
+    return clean | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "WANDB_INIT_TIMEOUT": str(PATIENCE)} | extra
 
 
 WARM = warm.Warm(ROOT, environment(PYTHONPATH=str(ROOT)))

@@ -50,7 +50,7 @@ def determined(X: Tensor, mask: Tensor, outputs: Tensor) -> Determined | None:
         mask: ``(d,)`` which inputs λ touches.
         outputs: orthonormal ``(c, r_c)`` range of the outputs that the loss sees.
     """
-    scale = X.square().sum(0).sqrt()
+    scale = X.abs().amax(0)  # no squares: they would leave the range of the type
     scale = torch.where(scale > 0, scale, torch.ones_like(scale)).reciprocal()
     scaled = X * scale
     if len(X) > X.shape[1]:
@@ -59,6 +59,7 @@ def determined(X: Tensor, mask: Tensor, outputs: Tensor) -> Determined | None:
     floor = _RANK * torch.finfo(X.dtype).eps * max(X.shape) * float(values.max())
     rank = int((values > floor).sum())
     blind = scale[:, None] * rows[rank:].T
+    blind = blind / blind.abs().amax(0)
     blind = blind / blind.square().sum(0).sqrt()
     penalised = mask.square()
     seen = torch.eye(X.shape[1], dtype=X.dtype, device=X.device)

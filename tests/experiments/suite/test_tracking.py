@@ -29,6 +29,7 @@ def test_the_offline_run_holds_config_metrics_table_figure_and_artifact(tmp_path
     tmp_path = tmp_path / "run"
     found = cli(*SMALL, f"output={tmp_path}", "seed=5", "tracking.tags=[mine]", HOME=str(home))
     assert found.returncode == 0, found.stderr
+    assert "W&B failed" not in found.stderr, found.stderr
     runs = list((tmp_path / "wandb").glob("offline-run-*"))
     assert len(runs) == 1
     run = read_run(next(runs[0].glob("*.wandb")))
