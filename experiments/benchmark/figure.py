@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import LogLocator
 
 from experiments.records import style
 from experiments.records.record import Record
@@ -24,10 +25,11 @@ def lines_of(record: Record) -> list[tuple[str, dict[str, Any]]]:
 
 
 def draw(record: Record, path: Path) -> None:
-    """Two bar charts (time, memory) and two growth curves; ``path`` without suffix."""
+    """Two bar charts (time, memory), and growth curves where they were measured; ``path`` without suffix."""
     found = lines_of(record)
     height = max(4.0, 0.21 * len(found))
-    figure, axes = style.panels(1, 3, width=5.0, height=height)
+    grown = any(len(record.arrays[f"growth_{over}_sizes"]) for over in ("n", "p"))
+    figure, axes = style.panels(1, 3 if grown else 2, width=5.0, height=height)
     places = np.arange(len(found))[::-1]
     for axis, field, label in (
         (axes[0, 0], "seconds", "seconds (median)"),
@@ -50,10 +52,16 @@ def draw(record: Record, path: Path) -> None:
         axis.set_ylim(-0.8, len(found) - 0.2)
         axis.set_yticks(places, [name for name, _ in found], fontsize=8)
         axis.margins(x=0.15)
+        low, high = axis.get_xlim()
+        if high < 100 * low:  # between powers of ten only 2 and 5 have room for a label
+            axis.xaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+            axis.xaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes[0, 1].set_yticklabels([])
     axes[0, 0].set_title("blue: ours, grey: hand-written, orange: others", fontsize=9)
     axes[0, 1].set_title("hatched: not correct; light: extrapolated", fontsize=9)
-    growth(record, axes[0, 2])
+    if grown:
+        growth(record, axes[0, 2])
     style.save(figure, path)
 
 
