@@ -2,9 +2,9 @@
 
 conf/experiment/benchmark.yaml describes the tasks, and conf/variant holds every method's settings. H is the
 growth of A with n and p. Every answer is compared with a dense float64 solve. For the linear problems this
-solve shares no code with ours. For a network of many parameters it is CG to 1e-12, and plain autograd
-confirms its residual. A measurement that is done is never done again: it is found by its problem and its
-settings.
+solve shares no code with ours. For a network of many parameters it is CG to 1e-6 or better
+(``network_reference`` says which), and plain autograd confirms its residual. A measurement that is done is
+never done again: it is found by its problem and its settings.
 """
 
 from __future__ import annotations

@@ -147,15 +147,12 @@ class _Work:
             norms = self._together(self.objective, thetas, iterations)
         alone = ~(norms <= self.tolerance).cpu()
         for j in alone.nonzero()[:, 0].tolist():
-            start = thetas[:, j] if self.objective.linear_outputs else self.theta
-            found = fit_alone(
-                self.objective, self.groups[j], self.kind, start, self.tolerance, self.max_iterations
-            )
-            if found is None:
-                continue
-            theta, norm, taken = found
+            theta, norm, taken = fit_alone(
+                self.objective, self.groups[j], self.kind, self.theta, thetas[:, j], self.tolerance,
+                self.max_iterations,
+            )  # fmt: skip
             iterations[j] += taken
-            if norm < float(norms[j]):
+            if theta is not None and norm < float(norms[j]):
                 thetas[:, j], norms[j] = theta, norm
         return {
             "thetas": thetas.cpu().numpy(),

@@ -271,20 +271,12 @@ class _Job:
 
     def _alone(self, point: int, j: int, thetas: Tensor, norms: Tensor, iterations: Tensor) -> None:
         """The model without ``point`` by Newton's method with its own Hessian, in place in column j."""
-        # Shared steps may have led a network towards a saddle, and a linear model to where it is saturated.
-        starts = [self.theta]
-        if self.objective.linear_outputs and not torch.equal(thetas[:, j], self.theta):
-            starts.insert(0, thetas[:, j].clone())
-        for start in starts:
-            found = fit_alone(self.objective, [point], self.kind, start, self.tolerance, self.max_iterations)
-            if found is None:
-                continue
-            theta, norm, taken = found
-            iterations[j] += taken
-            if norm < float(norms[j]):
-                thetas[:, j], norms[j] = theta, norm
-            if norm <= self.tolerance:
-                return
+        theta, norm, taken = fit_alone(
+            self.objective, [point], self.kind, self.theta, thetas[:, j], self.tolerance, self.max_iterations
+        )
+        iterations[j] += taken
+        if theta is not None and norm < float(norms[j]):
+            thetas[:, j], norms[j] = theta, norm
 
     def _without(self, thetas: Tensor, gradients: Tensor, idx: Tensor) -> Tensor:
         """Gradient of each column's leave-one-out objective, from the full objective's gradients there."""

@@ -54,35 +54,50 @@ def fit_alone(
     objective: TrainingObjective,
     removed: Any,
     kind: TrainingGradient,
-    start: Tensor,
+    theta: Tensor,
+    shared: Tensor,
     tolerance: float,
     max_iterations: int,
-) -> tuple[Tensor, float, int] | None:
+) -> tuple[Tensor | None, float, int]:
     """The model without ``removed``, by Newton's method with its own Hessian.
 
     Args:
         objective: the whole objective.
         removed: the examples taken out.
         kind: the convention of removal.
-        start: ``(p,)`` where Newton's method begins.
+        theta: ``(p,)`` the full fit.
+        shared: ``(p,)`` where steps shared with other models have led. A linear model begins there, and then
+            at the full fit if that fails: it may be saturated there. A network begins at the full fit:
+            because shared steps may have led it towards a saddle.
         tolerance: gradient norm to reach.
-        max_iterations: Newton steps at most.
+        max_iterations: Newton steps at most, from each start.
 
     Returns:
-        θ ``(p,)``, the gradient norm, and the iterations; None if no step helps at all.
+        θ ``(p,)`` of the least gradient norm, that norm, and the iterations; None and infinity if no start
+        gives a model.
     """
     left = retained(objective, removed, kind)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotConvergedWarning)
-            found = fit(
-                left.objective, start, tolerance=tolerance / left.factor, max_iterations=max_iterations,
-                raise_on_failure=False,
-            )  # fmt: skip
-    except ConvergenceError:
-        return None
-    certificate = found.certificate
-    return found.theta, left.factor * certificate.gradient_norm, certificate.iterations
+    starts = [theta]
+    if objective.linear_outputs and not torch.equal(shared, theta):
+        starts.insert(0, shared.clone())
+    best, least, iterations = None, float("inf"), 0
+    for start in starts:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NotConvergedWarning)
+                found = fit(
+                    left.objective, start, tolerance=tolerance / left.factor, max_iterations=max_iterations,
+                    raise_on_failure=False,
+                )  # fmt: skip
+        except ConvergenceError:
+            continue
+        iterations += found.certificate.iterations
+        norm = left.factor * found.certificate.gradient_norm
+        if norm < least:
+            best, least = found.theta, norm
+        if norm <= tolerance:
+            break
+    return best, least, iterations
 
 
 def removed_index(objective: TrainingObjective, removed: Any) -> Tensor:
