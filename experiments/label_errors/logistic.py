@@ -135,15 +135,6 @@ def factored(
     return FeatureFactor(design, D, l2) if design.d <= design.n else RowFactor(design, D, l2)
 
 
-def quadratics(design: Design, theta: np.ndarray, l2: float, weights: np.ndarray | None = None) -> np.ndarray:
-    """``q_i = x_iᵀ H⁻¹ x_i`` at θ: ``(n,)``.
-
-    Raises:
-        NotPositiveDefiniteError: λ is so small that H is singular in float64.
-    """
-    return np.maximum(factored(design, theta, l2, weights).quadratics(), 0.0)
-
-
 class FeatureFactor:
     """``H = LLᵀ``, ``(d, d)``; D ``(n,)`` is the curvature of each loss, weights included."""
 
@@ -164,13 +155,13 @@ class FeatureFactor:
         out = np.empty(design.n)
         for start in range(0, design.n, _ROWS):
             block = slice(start, start + _ROWS)
-            half = solve_triangular(self.lower, _dense(design.X[block]).T, lower=True, check_finite=False)
+            half = solve_triangular(self.lower, dense(design.X[block]).T, lower=True, check_finite=False)
             out[block] = np.einsum("ij,ij->j", half, half)
         return out
 
     def between(self, rows: np.ndarray) -> np.ndarray:
         """``x_iᵀ H⁻¹ x_j`` of every row i and the b given rows j, ``(n, b)``."""
-        solved = lapack.dpotrs(self.lower, _dense(self.design.X[rows]).T, lower=1)[0]
+        solved = lapack.dpotrs(self.lower, dense(self.design.X[rows]).T, lower=1)[0]
         return np.asarray(self.design.X @ solved)
 
 
@@ -230,7 +221,8 @@ def by_rows(design: Design, D: np.ndarray, l2: float) -> np.ndarray:
     return RowFactor(design, D, l2).quadratics()
 
 
-def _dense(X: Any) -> np.ndarray:
+def dense(X: Any) -> np.ndarray:
+    """X as a dense array."""
     return X.toarray() if sp.issparse(X) else np.asarray(X)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-import re
 import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,9 @@ SHOWN = 10
 # Cells that stay as they are: ASCII that begins with a letter or digit, and negative numbers. pandas matches
 # a whole column in C++ only if a pattern has no \U in it.
 HARMLESS = r"[A-Za-z0-9_.][\x20-\x7e]*|-[0-9]+([.,][0-9]+)*([eE][-+]?[0-9]+)?"
-PLAIN = r"[A-Za-z0-9_.][\x20\x21\x23-\x2b\x2d-\x7e]*|-[0-9]+([.][0-9]+)*([eE][-+]?[0-9]+)?"  # needs no quotes
 NAMED = 8  # columns with missing cells that are named in the terminal
 _WIDTH = 80
 _CHUNK = 20_000  # rows whose cells are Python texts at once
-_HARMLESS = re.compile(HARMLESS)
 
 
 def save(found: Findings, folder: Path) -> dict[str, Path]:
@@ -66,37 +65,29 @@ def csv_text(frame: Any) -> str:
 
     Lines end in CR LF (RFC 4180): with LF alone a carriage return within a cell would end a line elsewhere.
     """
-    out: list[str] = []
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\r\n")
+    writer.writerow([cell(str(name)) for name in frame.columns])
     for start in range(0, len(frame), _CHUNK):
         part = frame.iloc[start : start + _CHUNK]
         columns = [_cells(part.iloc[:, place]) for place in range(part.shape[1])]
-        out += map(_line, zip(*columns, strict=True))
-    return _line(_quoted(cell(str(name))) for name in frame.columns) + "".join(out)
+        writer.writerows(zip(*columns, strict=True))
+    return out.getvalue()
 
 
 def _cells(column: Any) -> list[str]:
-    """The cells of a column as they stand in the file. Only odd texts are looked at one by one."""
+    """The cells of a column as harmless texts. Only odd ones are looked at one by one."""
     import pandas as pd
 
     if column.dtype.kind in "iuf" or pd.api.types.is_numeric_dtype(column.dtype):
         lines = column.to_csv(index=False, header=False, lineterminator="\n").split("\n")[:-1]
         return ["" if text == '""' else text for text in lines]  # a line of one empty cell
     texts = column.astype("str").fillna("")
-    plain = texts.str.fullmatch(PLAIN).to_numpy(dtype=bool, na_value=False)
+    harmless = texts.str.fullmatch(HARMLESS).to_numpy(dtype=bool, na_value=False)
     values: list[str] = texts.tolist()
-    for place in np.flatnonzero(~plain):
-        text = values[place]
-        values[place] = _quoted(text if _HARMLESS.fullmatch(text) else cell(text))
+    for place in np.flatnonzero(~harmless):
+        values[place] = cell(values[place])
     return values
-
-
-def _quoted(text: str) -> str:
-    """A text as a cell of CSV."""
-    return f'"{text.replace(chr(34), chr(34) * 2)}"' if set(text) & set(',"\r\n') else text
-
-
-def _line(cells: Any) -> str:
-    return (",".join(cells) or '""') + "\r\n"  # a line of nothing would be no row
 
 
 def terminal(found: Findings, width: int = _WIDTH) -> str:

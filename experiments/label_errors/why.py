@@ -18,7 +18,7 @@ from scipy.special import expit
 from experiments.data.tables.features import Features
 from experiments.label_errors.choose import Model
 from experiments.label_errors.held_out import objective_of
-from experiments.label_errors.logistic import Design, FeatureFactor
+from experiments.label_errors.logistic import Design, FeatureFactor, dense
 from influence import Exact, Hessian
 
 COUNT = 5  # training rows, and features, named on each side
@@ -149,7 +149,7 @@ def _between(
     transposed = X.T.tocsr() if sp.issparse(X) else X.T
 
     def conjugate(rows: np.ndarray) -> np.ndarray:
-        B = _dense(X[rows]).T.copy()
+        B = dense(X[rows]).T.copy()
         solved, residual = np.zeros_like(B), B.copy()
         direction, square = residual.copy(), (residual**2).sum(0)
         goal = _CG[1] ** 2 * square
@@ -166,10 +166,6 @@ def _between(
         return np.asarray(X @ solved)
 
     return conjugate
-
-
-def _dense(X: Any) -> np.ndarray:
-    return X.toarray() if sp.issparse(X) else np.asarray(X)
 
 
 def contributions(
@@ -198,7 +194,7 @@ def contributions(
     for start in range(0, len(rows), size):
         block = slice(start, start + size)
         value = W[proposed[block], :d] - W[given[block], :d]
-        value *= _dense(features.X[rows[block], :d]) - mean
+        value *= dense(features.X[rows[block], :d]) - mean
         best = _first(value[:, own]) if len(own) else np.zeros((len(value), 0), dtype=np.int64)
         for one, places in zip(value, best, strict=True):
             sums = np.bincount(owner[other], weights=one[other], minlength=len(words))

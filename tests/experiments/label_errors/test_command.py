@@ -213,7 +213,7 @@ def test_only_odd_cells_are_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("experiments.label_errors.output.cell", counted)
     text = csv_text(pd.DataFrame({"c": pd.array(cells, dtype="str")}))
     assert [row[0] for row in csv.reader(text.splitlines(keepends=True))][1:] == [cell(x) for x in cells]
-    assert slow == ["-1+2", "=1", "", "-x", "\uff1d1", "-1.5\n", "c"]
+    assert slow == ["c", "-1+2", "=1", "", "-x", "\uff1d1", "-1.5\n"]  # the header first
 
 
 def test_suspects_are_written_as_pandas_writes_harmless_cells(monkeypatch: pytest.MonkeyPatch) -> None:

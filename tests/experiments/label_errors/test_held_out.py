@@ -100,7 +100,7 @@ def test_both_factors_give_the_same_quadratics(sparse: bool, weighted: bool) -> 
     truth = (X * np.linalg.solve(H, X.T).T).sum(1)
     np.testing.assert_allclose(logistic.by_features(design, D, 1e-3), truth, rtol=1e-8)
     np.testing.assert_allclose(logistic.by_rows(design, D, 1e-3), truth, rtol=1e-8)
-    np.testing.assert_allclose(logistic.quadratics(design, theta, 1e-3, w), truth, rtol=1e-8)
+    np.testing.assert_allclose(logistic.factored(design, theta, 1e-3, w).quadratics(), truth, rtol=1e-8)
     rows = np.array([3, 0, 17])
     pairs = X @ np.linalg.solve(H, X[rows].T)
     for factor in (logistic.FeatureFactor(design, D, 1e-3), logistic.RowFactor(design, D, 1e-3)):
