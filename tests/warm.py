@@ -51,8 +51,8 @@ HEAVY = (
     "experiments.loo_linear.figure",
     "experiments.label_errors.find",
     "threadpoolctl",
-    "wandb",
 )
+# Not wandb: it makes a temporary folder when it is imported, and the first fork that ends removes it for all.
 # Read by an interpreter or a library before the first line of a command: a fork would not see a change.
 AT_START = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONPATH", "LD_PRELOAD", "MPLCONFIGDIR")
 

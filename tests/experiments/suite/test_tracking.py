@@ -24,6 +24,14 @@ from tests.wandb_file import read_run
 SMALL = ("experiment=loo_linear", "experiment.removed=4")
 
 
+def test_a_command_of_a_test_has_wandb_to_itself(tmp_path: Path) -> None:
+    """wandb, imported before the fork, lost its temporary folder when another command ended."""
+    for name in ("first", "second"):
+        found = cli(*SMALL, f"output={tmp_path / name}")
+        assert found.returncode == 0, found.stderr
+        assert "W&B failed" not in found.stderr, found.stderr
+
+
 def test_the_offline_run_holds_config_metrics_table_figure_and_artifact(tmp_path: Path) -> None:
     home = tmp_path / "home"
     tmp_path = tmp_path / "run"
