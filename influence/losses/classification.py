@@ -44,7 +44,7 @@ class CrossEntropy(Loss):
             for weight in self.class_weights:
                 checked_number("class_weights", weight, least=0.0)
 
-    def _plain(self, targets: Tensor) -> bool:
+    def plain(self, targets: Tensor) -> bool:
         """Whether q is the unit vector of a class."""
         return (
             targets.ndim == 1
@@ -71,13 +71,13 @@ class CrossEntropy(Loss):
         return q if kept is None else q * kept[:, None]
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if self._plain(targets):
+        if self.plain(targets):
             return F.cross_entropy(outputs, targets, reduction="none")
         return -(self.distribution(outputs, targets) * torch.log_softmax(outputs, dim=1)).sum(dim=1)
 
     def output_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
         p = torch.softmax(outputs, dim=1)
-        if self._plain(targets):
+        if self.plain(targets):
             return p - F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
         q = self.distribution(outputs, targets)
         return q.sum(dim=1, keepdim=True) * p - q
@@ -85,7 +85,7 @@ class CrossEntropy(Loss):
     def _scaled(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         """p ``(n, c)`` and s ``(n,)``; None where s is 1."""
         p = torch.softmax(outputs, dim=1)
-        return p, None if self._plain(targets) else self.distribution(outputs, targets).sum(dim=1)
+        return p, None if self.plain(targets) else self.distribution(outputs, targets).sum(dim=1)
 
     def output_hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
         p, s = self._scaled(outputs, targets)

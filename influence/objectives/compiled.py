@@ -124,8 +124,8 @@ def _built(compiler: str, name: str, defines: list[str]) -> Path:
 def _loaded(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
-    # stages, their number, p, images, labels, idx, count, ...
-    common: list[Any] = [pointer, integer, integer, pointer, pointer, pointer, integer]
+    # stages, their number, p, images, labels, soft labels, idx, count, ...
+    common: list[Any] = [pointer, integer, integer, pointer, pointer, pointer, pointer, integer]
     library.gradients.argtypes = [*common, pointer, integer, pointer, pointer, pointer]
     library.hessian.argtypes = [*common, pointer, pointer, pointer]
     for function in (library.gradients, library.hessian):
@@ -180,7 +180,7 @@ class CompiledNet:
         self._library, self._count = library, len(stages)
         self._stages = (_Stage * len(stages))(*stages)
         self._inputs = objective.inputs.contiguous()
-        self._labels = objective.targets.to(torch.int64).contiguous()
+        self._labels, self._soft = _aims(objective)
 
     def gradients(self, thetas: Tensor, idx: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
         """``Σ_i ∇L(z_i, θ_j)`` over the examples ``idx (m,)`` (all by default): ``(p, k) -> (p, k)``.
@@ -221,8 +221,8 @@ class CompiledNet:
             out = torch.zeros(self.p, self.p, dtype=self.dtype)
             own = None if weights is None else weights[piece]
             failed = self._library.hessian(
-                self._stages, self._count, self.p, _at(self._inputs), _at(self._labels), _at(rows[piece]),
-                piece.stop - piece.start, _at(own), _at(theta), _at(out),
+                self._stages, self._count, self.p, _at(self._inputs), _at(self._labels), _at(self._soft),
+                _at(rows[piece]), piece.stop - piece.start, _at(own), _at(theta), _at(out),
             )  # fmt: skip
             if failed:
                 raise MemoryError("no memory for the compiled kernel")
@@ -259,8 +259,8 @@ class CompiledNet:
         self, rows: Tensor, columns: Tensor, skip: Tensor | None, out: Tensor | None, losses: Tensor | None
     ) -> None:
         failed = self._library.gradients(
-            self._stages, self._count, self.p, _at(self._inputs), _at(self._labels), _at(rows), len(rows),
-            _at(columns), len(columns), _at(skip), _at(out), _at(losses),
+            self._stages, self._count, self.p, _at(self._inputs), _at(self._labels), _at(self._soft),
+            _at(rows), len(rows), _at(columns), len(columns), _at(skip), _at(out), _at(losses),
         )  # fmt: skip
         if failed:
             raise MemoryError("no memory for the compiled kernel")
@@ -287,6 +287,16 @@ class CompiledNet:
         if rows.ndim != 1 or not len(rows) or int(rows.min()) < 0 or int(rows.max()) >= self.n:
             raise DataError(f"an example index lies outside 0…{self.n - 1}; check idx")
         return rows
+
+
+def _aims(objective: SequentialObjective) -> tuple[Tensor | None, Tensor | None]:
+    """Labels ``(n,)`` of a plain cross-entropy and None; of any other, None and its rows q ``(n, c)``."""
+    loss = objective.loss
+    assert isinstance(loss, CrossEntropy)
+    if loss.plain(objective.targets):
+        return objective.targets.to(torch.int64).contiguous(), None
+    like = torch.zeros(1, objective.n_outputs, dtype=objective.dtype)
+    return None, loss.distribution(like, objective.targets).to(objective.dtype).contiguous()
 
 
 def _at(tensor: Tensor | None) -> int | None:

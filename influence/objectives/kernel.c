@@ -344,24 +344,39 @@ static void run_forward(net *n) {
     }
 }
 
+/* What the examples of a tile are compared with: ``q`` is a row of soft labels each and ``total`` its sum. Where
+ * ``q`` is NULL, q is the unit vector of the label. */
+typedef struct {
+    int64_t labels[64];
+    vec *q, total;
+} aims;
+
 /* Softmax of the outputs into ``p``; the losses of the lanes where asked. */
-static void softmax(const net *n, const int64_t *labels, vec *p, REAL *losses) {
+static void softmax(const net *n, const aims *a, vec *p, REAL *losses) {
     int64_t classes = n->s[n->stages - 1].o;
     const vec *o = n->x[n->stages];
     vec top = o[0], total = {0};
     for (int64_t c = 1; c < classes; c++) top = choose(o[c] > top, o[c], top);
     for (int64_t c = 0; c < classes; c++) total += (p[c] = vexp(o[c] - top));
     for (int64_t c = 0; c < classes; c++) p[c] /= total;
-    if (losses)
-        for (int lane = 0; lane < LANES; lane++)
-            losses[lane] = (REAL)log((double)total[lane]) + top[lane] - o[labels[lane]][lane];
+    if (!losses) return;
+    for (int lane = 0; lane < LANES; lane++) {
+        REAL whole = (REAL)log((double)total[lane]) + top[lane];
+        losses[lane] = a->q ? 0 : whole - o[a->labels[lane]][lane];
+        if (a->q)
+            for (int64_t c = 0; c < classes; c++) losses[lane] += a->q[c][lane] * (whole - o[c][lane]);
+    }
 }
 
-/* Signals at the outputs: weight (p - e_y). */
-static void output_signals(net *n, const int64_t *labels, const vec *p, vec weight) {
+/* Signals at the outputs: weight (total p - q), which is weight (p - e_y) for a label. */
+static void output_signals(net *n, const aims *a, const vec *p, vec weight) {
     vec *g = n->g[n->stages];
-    for (int64_t c = 0; c < n->s[n->stages - 1].o; c++) g[c] = p[c] * weight;
-    for (int lane = 0; lane < LANES; lane++) ((REAL *)&g[labels[lane]])[lane] -= weight[lane];
+    if (a->q)
+        for (int64_t c = 0; c < n->s[n->stages - 1].o; c++) g[c] = (a->total * p[c] - a->q[c]) * weight;
+    else {
+        for (int64_t c = 0; c < n->s[n->stages - 1].o; c++) g[c] = p[c] * weight;
+        for (int lane = 0; lane < LANES; lane++) ((REAL *)&g[a->labels[lane]])[lane] -= weight[lane];
+    }
     const stage *last = &n->s[n->stages - 1];
     if (last->tanh)
         for (int64_t c = 0; c < last->o; c++) g[c] *= (REAL)1 - n->x[n->stages][c] * n->x[n->stages][c];
@@ -398,22 +413,34 @@ static void collect(const net *n, int64_t first, REAL *out) {
     }
 }
 
-static int labels_of(const int64_t *labels, const int64_t *idx, int lanes, int64_t *out) {
-    for (int lane = 0; lane < LANES; lane++) out[lane] = labels[idx[lane < lanes ? lane : 0]];
+/* Of the examples ``idx``: from ``labels``, or from the rows of ``soft`` (n, classes) where that is given. */
+static int aims_of(const int64_t *labels, const REAL *soft, int64_t classes, const int64_t *idx, int lanes, aims *a) {
+    a->total = (vec){0};
+    for (int lane = 0; lane < LANES; lane++) {
+        int64_t i = idx[lane < lanes ? lane : 0];
+        if (!soft) a->labels[lane] = labels[i];
+        for (int64_t c = 0; soft && c < classes; c++) {
+            ((REAL *)&a->q[c])[lane] = soft[i * classes + c];
+            ((REAL *)&a->total)[lane] += soft[i * classes + c];
+        }
+    }
     return lanes;
 }
 
 int lanes(void) { return LANES; }
 
 /* Sums of gradients and losses over ``count`` examples ``idx`` for ``m`` nets: thetas (m, p), out (m, p),
- * losses (m, count) or NULL. Net j leaves out example skip[j] (-1: none) where skip is given. */
-int gradients(const stage *s, int64_t stages, int64_t p, const REAL *images, const int64_t *labels, const int64_t *idx,
-              int64_t count, const REAL *thetas, int64_t m, const int64_t *skip, REAL *out, REAL *losses) {
+ * losses (m, count) or NULL. Net j leaves out example skip[j] (-1: none) where skip is given. ``soft`` (n, classes)
+ * stands in the place of ``labels`` where it is not NULL. */
+int gradients(const stage *s, int64_t stages, int64_t p, const REAL *images, const int64_t *labels, const REAL *soft,
+              const int64_t *idx, int64_t count, const REAL *thetas, int64_t m, const int64_t *skip, REAL *out,
+              REAL *losses) {
     net *n = open_net(s, stages, p, 0);
     int64_t tiles = (count + LANES - 1) / LANES, classes = s[stages - 1].o, block = 64;
     vec *packed = n ? room(n, (size_t)block * size_in(&s[0]) * sizeof(vec)) : NULL;
     vec *probability = n ? room(n, classes * sizeof(vec)) : NULL, *own = n ? n->x[0] : NULL;
-    if (!packed || !probability) {
+    aims a = {.q = n && soft ? room(n, classes * sizeof(vec)) : NULL};
+    if (!packed || !probability || (soft && !a.q)) {
         if (n) close_net(n);
         return 1;
     }
@@ -428,19 +455,19 @@ int gradients(const stage *s, int64_t stages, int64_t p, const REAL *images, con
             set_weights(n, thetas + j * p);
             clear(n, 0);
             for (int64_t t = start; t < stop; t++) {
-                int64_t left = count - t * LANES, tile_labels[64];
-                int here = labels_of(labels, idx + t * LANES, (int)(left < LANES ? left : LANES), tile_labels);
+                int64_t left = count - t * LANES;
+                int here = aims_of(labels, soft, classes, idx + t * LANES, (int)(left < LANES ? left : LANES), &a);
                 REAL tile_losses[64];
                 vec weight = {0};
                 for (int lane = 0; lane < here; lane++)
                     ((REAL *)&weight)[lane] = skip && skip[j] >= 0 && skip[j] == idx[t * LANES + lane] ? 0 : 1;
                 n->x[0] = packed + (t - start) * size_in(&s[0]);
                 run_forward(n);
-                softmax(n, tile_labels, probability, losses ? tile_losses : NULL);
+                softmax(n, &a, probability, losses ? tile_losses : NULL);
                 if (losses)
                     for (int lane = 0; lane < here; lane++) losses[j * count + t * LANES + lane] = tile_losses[lane];
                 if (!out) continue;
-                output_signals(n, tile_labels, probability, weight);
+                output_signals(n, &a, probability, weight);
                 run_backward(n, 0, 1);
             }
             if (out) collect(n, 0, out + j * p);
@@ -498,25 +525,28 @@ static void second(net *n, int64_t first, int64_t o, const vec *p, vec weight) {
 
 /* Adds the Hessian of sum_i weight_i L_i over ``count`` examples to H (p, p): entries of row r whose column belongs
  * to r's own stage or to a later one. The rest follows from symmetry. */
-int hessian(const stage *s, int64_t stages, int64_t p, const REAL *images, const int64_t *labels, const int64_t *idx,
-            int64_t count, const REAL *weights, const REAL *theta, REAL *H) {
+int hessian(const stage *s, int64_t stages, int64_t p, const REAL *images, const int64_t *labels, const REAL *soft,
+            const int64_t *idx, int64_t count, const REAL *weights, const REAL *theta, REAL *H) {
     net *n = open_net(s, stages, p, 1);
-    vec *probability = n ? room(n, s[stages - 1].o * sizeof(vec)) : NULL;
-    if (!probability) {
+    int64_t classes = s[stages - 1].o;
+    vec *probability = n ? room(n, classes * sizeof(vec)) : NULL;
+    aims a = {.q = n && soft ? room(n, classes * sizeof(vec)) : NULL};
+    if (!probability || (soft && !a.q)) {
         if (n) close_net(n);
         return 1;
     }
     set_weights(n, theta);
     for (int64_t at = 0; at < count; at += LANES) {
-        int64_t left = count - at, tile_labels[64];
-        int here = labels_of(labels, idx + at, (int)(left < LANES ? left : LANES), tile_labels);
+        int64_t left = count - at;
+        int here = aims_of(labels, soft, classes, idx + at, (int)(left < LANES ? left : LANES), &a);
         vec weight = {0};
         for (int lane = 0; lane < here; lane++) ((REAL *)&weight)[lane] = weights ? weights[at + lane] : 1;
         pack(&s[0], images, idx + at, here, n->x[0]);
         run_forward(n);
-        softmax(n, tile_labels, probability, NULL);
-        output_signals(n, tile_labels, probability, weight);
+        softmax(n, &a, probability, NULL);
+        output_signals(n, &a, probability, weight);
         run_backward(n, 0, 0);
+        if (soft) weight *= a.total; /* the Hessian of a loss in its outputs is total (diag(p) - p p') */
         for (int64_t i = 0; i < stages; i++) {
             if (s[i].kind == MEAN) continue;
             for (int64_t o = 0; o < s[i].o; o++)

@@ -13,6 +13,7 @@ from torch import nn
 
 from influence.curvature.operators import Hessian
 from influence.errors import DataError
+from influence.losses import CrossEntropy
 from influence.objectives import compiled
 from influence.objectives.compiled import CompiledNet, compiled_net, kernel
 from influence.objectives.module import Objective
@@ -46,12 +47,28 @@ def dense_net() -> nn.Module:
 CASES = {"paper": (paper_net, (1, 9, 10)), "uneven": (uneven_net, (2, 8, 9)), "dense": (dense_net, (7,))}
 
 
-def build(name: str, n: int = 37, dtype: torch.dtype = torch.float64, kind=Objective, l2: float = 0.0):
+# Every form of cross-entropy: the class q = e_y, and those whose q has another sum or several entries.
+LOSSES = {
+    "plain": CrossEntropy(),
+    "smoothed": CrossEntropy(label_smoothing=0.2),
+    "class weights": CrossEntropy(class_weights=(0.5, 2.0, 0.0, 1.0, 3.0)),
+    "ignored": CrossEntropy(ignore_index=2),
+    "soft": CrossEntropy(),
+    "soft and weighted": CrossEntropy(label_smoothing=0.1, class_weights=(0.5, 2.0, 0.0, 1.0, 3.0)),
+}
+
+
+def build(
+    name: str, n: int = 37, dtype: torch.dtype = torch.float64, kind=Objective, l2: float = 0.0, loss="plain"
+):
     torch.manual_seed(3)
     make, shape = CASES[name]
     g = torch.Generator().manual_seed(1)
     X, y = torch.randn(n, *shape, generator=g, dtype=torch.float64), torch.arange(n) % 5
-    return kind(make().double(), "cross_entropy", X, y, l2, l2_parameters="weights", dtype=dtype)
+    if loss.startswith("soft"):
+        y = torch.rand(n, 5, generator=g, dtype=torch.float64)
+        y = y / y.sum(dim=1, keepdim=True)
+    return kind(make().double(), LOSSES[loss], X, y, l2, l2_parameters="weights", dtype=dtype)
 
 
 def columns(p: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -81,6 +98,19 @@ def test_sums_are_those_of_autograd(name, n):
     torch.testing.assert_close(
         net.gradients(thetas, chosen) / 4, oracle.subset(chosen).gradients(thetas), rtol=1e-12, atol=1e-13
     )
+
+
+@needs_compiler
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_cross_entropy_has_its_own_derivatives(loss):
+    oracle, net = build("dense", loss=loss), made("dense", loss=loss)
+    thetas = columns(oracle.p)
+    gradients, losses = net.gradients_and_losses(thetas)
+    torch.testing.assert_close(gradients / oracle.n, oracle.gradients(thetas), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(losses, oracle.example_losses_many(thetas), rtol=1e-12, atol=1e-13)
+    theta = thetas[:, 0].contiguous()
+    found = net.hessian(theta) / oracle.n
+    torch.testing.assert_close(found, Hessian(oracle, theta).dense(), rtol=1e-10, atol=1e-11)
 
 
 @needs_compiler
