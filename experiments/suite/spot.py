@@ -31,8 +31,13 @@ from experiments.verification.spots import FAILED, IMPOSSIBLE, PASSED, Spot
 
 RETRAINED = (  # they retrain through Context.retrained
     "loo_linear", "smooth_hinge", "leverage", "groups", "spam", "loo_cnn", "loo_cnn_stationary",
+    "loo_cnn_truths",
 )  # fmt: skip
-NEEDED = {"loo_cnn": ("states", "changes"), "loo_cnn_stationary": ("states", "theta")}
+NEEDED = {
+    "loo_cnn": ("states", "changes"),
+    "loo_cnn_stationary": ("states", "theta"),
+    "loo_cnn_truths": ("states",),
+}
 LONGEST = 150.0  # seconds that the repetition of a whole run, or of a job, may have taken
 WITHIN = 2e-3  # relative; 1 % is five times that, two machines differ by far less
 # What is below is rounding, not a result: of an array against its largest, and of a single number.

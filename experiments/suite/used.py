@@ -44,6 +44,7 @@ USES = {
     "loo_linear": Use(("softmax", "logistic", "svm"), ("cross_entropy", "logistic", "smooth_hinge"), ANY),
     "loo_cnn": Use(tuple(NETWORKS), solvers=ANY, preconditioners=("none", "gauss_newton"), cuda=True),
     "loo_cnn_stationary": Use(tuple(NETWORKS)),
+    "loo_cnn_truths": Use(tuple(NETWORKS)),
     "smooth_hinge": Use(("svm",), ("hinge",)),
     "rbf_vs_inception": Use(("logistic",), solvers=ANY, backbone=True),
     "readmission": Use(("logistic",), solvers=ANY),

@@ -160,6 +160,7 @@ def test_the_tab_key_offers_what_fits() -> None:
     assert candidates("experiment=loo", []) == [
         "experiment=loo_cnn",
         "experiment=loo_cnn_stationary",
+        "experiment=loo_cnn_truths",
         "experiment=loo_linear",
     ]
     assert candidates("tier=p", ["verify"]) == ["tier=paper"]

@@ -75,6 +75,11 @@ SMALL: dict[str, list[str]] = {
         *("experiment.n_train=40", "experiment.batch=10", "experiment.steps=6", "experiment.removed=2"),
         *("experiment.rates=[[0,0.02],[3,0.002]]", "experiment.passes=20", "data.classes=[1,7]"),
     ],
+    "loo_cnn_truths": [
+        *("experiment.n_train=40", "experiment.batch=10", "experiment.steps=6", "experiment.removed=2"),
+        *("experiment.rates=[[0,0.02],[3,0.002]]", "experiment.retraining_steps=4", "experiment.block=3"),
+        *("experiment.random=2", "experiment.orders=1", "experiment.damping=1.0", "data.classes=[1,7]"),
+    ],
     "benchmark": [
         *("experiment.growth_rows=[100]", "experiment.growth_features=[9]", "data.classes=[1,7]"),
         *(
@@ -154,6 +159,10 @@ MAY_NOT_MATTER: dict[str, dict[str, str]] = {
     },
     "components": {"seed": DRAWS_NOTHING},
     "loo_linear": {"seed": DRAWS_NOTHING},
+    "loo_cnn_truths": {
+        "experiment.block": ROUNDING,
+        "experiment.limit": "a limit on the steps of one minimum, which so small a net does not reach",
+    },
     "loo_cnn_stationary": {
         "experiment.shares": "a limit on the passes to the minimum, which so small a net does not reach",
         "experiment.limit": "a limit on the steps of one solve, which so small a net does not reach",

@@ -50,6 +50,13 @@ RUNS = {
         "actual_at",
         ("hessian", "largest"),
     ),
+    "loo_cnn_truths": (
+        ["experiment.n_train=120", "experiment.batch=60", "experiment.steps=200", "experiment.removed=4",
+         "experiment.random=3", "experiment.rates=[[0,0.02]]", "experiment.orders=1",
+         "experiment.retraining_steps=12"],
+        "cold",
+        ("truths", "proximal", "all", "hessian", "pearson"),
+    ),
 }  # fmt: skip
 DRAWN = {
     "spam": 4,
@@ -59,6 +66,7 @@ DRAWN = {
     "groups": 4,
     "loo_cnn": 4,
     "loo_cnn_stationary": 4,
+    "loo_cnn_truths": 4,
 }
 
 

@@ -54,6 +54,8 @@ SPOILED: list[tuple[str, str, set[str]]] = [
         {"smoke-stationary-gradient", "smoke-stationary-theory", "smoke-stationary-minimum"},
     ),
     ("loo_cnn_stationary", "model.l2=1", {"smoke-stationary-parting"}),
+    ("loo_cnn_truths", "experiment.damping=1e-3", {"smoke-truths-proximal"}),
+    ("loo_cnn_truths", "model.l2=1", {"smoke-truths-cold"}),  # one minimum: all three truths are one
     ("rbf_vs_inception", "experiment.gamma=1", {"smoke-fig4-svm-distance"}),
     ("rbf_vs_inception", "model.l2=1e6", {"smoke-fig4-network-accuracy"}),
     (
