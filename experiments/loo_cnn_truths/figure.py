@@ -53,7 +53,7 @@ def scatter(panel: Axes, record: Record, truth: str) -> None:
         f"Hessian: Pearson {found['most']['hessian']['pearson']:.3f}",
     ]
     if truth == "cold":  # its points lie along the top
-        corner = {"transform": panel.transAxes, "va": "bottom", "ha": "right", "fontsize": 8.5}
-        panel.text(0.96, 0.04, "\n".join(lines), **corner)
+        corner = panel.transAxes
+        panel.text(0.96, 0.04, "\n".join(lines), transform=corner, va="bottom", ha="right", fontsize=8.5)
     else:
         style.note(panel, lines)
