@@ -29,7 +29,7 @@ from influence.objectives import distributed
 from influence.objectives.compiled import compiled_net
 from influence.objectives.module import Objective
 from influence.scores import predicted_change, test_gradients, up_loss
-from influence.solvers import CG, Solution
+from influence.solvers import CG, Solution, Status
 
 SHARE = 0.95  # of the output Hessians' trace in the preconditioner
 PRECONDITIONERS = ("gauss_newton", "none")
@@ -76,6 +76,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
         str(seed): of_seed(settings, train, test, test_index, found[seed], retrained[seed]) for seed in seeds
     }
     scores, actual = matrices(found, retrained, train.n)
+    solved = np.array([found[seed].solution.status == Status.CONVERGED for seed in seeds])
     own = found[cfg.seed]
     metrics = {
         "n_train": train.n,
@@ -97,6 +98,11 @@ def run(cfg: DictConfig, context: Context) -> Record:
         "over_seeds": over_seeds(list(by_seed.values())),
         "stability": stability.stability(scores, actual, settings.removed),
     }
+    if len(seeds) > 1:
+        own_seeds = [by_seed[str(seed)] for seed, done in zip(seeds, solved, strict=True) if done]
+        metrics["n_seeds_solved"] = len(own_seeds)
+        if own_seeds:
+            metrics["over_solved_seeds"] = over_seeds(own_seeds)
     if settings.eigenvalues:
         with context.timer("smallest eigenvalues of the Hessian"):
             metrics["hessian"] = smallest_eigenvalues(cfg, train, own.theta, own.damping)
@@ -121,7 +127,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
             "states": protocol.states_array(states, settings.dtype),
             "changes": np.stack([retrained[seed].changes for seed in seeds]),
         }
-        | seed_arrays(scores, actual, seeds, found),
+        | seed_arrays(scores, actual, seeds, found, solved),
         table=["index", "original_index", "label", "predicted", "actual", "actual_raw"],
         captions={"loo_cnn": caption(data.name, test_index, train, len(own.removed), len(seeds))},
         deviations=protocol.deviations(settings) if data.name == "mnist" else [],
@@ -246,23 +252,25 @@ def matrices(
 
 
 def seed_arrays(
-    scores: np.ndarray, actual: np.ndarray, seeds: list[int], found: dict[int, Predicted]
+    scores: np.ndarray, actual: np.ndarray, seeds: list[int], found: dict[int, Predicted], solved: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The arrays over seeds; none for a single one."""
+    """The arrays over seeds; none for a single one. Means are over seeds whose s_test was solved."""
     if len(seeds) == 1:
         return {}
     removed = np.stack([found[seed].removed for seed in seeds])
     rows = np.arange(len(seeds))[:, None]
     order = stability.ranks(scores)
+    means = stability.mean_over_seeds(scores[solved], actual[solved], 2)
     return {
         "seeds": np.array(seeds),
+        "seed_solved": solved,
         "seed_scores": scores,
         "seed_removed": removed,
         "seed_predicted": scores[rows, removed],
         "seed_actual": actual[rows, removed],
         "rank_mean": order.mean(0),
         "rank_deviation": order.std(0, ddof=1),
-    } | {f"shared_{key}": value for key, value in stability.mean_over_seeds(scores, actual, 2).items()}
+    } | {f"shared_{key}": value for key, value in means.items()}
 
 
 def smallest_eigenvalues(
@@ -354,8 +362,9 @@ def caption(data: str, test_index: int, train: Objective, removed: int, seeds: i
     if seeds > 1:
         text += (
             f" Left: the first of {seeds} seeds. Middle: Pearson's coefficient of each seed as retraining "
-            "goes on, with the mean. Right: points that two or more seeds left out, mean and standard "
-            "deviation over those seeds."
+            "goes on, with the mean; red where the damped Hessian was not positive definite, so that "
+            "there is no s_test. Right: points that two or more of the other seeds left out, mean and "
+            "standard deviation over those seeds."
         )
     return text
 

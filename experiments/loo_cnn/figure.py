@@ -53,9 +53,14 @@ def coefficients(panel: Axes, record: Record) -> None:
     over = record.metrics["over_seeds"]["steps"]
     steps = sorted(over, key=int)
     places = [int(step) for step in steps]
+    label: str | None = "s_test has no solution"
     for own in record.metrics["seeds"].values():
         values = [own["steps"][step]["pearson"] for step in steps]
-        panel.plot(places, values, color=style.GREY, alpha=0.5, linewidth=0.8, marker="o", markersize=2.5)
+        if own["s_test"]["status"] == "converged":
+            panel.plot(places, values, color=style.GREY, alpha=0.5, linewidth=0.8, marker="o", markersize=2.5)
+        else:
+            panel.plot(places, values, color=style.RED, linewidth=0.8, marker="x", markersize=4, label=label)
+            label = None  # once in the legend
     means = [over[step]["pearson"]["mean"] for step in steps]
     panel.plot(
         places, means, color=style.BLUE, linewidth=2, marker="o", markersize=4, label="mean over seeds"
@@ -68,7 +73,12 @@ def coefficients(panel: Axes, record: Record) -> None:
     panel.set_xlabel("Steps of retraining")
     panel.set_ylabel("Pearson's coefficient")
     panel.set_ylim(top=1.0)
-    panel.legend(loc="lower right", fontsize=8.5)
+    solved = record.metrics.get("over_solved_seeds")
+    if solved and record.metrics["n_seeds_solved"] < record.metrics["n_seeds"]:
+        own = solved["steps"][steps[-1]]["pearson"]
+        solved_seeds = record.metrics["n_seeds_solved"]
+        style.note(panel, [f"of the {solved_seeds} solved: {own['mean']:.2f} ± {own['deviation']:.2f}"])
+    panel.legend(loc="center right", fontsize=8.5)
 
 
 def shared(panel: Axes, record: Record) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from experiments.suite.ending import JobFailed
 from experiments.suite.job import execute
 from influence.curvature.operators import Dense, Hessian
 from influence.objectives.sequential import network_objective
+from influence.solvers import Status
 from tests.experiments.test_configs import composed
 
 SMALL = ["experiment=loo_cnn", "tracking=none", "experiment.steps=150", "experiment.retraining_steps=12",
@@ -152,6 +154,35 @@ def test_seeds_are_separate_runs_and_agree_with_single_ones(tmp_path: Path):
     if several.metrics["kernel"] == "compiled":
         assert 0 <= several.metrics["kernel_against_torch"]["relative_difference"] < 1e-12
     assert several.arrays["rank_mean"].shape == several.arrays["scores"].shape
+
+
+@pytest.mark.filterwarnings("ignore::influence.errors.NotConvergedWarning")
+def test_a_seed_without_an_s_test_is_named_and_in_no_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from experiments.loo_cnn import experiment
+
+    arguments = [*SMALL, "experiment.seeds=3", "solver.raise_on_failure=false"]
+    whole = experiment.predict
+
+    def run(failing: set[int], name: str) -> Record:
+        def predict(context, cfg, train, test, theta, index, seed):
+            found = whole(context, cfg, train, test, theta, index, seed)
+            status = Status.NEGATIVE_CURVATURE if seed in failing else Status.CONVERGED
+            return dataclasses.replace(found, solution=dataclasses.replace(found.solution, status=status))
+
+        monkeypatch.setattr(experiment, "predict", predict)
+        return Record.load(execute(composed(*arguments, f"output={tmp_path / name}")))
+
+    record = run({1}, "one")
+    assert record.arrays["seed_solved"].tolist() == [True, False, True]
+    assert record.metrics["n_seeds_solved"] == 2
+    coefficients = [record.metrics["seeds"][seed]["pearson"] for seed in ("0", "2")]
+    assert record.metrics["over_solved_seeds"]["pearson"]["mean"] == pytest.approx(np.mean(coefficients))
+    kept = record.arrays["seed_removed"][[0, 2]]
+    assert set(record.arrays["shared_index"]) == set(kept[0]) & set(kept[1])
+    none = run({0, 1, 2}, "none")
+    assert none.metrics["n_seeds_solved"] == 0
+    assert "over_solved_seeds" not in none.metrics
+    assert len(none.arrays["shared_index"]) == 0
 
 
 def test_stability_of_seeds():
