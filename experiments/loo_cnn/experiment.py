@@ -303,7 +303,7 @@ def against_autograd(
     plain = Objective(
         net, cfg.model.loss, ours.inputs, ours.targets, train.l2, l2_parameters="weights", batch_size=100
     )
-    values, theta, summaries = {}, found.theta, {}
+    values, theta, summaries, products = {}, found.theta, {}, {}
     for name, objective in (("ours", ours), ("plain autograd", plain)):
         with context.timer(f"{name}: s_test to {tolerance:g} and {ours.n} scores"):
             if objective is ours:
@@ -311,17 +311,22 @@ def against_autograd(
                 base: Any = Hessian(ours, theta)
             else:
                 made, base = "none", AutogradHessian(plain, theta)
+            products[name] = base @ found.test_gradient
             operator = build.damped(base, found.damping)
             solution = CG(tolerance, preconditioner=made, raise_on_failure=False).solve(
                 operator, found.test_gradient
             )
             values[name] = up_loss(objective, theta, solution.value, "loss")[:, 0]
         summaries[name.replace(" ", "_")] = solution.summary()
-    difference = (values["ours"] - values["plain autograd"]).norm() / values["ours"].norm()
+    apart = {
+        name: float((both["ours"] - both["plain autograd"]).norm() / both["ours"].norm())
+        for name, both in (("scores", values), ("products", products))
+    }
     return summaries | {
         "examples": ours.n,
         "tolerance": tolerance,
-        "scores_relative_difference": float(difference),
+        "scores_relative_difference": apart["scores"],
+        "products_relative_difference": apart["products"],  # also where a solve has no solution
     }
 
 

@@ -10,7 +10,7 @@ import pytest
 from experiments.label_errors.settings import settings as settings_of
 from experiments.records.places import CONF
 from experiments.suite.commands import COMMANDS, command
-from experiments.verification.claims import load
+from experiments.verification.claims import Spec, load, measured
 from experiments.verification.outcome import chosen
 from tests.experiments.test_configs import composed
 from tests.helpers import ROOT
@@ -36,6 +36,14 @@ def test_every_figure_of_the_paper_has_its_command() -> None:
         "components", "loo_linear", "loo_cnn", "smooth_hinge", "rbf_vs_inception", "attack_group",
         "readmission", "spam",
     }  # fmt: skip
+
+
+def test_minutes_and_memory_of_each_figure_are_those_of_its_record() -> None:
+    rows = re.findall(r"\| `experiment=\S+ tier=paper` \|[^|]*\| ([^|]*) \| \[(\w+)\]", README)
+    assert len(rows) == 8
+    for said, name in rows:
+        found = measured(Spec(name, f"experiment={name}", "paper"), ROOT / "results")
+        assert said == f"{found.minutes:.1f}, {found.gib:.1f}", name
 
 
 def test_the_two_commands_are_in_the_makefile() -> None:
