@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import random
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from influence.arrays import as_tensor
 from influence.errors import DataError, InfluenceError
 from influence.objectives.inputs import Inputs, count, leaves, map_tensors, shape_of, take
+
+_TRIES, _PAUSE = 4, 0.01  # passes between which other threads may draw, and seconds between them
 
 
 def dtype_of(model: nn.Module, inputs: Inputs) -> torch.dtype:
@@ -84,9 +88,7 @@ def check_determinism(outputs_of: Callable[[Inputs], Tensor], inputs: Inputs, dt
             "division in it, and at the scale of the inputs"
         )
     parts = (slice(a, b) for a, b in ((0, half), (half, m)) if b > a)
-    before = _generators()  # a model that seeds itself in every pass leaves them as they were by now
-    outputs_of(take(inputs, slice(0, m)))
-    if _generators() != before:
+    if _draws(lambda: outputs_of(take(inputs, slice(0, m)))):
         raise DataError(
             "the model draws random numbers in every pass (dropout in training mode, or F.dropout without "
             "training=self.training?); call model.eval() first"
@@ -98,6 +100,38 @@ def check_determinism(outputs_of: Callable[[Inputs], Tensor], inputs: Inputs, dt
             "the model's output for an example changes from pass to pass or with the batch around it "
             "(dropout or batch norm in training mode?); call model.eval() first"
         )
+
+
+class _Seen(TorchDispatchMode):
+    """Whether an operation of this thread draws from one of torch's generators."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it without types
+        self.drawn: bool = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.drawn = self.drawn or torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
+
+
+def _draws(run: Callable[[], object]) -> bool:
+    """Whether ``run`` draws random numbers.
+
+    The generators belong to the whole process, so another thread may have moved them (by making a network,
+    say). So a difference counts if it is there every time, and if an operation of this thread drew.
+    """
+    for _ in range(_TRIES):
+        before = _generators()  # a model that seeds itself in every pass leaves them as they were by now
+        run()
+        after = _generators()
+        if after == before:
+            return False
+        time.sleep(_PAUSE)
+    if after[1:] != before[1:]:
+        return True  # of CUDA, of numpy or of Python: their draws are no operations of torch's
+    with _Seen() as seen:
+        run()
+    return seen.drawn
 
 
 def _generators() -> tuple[Any, ...]:

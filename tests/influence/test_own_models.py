@@ -165,6 +165,26 @@ def test_a_model_that_draws_random_numbers_is_refused_unless_it_seeds_them() -> 
     close(ours(Noisy(seeded)), by_hand(Noisy(seeded)))
 
 
+def test_another_thread_that_draws_is_not_taken_for_the_model() -> None:
+    stop = threading.Event()
+
+    def draw() -> None:
+        while not stop.is_set():
+            torch.rand(10)
+
+    model = Noisy(lambda x: F.dropout(x, 1e-6) - x).eval()
+    other = threading.Thread(target=draw)
+    other.start()
+    try:
+        for _ in range(5):
+            close(ours(net()), by_hand(net()))
+            with pytest.raises(DataError, match="draws random numbers in every pass"):
+                ours(model)
+    finally:
+        stop.set()
+        other.join()
+
+
 # -- models ------------------------------------------------------------------------------------------------
 
 
