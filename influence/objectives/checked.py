@@ -129,9 +129,10 @@ def _draws(run: Callable[[], object]) -> bool:
         time.sleep(_PAUSE)
     if after[1:] != before[1:]:
         return True  # of CUDA, of numpy or of Python: their draws are no operations of torch's
-    with _Seen() as seen:
+    mode = _Seen()
+    with mode:
         run()
-    return seen.drawn
+    return mode.drawn
 
 
 def _generators() -> tuple[Any, ...]:
