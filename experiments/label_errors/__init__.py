@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from experiments.label_errors.find import Findings
+    from experiments.label_errors.findings import Findings
 
 
 def find_label_errors(table: Any, label: str | None = None, **settings: Any) -> Findings:

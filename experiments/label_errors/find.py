@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,45 +17,12 @@ from experiments.data.tables.labels import Labels
 from experiments.data.tables.reading import Table
 from experiments.errors import UserError
 from experiments.label_errors import assess as classes_of
-from experiments.label_errors import regression, why
+from experiments.label_errors import output, regression, why
+from experiments.label_errors.findings import Findings
 from experiments.label_errors.settings import Settings, settings
 from experiments.records.csv import distinct
 
 FOUND_OUT = 0.995  # accuracy without the row from which a hidden copy of the label is suspected
-
-
-@dataclass
-class Findings:
-    """The result.
-
-    Attributes:
-        suspects: DataFrame, a labelled row each, most suspicious first; then the user's own columns.
-        own: names of the user's columns in ``suspects``; shown: the id column among them or None.
-        columns: how each column was read. notes: what the reader should know, a sentence each.
-        summary: counts, the model, the expected number of errors.
-        labels, reasons, contributions, order: for the page; order ``(m,)`` are places among labelled rows.
-    """
-
-    table: Table
-    settings: Settings
-    labels: Labels
-    columns: list[Column]
-    notes: list[str]
-    summary: dict[str, Any]
-    suspects: Any
-    own: list[str]
-    shown: str | None
-    order: np.ndarray
-    reasons: why.Reasons
-    contributions: list[list[tuple[int, str, float]]]
-    seconds: float = 0.0
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def save(self, folder: str | Path) -> dict[str, Path]:
-        """Writes suspects.csv, report.html and report.json; their paths by name."""
-        from experiments.label_errors.output import save
-
-        return save(self, Path(folder))
 
 
 def find(
@@ -90,7 +56,7 @@ def find(
     summary = _counts(table, labels, features, columns) | summary
     return Findings(
         table, chosen, labels, columns, notes, summary, suspects, own, shown, order, reasons, contributions,
-        time.perf_counter() - began,
+        output.save, time.perf_counter() - began,
     )  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from experiments.records import atomic
 from experiments.records.csv import cell
 
 if TYPE_CHECKING:
-    from experiments.label_errors.find import Findings
+    from experiments.label_errors.findings import Findings
 
 SUSPECTS, PAGE, REPORT = "suspects.csv", "report.html", "report.json"
 SHOWN = 10
@@ -212,17 +211,3 @@ def table_lines(found: Findings, width: int) -> list[str]:
         ]
         lines.append("  ".join([*padded, clipped(line[5], left)]).rstrip())
     return lines
-
-
-def as_json(value: Any) -> str:
-    """JSON that may stand inside a script element."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for sign, code in (
-        ("&", "\\u0026"),
-        ("<", "\\u003c"),
-        (">", "\\u003e"),
-        ("\u2028", "\\u2028"),
-        ("\u2029", "\\u2029"),
-    ):
-        text = text.replace(sign, code)
-    return text

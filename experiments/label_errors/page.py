@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from experiments.label_errors.find import Findings
+    from experiments.label_errors.findings import Findings
 
 HERE = Path(__file__).parent
 CLIP = 400  # signs of a cell that the page keeps
@@ -18,8 +19,6 @@ _CELLS = 2_000_000  # cells of the user's table on the page, at most
 
 def html(found: Findings) -> str:
     """The page. All of the user's texts are data in a script element and are shown as text only."""
-    from experiments.label_errors.output import as_json
-
     data = page_data(found)
     parts = {
         "TITLE": escape(f"Label errors in {data['name']}"),
@@ -132,3 +131,17 @@ def short(value: Any) -> float:
     """Four digits are enough to look at; JSON has no infinity."""
     number = float(value)
     return float(f"{number:.4g}") if math.isfinite(number) else 1e300
+
+
+def as_json(value: Any) -> str:
+    """JSON that may stand inside a script element."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for sign, code in (
+        ("&", "\\u0026"),
+        ("<", "\\u003c"),
+        (">", "\\u003e"),
+        ("\u2028", "\\u2028"),
+        ("\u2029", "\\u2029"),
+    ):
+        text = text.replace(sign, code)
+    return text
