@@ -5,8 +5,17 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from experiments.ranges import COUNT, NOT_NEGATIVE, POSITION, POSITIVE, TOLERANCE, at_least, ranged
-from experiments.schema import Experiment, register
+from experiments.schema import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITION,
+    POSITIVE,
+    TOLERANCE,
+    Experiment,
+    at_least,
+    ranged,
+    register,
+)
 
 
 @ranged(repeats=COUNT, needs_gib=NOT_NEGATIVE)

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from experiments.ranges import COUNT, POSITION, TOLERANCE, ranged
-from experiments.schema import Experiment, register
+from experiments.schema import COUNT, POSITION, TOLERANCE, Experiment, ranged, register
 
 
 @register("experiment", "components")

@@ -4,8 +4,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from experiments.ranges import COUNT, NOT_NEGATIVE, SEED, Range, at_least, ranged
-from experiments.schema import Data, register
+from experiments.schema import COUNT, NOT_NEGATIVE, SEED, Data, Range, at_least, ranged, register
 
 
 @register("data", "plain")

@@ -2,8 +2,16 @@
 
 from dataclasses import dataclass, field
 
-from experiments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, TOLERANCE, at_least, ranged
-from experiments.schema import Experiment, register
+from experiments.schema import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    TOLERANCE,
+    Experiment,
+    at_least,
+    ranged,
+    register,
+)
 
 
 @register("experiment", "fragility")

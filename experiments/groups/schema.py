@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from experiments.ranges import COUNT, POSITION, TOLERANCE, Range, ranged
-from experiments.schema import Experiment, register
+from experiments.schema import COUNT, POSITION, TOLERANCE, Experiment, Range, ranged, register
 
 
 @register("experiment", "groups")

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from experiments.ranges import COUNT, TOLERANCE, Range, at_least, ranged
-from experiments.schema import Experiment, register
+from experiments.schema import COUNT, TOLERANCE, Experiment, Range, at_least, ranged, register
 
 
 @register("experiment", "lds")

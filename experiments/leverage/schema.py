@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from experiments.ranges import COUNT, POSITION, POSITIVE, TOLERANCE, at_least, ranged
-from experiments.schema import Experiment, register
+from experiments.schema import COUNT, POSITION, POSITIVE, TOLERANCE, Experiment, at_least, ranged, register
 
 
 @register("experiment", "leverage")

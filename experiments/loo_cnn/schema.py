@@ -3,8 +3,18 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.ranges import COUNT, POSITION, POSITIVE, SEED, TOLERANCE, at_least, ranged
-from experiments.schema import Experiment, Model, register
+from experiments.schema import (
+    COUNT,
+    POSITION,
+    POSITIVE,
+    SEED,
+    TOLERANCE,
+    Experiment,
+    Model,
+    at_least,
+    ranged,
+    register,
+)
 
 
 @register("model", "network")

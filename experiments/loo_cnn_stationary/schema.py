@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 
 from experiments.loo_cnn.schema import LooCnn
-from experiments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, TOLERANCE, above, ranged
-from experiments.schema import register
+from experiments.schema import COUNT, NOT_NEGATIVE, POSITIVE, TOLERANCE, above, ranged, register
 
 
 @register("experiment", "loo_cnn_stationary")

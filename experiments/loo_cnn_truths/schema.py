@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from experiments.loo_cnn.schema import LooCnn
-from experiments.ranges import COUNT, POSITION, POSITIVE, TOLERANCE, ranged
-from experiments.schema import register
+from experiments.schema import COUNT, POSITION, POSITIVE, TOLERANCE, ranged, register
 
 
 @register("experiment", "loo_cnn_truths")

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from experiments.ranges import COUNT, POSITION, TOLERANCE, ranged
-from experiments.schema import Experiment, Solver, register
+from experiments.schema import COUNT, POSITION, TOLERANCE, Experiment, Solver, ranged, register
 
 
 @register("experiment", "loo_linear")

@@ -4,8 +4,18 @@ from dataclasses import dataclass
 
 from omegaconf import II
 
-from experiments.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SEED, TOLERANCE, ranged
-from experiments.schema import Backbone, Model, Solver, register
+from experiments.schema import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    TOLERANCE,
+    Backbone,
+    Model,
+    Solver,
+    ranged,
+    register,
+)
 
 
 @register("model", "linear")

@@ -2,8 +2,16 @@
 
 from dataclasses import dataclass
 
-from experiments.ranges import COUNT, NOT_NEGATIVE, POSITION, POSITIVE, TOLERANCE, ranged
-from experiments.schema import Experiment, register
+from experiments.schema import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITION,
+    POSITIVE,
+    TOLERANCE,
+    Experiment,
+    ranged,
+    register,
+)
 
 
 @register("experiment", "rbf_vs_inception")

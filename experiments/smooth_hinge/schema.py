@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from experiments.ranges import COUNT, NOT_NEGATIVE, POSITION, TOLERANCE, ranged
-from experiments.schema import Experiment, register
+from experiments.schema import COUNT, NOT_NEGATIVE, POSITION, TOLERANCE, Experiment, ranged, register
 
 
 @register("experiment", "smooth_hinge")

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from experiments.ranges import COUNT, POSITION, TOLERANCE, above, ranged
-from experiments.schema import Experiment, register
+from experiments.schema import COUNT, POSITION, TOLERANCE, Experiment, above, ranged, register
 
 
 @register("experiment", "spam")

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from experiments import ranges
+from experiments import schema
 from experiments.errors import UserError
 from experiments.records import atomic
 from experiments.records.record import Record
@@ -70,7 +70,7 @@ def execute(cfg: DictConfig) -> Path:
     folder = folder_of(cfg)
     try:
         with ranks.joined(cfg.device, folder) as mine:
-            ranges.check(cfg)
+            schema.check(cfg)
             used.check(cfg)
             folders.require_run_folder(mine)  # before the lock: nothing of ours goes into a foreign folder
             with atomic.locked(mine):

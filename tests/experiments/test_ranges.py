@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from experiments import ranges, schema
+from experiments import schema
 from experiments.errors import ConfigError
 from tests.experiments.test_configs import composed
 
@@ -17,9 +17,9 @@ def schemas() -> list[type]:
 
 
 def test_every_numeric_field_of_every_schema_has_a_range() -> None:
-    found = [(cls.__name__, name) for cls in schemas() for name in ranges.numeric_fields(cls)]
+    found = [(cls.__name__, name) for cls in schemas() for name in schema.numeric_fields(cls)]
     assert len(found) > 90
-    missing = [(cls, name) for cls, name in found if name not in ranges.ranges_of(by_name()[cls])]
+    missing = [(cls, name) for cls, name in found if name not in schema.ranges_of(by_name()[cls])]
     assert missing == []
 
 
@@ -29,7 +29,7 @@ def by_name() -> dict[str, type]:
 
 def test_every_range_names_a_field() -> None:
     for cls in schemas():
-        assert set(ranges.ranges_of(cls)) <= set(cls.__dataclass_fields__), cls
+        assert set(schema.ranges_of(cls)) <= set(cls.__dataclass_fields__), cls
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_every_range_names_a_field() -> None:
 )
 def test_a_number_out_of_range_is_one_sentence(override: str, words: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        ranges.check(composed("experiment=loo_linear", override))
+        schema.check(composed("experiment=loo_linear", override))
     assert words in str(refused.value)
     assert str(refused.value).endswith(".")
 
@@ -67,8 +67,8 @@ def test_each_number_of_an_experiment_is_held_to_its_range(name: str) -> None:
     """Just outside is refused, the end itself is not; NaN never passes."""
     cfg = composed(f"experiment={name}")
     kind = by_name()[type(schema.REGISTRY["experiment"][name]()).__name__]
-    for field, allowed in ranges.ranges_of(kind).items():
+    for field, allowed in schema.ranges_of(kind).items():
         for bad in (math.nan, math.inf, allowed.low - 1):
             assert not allowed.holds(bad), (field, bad)
         assert f"{allowed}" != ""
-    ranges.check(cfg)
+    schema.check(cfg)

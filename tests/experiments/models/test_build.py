@@ -9,8 +9,8 @@ import torch
 
 from experiments.errors import ConfigError
 from experiments.models import build
-from experiments.ranges import check
 from experiments.records.record import Record
+from experiments.schema import check
 from experiments.suite.job import execute
 from influence import Dense, auto_damping
 from tests.experiments.test_configs import composed

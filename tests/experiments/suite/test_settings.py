@@ -17,7 +17,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ValidationError
 
-from experiments import ranges, schema
+from experiments import schema
 from experiments.benchmark.schema import Measurement
 from experiments.errors import ConfigError, UserError
 from experiments.records.atomic import jsonable, key_hash, sha256
@@ -221,7 +221,7 @@ def made(name: str) -> DictConfig:
 def outcome(name: str, cfg: DictConfig, folder: Path) -> tuple[Record | None, str]:
     """The record, or why it was refused."""
     try:
-        ranges.check(cfg)
+        schema.check(cfg)
         used.check(cfg)
         module = importlib.import_module(f"experiments.{name}.experiment")
         return module.run(cfg, Context(cfg, folder, "x")), ""
@@ -361,7 +361,7 @@ def test_every_embedded_and_real_variant_is_accepted() -> None:
 
     for tier, name in VARIANTS:
         cfg = composed(f"experiment={name}", f"tier={tier}")
-        ranges.check(cfg)
+        schema.check(cfg)
         cfg.device = "cpu"
         used.check(cfg)
 
