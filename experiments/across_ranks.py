@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.errors import UserError
 from experiments.records import atomic
+from experiments.records.errors import UserError
 from experiments.records.record import Record
 from experiments.suite.commands import Command, Given, Option, Words, names
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from experiments.errors import ConfigError, UserError
 from experiments.records import atomic, provenance
+from experiments.records.errors import ConfigError, UserError
 from experiments.records.record import Record
 from experiments.suite.commands import Command, Given, Option, Words
 from experiments.suite.folders import require_own

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 from experiments.suite.commands import Command, Given, Option
 
 COMMAND = Command(

@@ -28,7 +28,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
-from experiments.errors import ConfigError
+from experiments.records.errors import ConfigError
 
 
 @dataclass(frozen=True)

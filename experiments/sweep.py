@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.errors import UserError
 from experiments.records import atomic
+from experiments.records.errors import UserError
 from experiments.records.table import fitted
 from experiments.suite.commands import Command, Given, Option, Words
 from experiments.suite.ending import JobFailed

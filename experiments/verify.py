@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.errors import ConfigError
+from experiments.records.errors import ConfigError
 from experiments.records.places import WORK
 from experiments.suite.cli import stamp
 from experiments.suite.commands import Command, Given, Option, flag, names

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.suite.commands import COMMANDS
 
-GROUND = {"errors", "schema"}
+GROUND = {"schema"}
 PAIRS = 120  # 212 before the suite had rooms
 
 

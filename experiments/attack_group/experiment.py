@@ -24,7 +24,7 @@ from experiments.attacks.reach import moved_freely, principal
 from experiments.attacks.side_by_side import compared
 from experiments.attacks.steps import FIT, SignSteps, Targets, test_gradients
 from experiments.data.dataset import permutation
-from experiments.errors import ConfigError, UserError
+from experiments.records.errors import ConfigError, UserError
 from experiments.records.record import Record
 from experiments.suite.context import Context, Timing
 from experiments.suite.parallel.threads import Count

@@ -20,8 +20,8 @@ from experiments.attacks.campaign import Campaign
 from experiments.attacks.clean import Clean, clean_model, described
 from experiments.attacks.steps import FIT
 from experiments.data.dataset import permutation
-from experiments.errors import ConfigError, UserError
 from experiments.records import machine
+from experiments.records.errors import ConfigError, UserError
 from experiments.records.record import Record
 from experiments.suite.context import Context
 

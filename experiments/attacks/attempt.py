@@ -12,8 +12,8 @@ from torch import Tensor
 
 from experiments.attacks.pixels import stored
 from experiments.attacks.steps import SignSteps, Targets
-from experiments.errors import UserError
 from experiments.models.backbones import Backbone
+from experiments.records.errors import UserError
 from experiments.records.journal import Journal
 from influence.retraining.perturbed import Refits
 from influence.retraining.relabelled import LogisticRefits

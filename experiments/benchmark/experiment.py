@@ -17,8 +17,8 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.benchmark import middle, problems, runner, summary
-from experiments.errors import ConfigError, UserError
 from experiments.records import atomic
+from experiments.records.errors import ConfigError, UserError
 from experiments.records.journal import Journal
 from experiments.records.machine import cores
 from experiments.records.places import ROOT

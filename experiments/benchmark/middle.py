@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 from experiments.benchmark.problems import test_block, write
 from experiments.data import Dataset
-from experiments.errors import ConfigError
 from experiments.models.middle import RESIDUAL, network
 from experiments.models.networks import images
+from experiments.records.errors import ConfigError
 
 PROBLEMS = ("perceptron", "residual", "residual_last")
 _SIDE = 32  # pixels of the residual net's images: smaller ones get a black frame

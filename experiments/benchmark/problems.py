@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from experiments.data import Dataset
-from experiments.errors import ConfigError
 from experiments.models import build
 from experiments.records.atomic import write_json
+from experiments.records.errors import ConfigError
 from influence.objectives.linear import LinearObjective
 from influence.training import fit
 

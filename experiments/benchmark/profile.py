@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.errors import UserError
 from experiments.records import atomic
+from experiments.records.errors import UserError
 from experiments.records.places import ROOT
 from experiments.suite.commands import Command, Given, Option, Words
 

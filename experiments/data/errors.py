@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 
 
 class DataError(UserError):

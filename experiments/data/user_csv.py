@@ -18,7 +18,7 @@ import numpy as np
 from experiments.data.dataset import Dataset, Split, arrays_manifest, permutation
 from experiments.data.errors import BadData, DataError, FileMissing
 from experiments.data.tables.options import Options, checked
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 
 _KEYS = "|".join(item.name for item in fields(Options))
 

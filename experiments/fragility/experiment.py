@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from experiments.errors import ConfigError
 from experiments.fragility.nets import ACTIVATIONS, Shape
 from experiments.fragility.predictions import FITS, HESSIANS, Outcome, converged, objective_of, stopped
+from experiments.records.errors import ConfigError
 from experiments.records.record import Record
 from experiments.suite.context import Context
 

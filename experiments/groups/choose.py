@@ -10,8 +10,8 @@ import torch
 
 from experiments.data import Dataset
 from experiments.data.readmission_schema import CHILDREN
-from experiments.errors import UserError
 from experiments.readmission.children import misclassified
+from experiments.records.errors import UserError
 
 KINDS = ("random", "one class", "most helpful", "most harmful")
 

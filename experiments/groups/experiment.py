@@ -18,11 +18,11 @@ import torch
 from omegaconf import DictConfig
 
 from experiments.data import Split
-from experiments.errors import ConfigError
 from experiments.groups.choose import KINDS, Group, groups_of, mistake
 from experiments.groups.patients import of_children, planted
 from experiments.models import build
 from experiments.records.agreement import agreement
+from experiments.records.errors import ConfigError
 from experiments.records.record import Record
 from experiments.suite.context import Context
 from influence.curvature.operators import Hessian

@@ -9,8 +9,8 @@ import torch
 
 from experiments.data import Dataset, Split
 from experiments.data.readmission_schema import CHILDREN
-from experiments.errors import ConfigError
 from experiments.readmission.children import READMITTED, without_healthy_children
+from experiments.records.errors import ConfigError
 from influence.groups import group_change, most_influential_set
 
 

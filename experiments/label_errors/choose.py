@@ -10,10 +10,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from experiments.data.tables.features import INTERCEPT, Features
-from experiments.errors import UserError
 from experiments.label_errors.held_out import Fitted, classifier
 from experiments.label_errors.logistic import Design
 from experiments.label_errors.settings import Settings
+from experiments.records.errors import UserError
 from influence.errors import InfluenceError
 
 GRID = (1e-1, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5)  # λ of the mean loss, largest first

@@ -15,12 +15,12 @@ from experiments.data.tables.features import Features, encode, read_columns
 from experiments.data.tables.kinds import Column
 from experiments.data.tables.labels import Labels
 from experiments.data.tables.reading import Table
-from experiments.errors import UserError
 from experiments.label_errors import assess as classes_of
 from experiments.label_errors import output, regression, why
 from experiments.label_errors.findings import Findings
 from experiments.label_errors.settings import Settings, settings
 from experiments.records.csv import distinct
+from experiments.records.errors import UserError
 
 FOUND_OUT = 0.995  # accuracy without the row from which a hidden copy of the label is suspected
 

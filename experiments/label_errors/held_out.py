@@ -20,9 +20,9 @@ import torch
 from scipy.special import expit, log_softmax, softmax
 from torch import Tensor
 
-from experiments.errors import UserError
 from experiments.label_errors import logistic
 from experiments.label_errors.logistic import Design
+from experiments.records.errors import UserError
 from experiments.records.machine import available_gib
 from influence import Exact, Hessian, LinearObjective, fit
 from influence.errors import NotConvergedWarning

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from experiments.data.tables.options import Options, checked, option
-from experiments.errors import ConfigError
+from experiments.records.errors import ConfigError
 
 RANKS = ("held_loss", "held_margin", "loss", "self_influence")
 

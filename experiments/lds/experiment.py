@@ -17,8 +17,8 @@ import torch
 from omegaconf import DictConfig
 
 from experiments.data import Split
-from experiments.errors import ConfigError
 from experiments.models import build
+from experiments.records.errors import ConfigError
 from experiments.records.record import Record
 from experiments.suite.context import Context
 from influence.curvature.operators import Hessian

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from experiments.errors import ConfigError, UserError
 from experiments.leverage.sizes import METHODS, Compared, Prepared, compared
 from experiments.models import build
 from experiments.records.agreement import largest
+from experiments.records.errors import ConfigError, UserError
 from experiments.records.record import Record
 from experiments.suite.context import Context
 from influence.curvature.operators import Hessian

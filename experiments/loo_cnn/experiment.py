@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from experiments.errors import ConfigError
 from experiments.loo_cnn import protocol, stability
 from experiments.models import build
 from experiments.models.autograd import AutogradHessian, eigenvalues_below
 from experiments.records.agreement import agreement, largest
+from experiments.records.errors import ConfigError
 from experiments.records.record import Record
 from experiments.suite.context import Context
 from influence.curvature.networks import gauss_newton_preconditioner

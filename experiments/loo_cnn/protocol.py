@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 from torch import nn
 
 from experiments.data import Dataset
-from experiments.errors import ConfigError
 from experiments.models import networks as models
+from experiments.records.errors import ConfigError
 from experiments.suite.context import Context
 from influence.errors import DataError
 from influence.objectives.compiled import compiled_net

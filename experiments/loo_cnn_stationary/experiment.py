@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from experiments.errors import ConfigError
 from experiments.loo_cnn import protocol
 from experiments.loo_cnn.experiment import accuracy
 from experiments.loo_cnn_stationary import predictions
 from experiments.loo_cnn_stationary.schema import LooCnnStationary
 from experiments.models import build
 from experiments.records.agreement import agreement, largest
+from experiments.records.errors import ConfigError
 from experiments.records.record import Record
 from experiments.suite.context import Context
 from influence.errors import DataError

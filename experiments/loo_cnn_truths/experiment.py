@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from experiments.errors import ConfigError
 from experiments.loo_cnn import protocol
 from experiments.loo_cnn.experiment import accuracy
 from experiments.loo_cnn_truths.schema import LooCnnTruths
 from experiments.models import build
 from experiments.records.agreement import agreement, largest
+from experiments.records.errors import ConfigError
 from experiments.records.record import Record
 from experiments.suite.context import Context
 from influence.curvature.networks import gauss_newton_matrix

@@ -16,12 +16,12 @@ import torch
 from omegaconf import DictConfig
 
 from experiments.data import Dataset
-from experiments.errors import ConfigError
 from experiments.loo_linear.accounting import Work
 from experiments.loo_linear.ground_truth import GroundTruth, recorded, retrained
 from experiments.loo_linear.predictions import Predictions, accuracy, comparison, predictions, self_influences
 from experiments.models import build
 from experiments.records.agreement import largest
+from experiments.records.errors import ConfigError
 from experiments.records.record import Record
 from experiments.suite.context import Context
 from influence.curvature.operators import Hessian

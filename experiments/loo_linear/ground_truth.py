@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from experiments.errors import ConfigError, UserError
 from experiments.records import provenance
+from experiments.records.errors import ConfigError, UserError
 from experiments.records.record import Record
 from experiments.suite.context import Context
 from influence.retraining.leave_one_out import leave_one_out

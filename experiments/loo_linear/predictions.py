@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.errors import ConfigError
 from experiments.loo_linear.accounting import Work
 from experiments.models import build
 from experiments.records.agreement import agreement
+from experiments.records.errors import ConfigError
 from experiments.suite.context import Context
 from influence.scores import predicted_change, self_influence, up_loss
 from influence.solvers import Exact

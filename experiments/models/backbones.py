@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.data.fetch import Source, mirror_folder, obtain
-from experiments.errors import ConfigError, UserError
+from experiments.records.errors import ConfigError, UserError
 
 MIRRORED = {
     "mobilenet_v2": Source(

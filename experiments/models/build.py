@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from experiments.errors import ConfigError, UserError
+from experiments.records.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from experiments.data import Split

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.linalg
 
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 
 SMALLEST_PIVOT = 1e-3  # float32 distances leave about this much of an image that occurs twice
 

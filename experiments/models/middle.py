@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from experiments.errors import ConfigError
 from experiments.models.networks import SHAPES, tanh_cnn
+from experiments.records.errors import ConfigError
 
 # Hidden units of each perceptron.
 PERCEPTRONS: dict[str, tuple[int, ...]] = {"mlp": (512, 256), "mlp_small": (16, 12)}

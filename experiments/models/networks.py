@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from experiments.errors import ConfigError
+from experiments.records.errors import ConfigError
 
 # (kernel, channels, stride) of each convolution; all without padding, each followed by tanh.
 SHAPES: dict[str, tuple[tuple[int, int, int], ...]] = {

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 from scipy.optimize import lsq_linear
 
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 
 _NEAR = 1e-4  # margins this close to 1 may carry any dual weight in [0, 1]
 

@@ -10,8 +10,8 @@ import scipy.sparse as sp
 import torch
 
 from experiments.data.dataset import Split
-from experiments.errors import UserError
 from experiments.records.agreement import largest
+from experiments.records.errors import UserError
 
 READMITTED = 1  # the positive class
 

@@ -18,7 +18,6 @@ from omegaconf import DictConfig
 
 from experiments.data import Dataset, Split
 from experiments.data.readmission_schema import CHILDREN
-from experiments.errors import ConfigError, UserError
 from experiments.models import build
 from experiments.readmission.children import (
     Model,
@@ -31,6 +30,7 @@ from experiments.readmission.children import (
 )
 from experiments.readmission.influences import arrays_of, influences, left_out, of_children
 from experiments.records.agreement import agreement, largest
+from experiments.records.errors import ConfigError, UserError
 from experiments.records.record import Record
 from experiments.suite.context import Context
 from influence.removal import TrainingGradient

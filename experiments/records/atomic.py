@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.errors import BusyError
+from experiments.records.errors import BusyError
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Container, Iterable
 from typing import Any
 
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 from experiments.records.record import Record
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%")

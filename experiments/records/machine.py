@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from experiments.errors import ConfigError
+from experiments.records.errors import ConfigError
 
 
 def cores() -> int:

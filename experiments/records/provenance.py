@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.errors import UserError
 from experiments.records.atomic import sha256
+from experiments.records.errors import UserError
 from experiments.records.machine import cores
 from experiments.records.places import IN_REPOSITORY, ROOT
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments.errors import UserError
 from experiments.records.atomic import (
     jsonable,
     key_hash,
@@ -22,6 +21,7 @@ from experiments.records.atomic import (
     write_bytes,
     write_json,
 )
+from experiments.records.errors import UserError
 
 TIMES = ("seconds", "wall_seconds")  # never in a record: the same config and seed must give the same bytes
 

@@ -17,10 +17,10 @@ import torch
 from omegaconf import DictConfig
 
 from experiments.data import Split
-from experiments.errors import ConfigError
 from experiments.models import build
 from experiments.models.svm import fit_hinge
 from experiments.records.agreement import agreement, largest
+from experiments.records.errors import ConfigError
 from experiments.records.record import Record
 from experiments.suite.context import Context
 from influence.curvature.operators import Hessian

@@ -15,10 +15,10 @@ import numpy as np
 from omegaconf import DictConfig
 
 from experiments.data import Dataset
-from experiments.errors import ConfigError, UserError
 from experiments.label_errors import suspects
 from experiments.models.build import targets_of
 from experiments.records import machine
+from experiments.records.errors import ConfigError, UserError
 from experiments.records.record import Record
 from experiments.spam import label_fixing
 from experiments.spam.label_fixing import CLEAN, PARTS, RANKINGS, TRIES, LabelFixing

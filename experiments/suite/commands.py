@@ -39,7 +39,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from experiments.errors import ConfigError
+from experiments.records.errors import ConfigError
 from experiments.suite.ending import guarded
 
 WIDTH = 80

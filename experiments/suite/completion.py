@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.errors import ConfigError
+from experiments.records.errors import ConfigError
 from experiments.records.places import CONF
 from experiments.suite.commands import COMMANDS, Command, command
 from experiments.suite.ending import guarded

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.errors import ConfigError
 from experiments.records import provenance
+from experiments.records.errors import ConfigError
 from experiments.records.journal import Journal
 from experiments.suite.inputs import of_files
 from experiments.suite.parallel import ranks

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from experiments.errors import ConfigError, UserError
+from experiments.records.errors import ConfigError, UserError
 
 
 class JobFailed(Exception):

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.errors import UserError
 from experiments.records import atomic
+from experiments.records.errors import UserError
 
 MARKER, SWEEP_MARKER = "run.json", "multirun.yaml"
 FAILED = "failed.txt"  # beside a sweep's failed job: why, for experiments.sweep

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 
 _FILES = {  # setting that names a file, or a folder and the file in it that is read
     "backbone.weights": "",

@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from experiments import schema
-from experiments.errors import UserError
 from experiments.records import atomic
+from experiments.records.errors import UserError
 from experiments.records.record import Record
 from experiments.records.table import paper_and_ours
 from experiments.suite import folders, inputs, used

@@ -18,8 +18,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.errors import ConfigError
 from experiments.records.atomic import write_text
+from experiments.records.errors import ConfigError
 from experiments.suite.folders import SWEEP_MARKER, require_sweep_folder
 from experiments.suite.launching import launched
 

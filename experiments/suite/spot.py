@@ -20,7 +20,7 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 from experiments.records.places import CONF
 from experiments.records.record import Record
 from experiments.suite import cli

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.errors import UserError
 from experiments.records import atomic, provenance
 from experiments.records.csv import line as csv_line
+from experiments.records.errors import UserError
 from experiments.records.places import CONF
 from experiments.records.record import Record
 from experiments.records.table import one_line

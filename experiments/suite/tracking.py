@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.errors import ConfigError
 from experiments.records import atomic, provenance
 from experiments.records.atomic import sha256
 from experiments.records.csv import line as csv_line
+from experiments.records.errors import ConfigError
 from experiments.records.record import Record
 from experiments.suite.cli import in_a_sweep
 

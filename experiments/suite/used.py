@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.errors import ConfigError
+from experiments.records.errors import ConfigError
 
 LINEAR = {  # model and its losses
     "logistic": ("logistic",),

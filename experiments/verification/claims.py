@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import yaml
 
-from experiments.errors import ConfigError
+from experiments.records.errors import ConfigError
 from experiments.records.places import CONF, WORK
 from experiments.records.record import Record
 from experiments.records.table import shown

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.errors import ConfigError, UserError
 from experiments.records import provenance
+from experiments.records.errors import ConfigError, UserError
 from experiments.records.places import WORK
 from experiments.records.record import Record
 from experiments.verification import live

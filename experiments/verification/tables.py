@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from experiments.errors import UserError
 from experiments.records.atomic import jsonable, write_bytes, write_text
+from experiments.records.errors import UserError
 from experiments.records.table import WIDTH, fitted, shown
 from experiments.verification.claims import (
     MARK,

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from experiments import schema
-from experiments.errors import ConfigError
+from experiments.records.errors import ConfigError
 from tests.experiments.test_configs import composed
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.errors import ConfigError
+from experiments.records.errors import ConfigError
 from experiments.suite import no_code
 from tests.experiments.test_configs import composed
 from tests.helpers import cli, one_sentence

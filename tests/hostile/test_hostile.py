@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.errors import UserError
 from experiments.records import atomic
 from experiments.records.csv import csv_of
+from experiments.records.errors import UserError
 from experiments.records.journal import Journal
 from experiments.records.record import Record
 from experiments.records.table import markdown, paper_and_ours

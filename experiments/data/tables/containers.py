@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 
 _PACKED = (
     (b"\x1f\x8b", "gzip", gzip.decompress),

@@ -24,7 +24,7 @@ from experiments.data.tables.dialect import (
 )
 from experiments.data.tables.options import SEPARATORS, Options, separator_of
 from experiments.data.tables.plain import rows_below
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 
 _CHUNK = 20_000  # rows turned into columns at a time: a list of Python texts takes ten times their memory
 _MOSTLY = 0.6  # share of a column's cells that must be numbers to tell the decimal sign

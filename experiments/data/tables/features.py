@@ -14,7 +14,7 @@ from experiments.data.tables.kinds import Column, kind_of, looks_like_id
 from experiments.data.tables.labels import Labels
 from experiments.data.tables.options import Options
 from experiments.data.tables.reading import Table
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 
 INTERCEPT = 10.0  # value of the intercept's feature: its weight is then hardly regularised
 TEXT_SCALE = 5.0  # length of a text's word vector: about that of 25 standardised numbers

@@ -13,7 +13,7 @@ from experiments.data.tables.dates import MOSTLY
 from experiments.data.tables.kinds import missing_cells, numbers_of
 from experiments.data.tables.options import Options
 from experiments.data.tables.reading import Table
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 
 NAMES = ("label", "labels", "class", "target", "y", "category", "outcome", "species", "diagnosis", "v1")
 RARE = 5  # rows of a class below which little can be said of it

@@ -6,7 +6,7 @@ import csv
 from dataclasses import Field, dataclass, field
 from typing import Any
 
-from experiments.errors import ConfigError
+from experiments.records.errors import ConfigError
 
 MISSING = ("", "na", "n/a", "#n/a", "nan", "null", "none", "?", "-", ".", "nat", "<na>")
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "space": " "}

@@ -15,7 +15,7 @@ import numpy as np
 from experiments.data.tables.containers import refuse_no_table, refuse_other_formats, unpacked
 from experiments.data.tables.delimited import distinct_names, parse
 from experiments.data.tables.options import Options
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 
 BOMS = (
     (codecs.BOM_UTF32_LE, "utf-32"),

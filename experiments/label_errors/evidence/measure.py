@@ -13,7 +13,6 @@ import numpy as np
 from experiments.data.tables.features import Features, encode, read_columns
 from experiments.data.tables.labels import read_labels
 from experiments.data.tables.reading import of_frame
-from experiments.errors import UserError
 from experiments.label_errors import neighbours
 from experiments.label_errors.assess import Assessment, assess
 from experiments.label_errors.evidence.plant import KINDS, RATES, SEEDS, planted
@@ -21,6 +20,7 @@ from experiments.label_errors.held_out import classifier, held_by_folds
 from experiments.label_errors.logistic import Design
 from experiments.label_errors.ranking import order_of, rounded
 from experiments.label_errors.settings import Settings, settings
+from experiments.records.errors import UserError
 
 FOLDS = 5  # of the probabilities that cleanlab is given, as it recommends
 FIXED = 0.01  # λ of the older command

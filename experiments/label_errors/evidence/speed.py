@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.errors import UserError
 from experiments.label_errors.evidence import show
 from experiments.records import atomic
+from experiments.records.errors import UserError
 from experiments.suite.commands import Command, Given, Option, Words, names
 
 RECORD = show.SPEED

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 
 ROWS = 300  # rows sampled of a larger table, so that 30 plantings of errors take seconds
 LETTERS = 6  # classes kept of the table with 26

@@ -18,7 +18,7 @@ from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _PATIENCE = 10.0  # seconds that a process told to end is given before it is killed

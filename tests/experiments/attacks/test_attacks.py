@@ -18,8 +18,8 @@ from experiments.attacks.clean import Clean
 from experiments.attacks.pixels import stored
 from experiments.attacks.steps import SignSteps, Targets
 from experiments.data.embedded import load_digit_pairs
-from experiments.errors import ConfigError, UserError
 from experiments.models import backbones
+from experiments.records.errors import ConfigError, UserError
 from experiments.records.record import Record
 from experiments.suite.context import Context
 from experiments.suite.folders import claim

@@ -14,7 +14,7 @@ from experiments.attacks.clean import Clean
 from experiments.attacks.outcome import Stage
 from experiments.attacks.shown import change_of, kept
 from experiments.attacks.steps import SignSteps, Targets
-from experiments.errors import ConfigError
+from experiments.records.errors import ConfigError
 from experiments.records.journal import Journal
 from experiments.records.record import Record
 from experiments.suite.context import Context

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import problems, profile, runner, summary
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 from experiments.records.record import Record
 from tests.experiments.test_configs import composed
 from tests.helpers import PATIENCE
@@ -190,7 +190,7 @@ def test_a_library_without_the_curvature_asked_for_is_skipped_with_the_reason(
 
 def test_only_names_tasks_that_exist(tmp_path: Path) -> None:
     from experiments.benchmark.experiment import Bench
-    from experiments.errors import ConfigError
+    from experiments.records.errors import ConfigError
 
     cfg = composed("experiment=benchmark", "experiment.only=[I,Z]")
     with pytest.raises(ConfigError, match=r"names Z: choose from A, B.*, H"):

@@ -10,8 +10,8 @@ import torch
 from experiments.benchmark import middle
 from experiments.benchmark.adapters import ours
 from experiments.benchmark.harness import Problem
-from experiments.errors import ConfigError
 from experiments.models.middle import network, only_last_block
+from experiments.records.errors import ConfigError
 from influence.objectives.module import Objective
 from influence.solvers import Exact
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 from experiments.records.places import CONF
 from experiments.records.record import Record
 from experiments.suite.figures import draw

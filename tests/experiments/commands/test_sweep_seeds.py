@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 from experiments.records.record import Record
 from experiments.suite.folders import FAILED
 from experiments.suite.launching import launched

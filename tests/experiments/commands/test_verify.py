@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from experiments.errors import ConfigError, UserError
+from experiments.records.errors import ConfigError, UserError
 from experiments.records.record import Record
 from experiments.suite.ending import JobFailed
 from experiments.suite.job import execute

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.errors import ConfigError
 from experiments.fragility.experiment import check
 from experiments.fragility.nets import Shape, adam, gradients, hessian, kink, leave_out, newton
 from experiments.fragility.predictions import objective_of, positive, without
+from experiments.records.errors import ConfigError
 from experiments.records.record import Record
 from experiments.suite.job import execute
 from influence.curvature.operators import Hessian

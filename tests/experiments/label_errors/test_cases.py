@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.errors import UserError
 from experiments.label_errors import find_label_errors
+from experiments.records.errors import UserError
 
 N = 60
 

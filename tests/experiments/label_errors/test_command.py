@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.errors import ConfigError, UserError
 from experiments.label_errors import find_label_errors
 from experiments.label_errors.__main__ import COMMAND, folder_of
 from experiments.label_errors.output import columns, csv_text, table_lines, wrapped
 from experiments.label_errors.page import html, page_data
 from experiments.label_errors.settings import settings
 from experiments.records.csv import cell
+from experiments.records.errors import ConfigError, UserError
 from tests.helpers import cli, one_sentence
 
 WORDS = {

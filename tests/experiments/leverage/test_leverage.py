@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from experiments.data import load
-from experiments.errors import ConfigError
 from experiments.leverage.experiment import chosen, penalties
 from experiments.models import build
+from experiments.records.errors import ConfigError
 from experiments.records.record import Record
 from experiments.suite.ending import JobFailed
 from experiments.suite.job import execute

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.errors import ConfigError
 from experiments.loo_cnn.protocol import deviations, subset
 from experiments.loo_cnn.stability import mean_over_seeds, ranks, stability
 from experiments.models import networks as models
 from experiments.models.autograd import AutogradHessian, eigenvalues_below
+from experiments.records.errors import ConfigError
 from experiments.records.record import Record
 from experiments.suite.ending import JobFailed
 from experiments.suite.job import execute

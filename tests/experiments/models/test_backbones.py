@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.errors import ConfigError, UserError
 from experiments.models import backbones
 from experiments.models.features import features
+from experiments.records.errors import ConfigError, UserError
 from tests.helpers import mirror
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (3, 32, 32, 3)).astype(np.uint8)

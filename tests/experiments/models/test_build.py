@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.errors import ConfigError
 from experiments.models import build
+from experiments.records.errors import ConfigError
 from experiments.records.record import Record
 from experiments.schema import check
 from experiments.suite.job import execute

@@ -14,8 +14,8 @@ from experiments.data.archive import folder_digest
 from experiments.data.errors import ChecksumMismatch
 from experiments.data.fetch import obtain
 from experiments.data.one_dog import SEQUENCE, evenly, load
-from experiments.errors import ConfigError, UserError
 from experiments.models import backbones
+from experiments.records.errors import ConfigError, UserError
 from tests.experiments.test_configs import composed
 from tests.helpers import mirror
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from sklearn.metrics.pairwise import rbf_kernel
 
-from experiments.errors import UserError
 from experiments.models import kernels
 from experiments.models.svm import fit_hinge
 from experiments.rbf_vs_inception.experiment import choose, other_class
+from experiments.records.errors import UserError
 
 RANDOM = np.random.RandomState(0)
 TRAIN, TEST = (RANDOM.randint(0, 256, (n, 4, 4, 3)).astype(np.uint8) for n in (20, 7))

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.errors import UserError
 from experiments.models.svm import duality_gap, fit_hinge
+from experiments.records.errors import UserError
 from experiments.records.record import Record
 
 

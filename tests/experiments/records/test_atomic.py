@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.errors import BusyError
 from experiments.records import atomic
+from experiments.records.errors import BusyError
 
 
 @given(st.recursive(st.floats() | st.integers() | st.text() | st.none(), st.lists, max_leaves=10))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.errors import UserError
 from experiments.publish import LIMIT, publish
+from experiments.records.errors import UserError
 from experiments.records.record import Record
 from experiments.records.table import markdown, paper_and_ours, records_in, shown
 

@@ -16,9 +16,9 @@ import pytest
 import scipy.sparse as sp
 from sklearn.linear_model import LogisticRegression
 
-from experiments.errors import ConfigError, UserError
 from experiments.records import machine
 from experiments.records.agreement import least_lead
+from experiments.records.errors import ConfigError, UserError
 from experiments.records.record import Record
 from experiments.spam import figure, label_fixing
 from experiments.spam.label_fixing import CLEAN, RANKINGS, LabelFixing

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.errors import ConfigError
+from experiments.records.errors import ConfigError
 from experiments.suite.commands import COMMANDS, Command, Option, Words, command, flag, names
 from experiments.suite.completion import candidates
 from experiments.suite.teaching import comments, composed, of_experiment, options, overview, setting_rows
@@ -65,7 +65,7 @@ def test_one_word_too_many_is_named() -> None:
 
 def test_every_file_in_the_root_is_a_command_or_the_ground() -> None:
     files = {path.stem for path in (ROOT / "experiments").glob("*.py")}
-    assert files - {"__init__", "__main__", "errors", "schema"} == set(COMMANDS) & files
+    assert files - {"__init__", "__main__", "schema"} == set(COMMANDS) & files
     assert {f"experiments.{name}" for name in files} >= {m for m in COMMANDS.values() if m.count(".") == 1}
 
 

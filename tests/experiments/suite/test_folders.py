@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.errors import UserError
 from experiments.publish import publish
+from experiments.records.errors import UserError
 from experiments.records.record import Record
 from experiments.suite.ending import JobFailed
 from experiments.suite.folders import require_sweep_folder

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import across_ranks
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 from experiments.records.record import Record
 from experiments.suite.job import execute
 from tests.experiments.test_configs import composed

@@ -19,8 +19,8 @@ from omegaconf.errors import ValidationError
 
 from experiments import schema
 from experiments.benchmark.schema import Measurement
-from experiments.errors import ConfigError, UserError
 from experiments.records.atomic import jsonable, key_hash, sha256
+from experiments.records.errors import ConfigError, UserError
 from experiments.records.places import CONF
 from experiments.records.record import Record, without_times
 from experiments.suite import used

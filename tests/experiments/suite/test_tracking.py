@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.errors import UserError
 from experiments.records import provenance
+from experiments.records.errors import UserError
 from experiments.records.record import Record
 from experiments.suite.ending import JobFailed
 from experiments.suite.job import execute

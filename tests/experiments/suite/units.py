@@ -7,7 +7,7 @@ import signal
 import time
 from typing import Any
 
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 
 
 class Odd:

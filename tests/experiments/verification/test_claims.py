@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.errors import ConfigError
+from experiments.records.errors import ConfigError
 from experiments.records.record import Record
 from experiments.verification.claims import (
     MARK,

@@ -15,7 +15,7 @@ from experiments.data.tables.kinds import Column, kind_of, missing_cells, number
 from experiments.data.tables.labels import Labels, read_labels
 from experiments.data.tables.options import Options
 from experiments.data.tables.reading import Table, of_frame
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 
 
 def column(cells: list[Any], decimal: str | None = None, name: str = "c", **options: Any) -> Column:

@@ -11,7 +11,7 @@ import pytest
 from experiments.data.tables.labels import Labels, column_called, label_column, read_labels, weights_of
 from experiments.data.tables.options import Options
 from experiments.data.tables.reading import of_frame
-from experiments.errors import UserError
+from experiments.records.errors import UserError
 
 
 def labels(cells: list[Any], **options: Any) -> Labels:

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.data.tables.options import Options, separator_of
 from experiments.data.tables.reading import Table, of_frame, read
-from experiments.errors import ConfigError, UserError
+from experiments.records.errors import ConfigError, UserError
 
 ROWS = [["0.5", "red", "yes"], ["1.5", "blue", "no"], ["-2", "red", "no"], ["3", "green", "yes"]] * 6
 
