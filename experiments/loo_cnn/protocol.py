@@ -15,10 +15,9 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from experiments.data import Dataset
 from experiments.models import networks as models
 from experiments.records.errors import ConfigError
-from experiments.suite.context import Context
+from experiments.suite.context import Context, Dataset
 from influence.errors import DataError
 from influence.objectives.compiled import compiled_net
 from influence.objectives.module import Objective

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from experiments.data import Dataset
 from experiments.loo_linear.accounting import Work
 from experiments.loo_linear.ground_truth import GroundTruth, recorded, retrained
 from experiments.loo_linear.predictions import Predictions, accuracy, comparison, predictions, self_influences
@@ -23,7 +22,7 @@ from experiments.models import build
 from experiments.records.agreement import largest
 from experiments.records.errors import ConfigError
 from experiments.records.record import Record
-from experiments.suite.context import Context
+from experiments.suite.context import Context, Dataset
 from influence.curvature.operators import Hessian
 from influence.scores import test_gradients
 from influence.training import Fit

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from experiments.data import Dataset
 from experiments.label_errors import suspects
 from experiments.models.build import targets_of
 from experiments.records import machine
@@ -22,7 +21,7 @@ from experiments.records.errors import ConfigError, UserError
 from experiments.records.record import Record
 from experiments.spam import label_fixing
 from experiments.spam.label_fixing import CLEAN, PARTS, RANKINGS, TRIES, LabelFixing
-from experiments.suite.context import Context, Timing
+from experiments.suite.context import Context, Dataset, Timing
 from experiments.suite.parallel import processes as workers
 from experiments.suite.parallel import ranks
 

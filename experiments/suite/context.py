@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.data import Dataset
 from experiments.records import provenance
 from experiments.records.errors import ConfigError
 from experiments.records.journal import Journal
@@ -22,8 +23,7 @@ from experiments.suite.inputs import of_files
 from experiments.suite.parallel import ranks
 from experiments.suite.progress import progress
 
-if TYPE_CHECKING:
-    from experiments.data import Dataset
+__all__ = ["Context", "Dataset", "Timing"]  # an experiment takes the type of its data from here
 
 
 @dataclass
