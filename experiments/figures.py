@@ -16,11 +16,10 @@ COMMAND = Command(
 
 def main(given: Given) -> None:
     """Draws the figures of every folder named; prints the files."""
-    from experiments.records.record import Record
-    from experiments.suite.figures import draw
+    from experiments.suite.figures import redraw
 
     for folder in map(Path, given.words):
-        for path in draw(Record.load(folder), folder):
+        for path in redraw(folder):
             print(path)
 
 

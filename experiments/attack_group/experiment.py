@@ -16,20 +16,17 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from experiments.attacks import pictures
+from experiments.attacks import outcome, pictures
 from experiments.attacks.attempt import Setting, verified
 from experiments.attacks.clean import Clean, clean_model, described
 from experiments.attacks.pixels import rank
 from experiments.attacks.reach import moved_freely, principal
 from experiments.attacks.side_by_side import compared
 from experiments.attacks.steps import FIT, SignSteps, Targets, test_gradients
-from experiments.data.dataset import permutation
 from experiments.records.errors import ConfigError, UserError
 from experiments.records.record import Record
 from experiments.suite.context import Context, Timing
 from experiments.suite.parallel.threads import Count
-from influence.retraining.perturbed import Worst
-from influence.training import fit
 
 GROWS = "experiment.iterations"  # a run with more of them goes on in the same folder (experiments.suite.job)
 STATE = ("images", "thetas", "previous", "s_tests")  # what the next step depends on
@@ -78,7 +75,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
     with context.timer("features moved freely"):
         free = moved_freely(clean.refits, row, targets, list(settings.radii))
     former = compared(cfg, context, clean, row, targets, settings.compared) if settings.compared else None
-    curve, worst = walk(context, clean, steps, settings)
+    curve, certificate = walk(context, clean, steps, settings)
     delta = (steps.images - steps.originals)[0].cpu().numpy()
     with context.timer("verification from the saved image"):
         check = verified(setting, rows, pixels, delta, targets)
@@ -103,7 +100,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
         "flipped_at_most": int((curve["margins"] < 0).sum(1).max()),
         "loss_before": float(curve["losses"][0]),
         "loss_after": float(curve["losses"][-1]),
-        "loss_without": loss_without(clean, row, targets),
+        "loss_without": clean.loss_without(row, targets),
         "row": row,
         "original_index": int(clean.data.train.index[row]),
         "row_class": names[int(y[row])],
@@ -151,7 +148,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
             f"{what} ({clean.backbone.label}, at {clean.backbone.size} pixels, {clean.data.name}, "
             f"n = {clean.n})."
         },
-        certificates=[{"fit": "clean", **clean.certificate.to_dict()}, worst.certificate(FIT)],
+        certificates=[{"fit": "clean", **clean.certificate.to_dict()}, certificate],
     )
 
 
@@ -184,19 +181,6 @@ def waypoints(curve: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
     }
 
 
-def loss_without(clean: Clean, row: int, targets: Targets) -> float:
-    """The targets' mean loss of the model fitted without the training image ``row``, in nats.
-
-    The others still count 1/n each, as they do where the image's own loss and gradient have become nothing:
-    an attack that ends here has not turned its image against the targets, only taken its influence away.
-    """
-    objective, refits = clean.objective, clean.refits
-    weights = torch.ones(objective.n, dtype=objective.dtype, device=objective.device)
-    weights[row] = 0.0
-    theta = fit(objective.with_weights(weights), refits.theta, tolerance=refits.tolerance).theta
-    return float(refits.loss.of_margin(targets.features[0] @ theta * targets.y[0]).mean())
-
-
 def certainties(clean: Clean) -> np.ndarray:
     """p of the right class of every training image under the clean model: ``(n,)``."""
     outputs = clean.objective.outputs(clean.refits.theta)[:, 0]
@@ -217,8 +201,8 @@ def group(clean: Clean, settings: DictConfig, certainty: np.ndarray, seed: int) 
         label = int(classes[0])
     elif label is None:
         label = int(clean.data.train.y[int(certainty.argmin())])
-    order = permutation(len(clean.margins), seed)
-    right = order[(clean.margins[order] > 0) & (clean.data.test.y[order] == label)]
+    right = clean.right(seed)
+    right = right[clean.data.test.y[right] == label]
     if not 1 <= settings.test_images <= len(right):
         raise UserError(
             f"experiment.test_images={settings.test_images}: {len(right)} test images of class {label} are "
@@ -229,8 +213,8 @@ def group(clean: Clean, settings: DictConfig, certainty: np.ndarray, seed: int) 
 
 def walk(
     context: Context, clean: Clean, steps: SignSteps, settings: DictConfig
-) -> tuple[dict[str, np.ndarray], Worst]:
-    """All iterations: ``margins (iterations + 1, t)``, ``losses`` and ``movement`` of each, and the refits.
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """All iterations: ``margins (iterations + 1, t)``, ``losses`` and ``movement`` of each; the certificate.
 
     Every ``checkpoint`` iterations the state goes to the journal, and a killed run takes it up from there.
     """
@@ -243,8 +227,8 @@ def walk(
             stop = min(start + settings.checkpoint, settings.iterations + 1)
             part = journal.get(f"{start}-{stop}")  # the last part of a shorter run took one step less
             if part is None:
-                began, steps.refits.worst = time.perf_counter(), Worst()
-                steps.since_factor = settings.refactor  # so that a resumed part begins with the same factor
+                began = time.perf_counter()
+                steps.begin()
                 seen: dict[str, list[np.ndarray]] = {"margins": [], "losses": [], "movement": []}
                 for iteration in range(start, stop):
                     margins = steps.look()
@@ -263,9 +247,7 @@ def walk(
                     setattr(steps, name, torch.as_tensor(part[name], device=always.device))
             parts.append(part)
             advance(stop - 1)
-    worst = Worst()
-    for part in parts:
-        worst.add(Worst.of(part["worst"]))
+    worst = outcome.worst_of(parts)
     looks = settings.iterations + 1
     context.timings.append(
         Timing(
@@ -279,4 +261,4 @@ def walk(
         name: np.concatenate([part[name] for part in parts]) for name in ("margins", "losses", "movement")
     }
     curve["losses"], curve["movement"] = curve["losses"][:, 0], curve["movement"][:, 0]
-    return curve, worst
+    return curve, worst.certificate(FIT)

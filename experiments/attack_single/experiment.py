@@ -19,7 +19,6 @@ from experiments.attacks import outcome, pictures, ranking
 from experiments.attacks.campaign import Campaign
 from experiments.attacks.clean import Clean, clean_model, described
 from experiments.attacks.steps import FIT
-from experiments.data.dataset import permutation
 from experiments.records import machine
 from experiments.records.errors import ConfigError, UserError
 from experiments.records.record import Record
@@ -112,8 +111,7 @@ def check(settings: DictConfig, device: str) -> None:
 
 def choose(clean: Clean, count: int | None, seed: int) -> np.ndarray:
     """Positions of ``count`` correctly classified test images in a seeded order; all of them where null."""
-    order = permutation(len(clean.margins), seed)
-    right = order[clean.margins[order] > 0]
+    right = clean.right(seed)
     if not len(right) or (count is not None and not 1 <= count <= len(right)):
         raise UserError(
             f"experiment.test_images={count}: {len(right)} test images are classified correctly; give 1 to "

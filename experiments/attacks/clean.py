@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from experiments.attacks.steps import Targets
-from experiments.data import Dataset
+from experiments.data.dataset import Dataset, permutation
 from experiments.models import backbones, build
 from experiments.models.backbones import Backbone
 from experiments.models.features import features
@@ -21,7 +21,7 @@ from experiments.suite.parallel.memory import keep_freed
 from influence.objectives.linear import LinearObjective
 from influence.retraining.perturbed import Refits
 from influence.retraining.relabelled import LogisticRefits
-from influence.training import Certificate
+from influence.training import Certificate, fit
 
 
 @dataclass
@@ -58,6 +58,24 @@ class Clean:
         """One test image an attack: those at ``positions (k,)``."""
         index = torch.as_tensor(positions, device=self.test_y.device)
         return Targets(self.test_features[index][:, None], self.test_y[index][:, None])
+
+    def right(self, seed: int) -> np.ndarray:
+        """Positions of the correctly classified test images, in a seeded order."""
+        order = permutation(len(self.margins), seed)
+        return order[self.margins[order] > 0]
+
+    def loss_without(self, row: int, targets: Targets) -> float:
+        """The targets' mean loss of the model fitted without the training image ``row``, in nats.
+
+        The others still count 1/n each, as they do where the image's own loss and gradient have become
+        nothing: an attack that ends here has not turned its image against the targets, only taken its
+        influence away.
+        """
+        objective, refits = self.objective, self.refits
+        weights = torch.ones(objective.n, dtype=objective.dtype, device=objective.device)
+        weights[row] = 0.0
+        theta = fit(objective.with_weights(weights), refits.theta, tolerance=refits.tolerance).theta
+        return float(refits.loss.of_margin(targets.features[0] @ theta * targets.y[0]).mean())
 
 
 def clean_model(cfg: DictConfig, context: Context) -> Clean:

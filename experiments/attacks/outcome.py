@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,10 +129,14 @@ def verification(stages: dict[str, Stage]) -> dict[str, Any]:
 
 def worst(stages: dict[str, Stage]) -> Worst:
     """The certificate over all refits of all stages."""
+    return worst_of(part for stage in stages.values() for part in stage.parts)
+
+
+def worst_of(parts: Iterable[dict[str, np.ndarray]]) -> Worst:
+    """The certificate over the refits of all journalled ``parts``."""
     found = Worst()
-    for stage in stages.values():
-        for part in stage.parts:
-            found.add(Worst.of(part["worst"]))
+    for part in parts:
+        found.add(Worst.of(part["worst"]))
     return found
 
 

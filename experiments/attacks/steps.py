@@ -16,7 +16,7 @@ from torch import Tensor
 
 from experiments.attacks.pixels import step
 from experiments.models.backbones import Backbone
-from influence.retraining.perturbed import Changed, Refits
+from influence.retraining.perturbed import Changed, Refits, Worst
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ class SignSteps:
         self.s_tests = torch.zeros_like(self.thetas)
         self.features = torch.empty(0)
         self._graphs: list[tuple[Tensor, Tensor]] = []
+
+    def begin(self) -> None:
+        """Begins a part that can be resumed: counts of its own, and the next look takes a new factor."""
+        self.refits.worst = Worst()
+        self.since_factor = self.refactor or 0
 
     def look(self) -> Tensor:
         """Refits to the images as they are; margins ``y·o (k, t)`` of the targets, below 0 where flipped."""

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from experiments.benchmark.problems import test_block, write
-from experiments.data import Dataset
 from experiments.models.middle import RESIDUAL, network
 from experiments.models.networks import images
 from experiments.records.errors import ConfigError
+from experiments.suite.context import Dataset
 
 PROBLEMS = ("perceptron", "residual", "residual_last")
 _SIDE = 32  # pixels of the residual net's images: smaller ones get a black frame

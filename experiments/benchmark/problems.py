@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.data import Dataset
-from experiments.models import build
 from experiments.records.atomic import write_json
 from experiments.records.errors import ConfigError
+from experiments.suite.context import Dataset, checked_test_index
 from influence.objectives.linear import LinearObjective
 from influence.training import fit
 
@@ -39,7 +38,7 @@ def fitted(X: np.ndarray, y: np.ndarray, classes: int, l2: float) -> np.ndarray:
 
 def test_block(data: Dataset, first: int, count: int) -> np.ndarray:
     """Positions in the test split: ``first``, then 0, 1, ... without it."""
-    build.checked_test_index(first, len(data.test))
+    checked_test_index(first, len(data.test))
     others = [index for index in range(len(data.test)) if index != first]
     return np.array([first, *others])[:count]
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from experiments.models import build
 from experiments.records.errors import ConfigError
 from experiments.records.record import Record
-from experiments.suite.context import Context
+from experiments.suite.context import Context, checked_test_index
 from influence.curvature.operators import Hessian
 from influence.scores import test_gradients, up_loss
 from influence.training import fit
@@ -34,7 +34,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
     if train.loss.name != "logistic":
         raise ConfigError(f"components needs model=logistic, not {cfg.model.loss}.")
     test = train.on(data.test.X, build.targets_of(data.test.y, True))
-    test_index = build.checked_test_index(settings.test_index, test.n)
+    test_index = checked_test_index(settings.test_index, test.n)
 
     with context.timer("fit"), context.progress(100, "fit") as advance:
         fitted = fit(train, tolerance=settings.training_tolerance, progress=advance)

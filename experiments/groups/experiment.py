@@ -24,7 +24,7 @@ from experiments.models import build
 from experiments.records.agreement import agreement
 from experiments.records.errors import ConfigError
 from experiments.records.record import Record
-from experiments.suite.context import Context
+from experiments.suite.context import Context, checked_test_index
 from influence.curvature.operators import Hessian
 from influence.groups import group_change
 from influence.retraining.groups import leave_groups_out
@@ -47,7 +47,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
         fitted = fit(train, tolerance=settings.training_tolerance)
     theta = fitted.theta
     asked = mistake(test, theta, data, settings.children) if settings.test_index is None else None
-    test_index = build.checked_test_index(settings.test_index if asked is None else asked, test.n)
+    test_index = checked_test_index(settings.test_index if asked is None else asked, test.n)
 
     hessian = Hessian(train, theta)
     with context.timer("factor"):

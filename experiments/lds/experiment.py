@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from experiments.data import Split
 from experiments.models import build
 from experiments.records.errors import ConfigError
 from experiments.records.record import Record
@@ -32,8 +31,8 @@ from influence.training import fit
 def run(cfg: DictConfig, context: Context) -> Record:
     """Fit, attributions, models of subsets, one table."""
     settings, data = cfg.experiment, context.data()
-    part = first(data.train, settings.n_train, "n_train")
-    tested = first(data.test, settings.n_test, "n_test")
+    part = data.train.take(first(settings.n_train, len(data.train), "n_train"))
+    tested = data.test.take(first(settings.n_test, len(data.test), "n_test"))
     train = build.linear_objective(part, cfg.model, len(data.classes))
     test = train.on(tested.X, build.targets_of(tested.y, train.loss.binary))
     with context.timer("fit"):
@@ -97,15 +96,15 @@ def run(cfg: DictConfig, context: Context) -> Record:
     )
 
 
-def first(split: Split, count: int, name: str) -> Split:
-    """The first ``count`` examples.
+def first(count: int, n: int, name: str) -> np.ndarray:
+    """Positions of the first ``count`` of ``n`` examples.
 
     Raises:
         ConfigError: there are fewer.
     """
-    if count > len(split):
-        raise ConfigError(f"experiment.{name}={count}: give at most {len(split)}, the points there are.")
-    return split.take(np.arange(count))
+    if count > n:
+        raise ConfigError(f"experiment.{name}={count}: give at most {n}, the points there are.")
+    return np.arange(count)
 
 
 def attributions(

@@ -21,7 +21,7 @@ from experiments.models import build
 from experiments.records.agreement import largest
 from experiments.records.errors import ConfigError, UserError
 from experiments.records.record import Record
-from experiments.suite.context import Context
+from experiments.suite.context import Context, checked_test_index
 from influence.curvature.operators import Hessian
 from influence.leverage import corrected_change
 from influence.retraining.leave_one_out import leave_one_out
@@ -45,7 +45,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
         theta = fitted.theta
         if test_index is None:
             test_index = first_mistake(test, theta)
-        test_index = build.checked_test_index(test_index, test.n)
+        test_index = checked_test_index(test_index, test.n)
         each, certificate = at_one_penalty(context, settings, train, test, theta, test_index, row)
         found.append(each)
         certificates += [{"fit": f"all points, lambda {l2:g}", **fitted.certificate.to_dict()}, certificate]

@@ -22,7 +22,7 @@ from experiments.models.autograd import AutogradHessian, eigenvalues_below
 from experiments.records.agreement import agreement, largest
 from experiments.records.errors import ConfigError
 from experiments.records.record import Record
-from experiments.suite.context import Context
+from experiments.suite.context import Context, checked_test_index
 from influence.curvature.networks import gauss_newton_preconditioner
 from influence.curvature.operators import Dense, Hessian, Operator
 from influence.objectives import distributed
@@ -59,7 +59,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
     if not 1 <= settings.removed < train.n:
         raise ConfigError(f"experiment.removed={settings.removed}: give 1 to {train.n - 1}.")
     if settings.test_index is not None:
-        build.checked_test_index(settings.test_index, test.n)
+        checked_test_index(settings.test_index, test.n)
 
     states, path = protocol.train_all(context, problem, seeds)
     first = states[cfg.seed].thetas[:, 0].clone()

@@ -21,11 +21,10 @@ from experiments.loo_cnn import protocol
 from experiments.loo_cnn.experiment import accuracy
 from experiments.loo_cnn_stationary import predictions
 from experiments.loo_cnn_stationary.schema import LooCnnStationary
-from experiments.models import build
 from experiments.records.agreement import agreement, largest
 from experiments.records.errors import ConfigError
 from experiments.records.record import Record
-from experiments.suite.context import Context
+from experiments.suite.context import Context, checked_test_index
 from influence.errors import DataError
 from influence.objectives.module import Objective
 from influence.retraining.stationary import Curvature, WeightedNet, curvature_at, reweighted, stationary
@@ -54,7 +53,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
     if not 1 <= settings.removed < train.n:
         raise ConfigError(f"experiment.removed={settings.removed}: give 1 to {train.n - 1}.")
     if settings.test_index is not None:
-        build.checked_test_index(settings.test_index, test.n)
+        checked_test_index(settings.test_index, test.n)
     net = weighted(cfg, train)
 
     states, _ = protocol.train_all(context, problem, [cfg.seed])

@@ -23,11 +23,10 @@ from omegaconf import DictConfig
 from experiments.loo_cnn import protocol
 from experiments.loo_cnn.experiment import accuracy
 from experiments.loo_cnn_truths.schema import LooCnnTruths
-from experiments.models import build
 from experiments.records.agreement import agreement, largest
 from experiments.records.errors import ConfigError
 from experiments.records.record import Record
-from experiments.suite.context import Context
+from experiments.suite.context import Context, checked_test_index
 from influence.curvature.networks import gauss_newton_matrix
 from influence.errors import DataError
 from influence.objectives.module import Objective
@@ -89,7 +88,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
             f"the {train.n} training points."
         )
     if settings.test_index is not None:
-        build.checked_test_index(settings.test_index, test.n)
+        checked_test_index(settings.test_index, test.n)
     try:
         net = WeightedNet(train, settings.kernel, settings.workers)
     except DataError as error:

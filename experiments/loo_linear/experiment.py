@@ -22,7 +22,7 @@ from experiments.models import build
 from experiments.records.agreement import largest
 from experiments.records.errors import ConfigError
 from experiments.records.record import Record
-from experiments.suite.context import Context, Dataset
+from experiments.suite.context import Context, Dataset, checked_test_index
 from influence.curvature.operators import Hessian
 from influence.scores import test_gradients
 from influence.training import Fit
@@ -33,7 +33,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
     settings, data = cfg.experiment, context.data()
     train = build.linear_objective(data.train, cfg.model, len(data.classes))
     test = train.on(data.test.X, build.targets_of(data.test.y, train.loss.binary))
-    test_index = build.checked_test_index(settings.test_index, test.n)
+    test_index = checked_test_index(settings.test_index, test.n)
     if not 1 <= settings.removed <= train.n:
         raise ConfigError(
             f"experiment.removed={settings.removed}: give 1 to {train.n}, the training points there are."

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from experiments.records.errors import ConfigError, UserError
+from experiments.records.errors import ConfigError
 
 if TYPE_CHECKING:
     from experiments.data import Split
@@ -59,13 +59,6 @@ def linear_objective(split: Split, model: DictConfig, n_classes: int) -> LinearO
     return distributed.shard(
         LinearObjective(split.X, targets_of(split.y, loss.binary), loss, model.l2, n_outputs=outputs)
     )
-
-
-def checked_test_index(index: int, n: int) -> int:
-    """``index``, if it is a position in a test split of ``n`` examples."""
-    if not 0 <= index < n:
-        raise UserError(f"experiment.test_index={index} is out of range: the test split has 0..{n - 1}.")
-    return index
 
 
 def solver(settings: DictConfig) -> Any:

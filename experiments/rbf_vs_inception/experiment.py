@@ -18,7 +18,7 @@ from experiments.models import backbones, build, kernels
 from experiments.models.features import features
 from experiments.models.svm import fit_hinge
 from experiments.records.record import Record
-from experiments.suite.context import Context
+from experiments.suite.context import Context, checked_test_index
 from influence.curvature.operators import Hessian
 from influence.losses import get_loss
 from influence.objectives.linear import LinearObjective
@@ -75,7 +75,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
     if settings.test_index is None:
         test_index = choose(margins["svm"], right["network"])
     else:
-        test_index = build.checked_test_index(settings.test_index, len(data.test))
+        test_index = checked_test_index(settings.test_index, len(data.test))
 
     distance = np.sqrt(kernels.squared_distances(pixels_test[test_index : test_index + 1], pixels)[0])
     same = data.train.y == data.test.y[test_index]

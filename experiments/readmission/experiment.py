@@ -32,7 +32,7 @@ from experiments.readmission.influences import arrays_of, influences, left_out, 
 from experiments.records.agreement import agreement, largest
 from experiments.records.errors import ConfigError, UserError
 from experiments.records.record import Record
-from experiments.suite.context import Context
+from experiments.suite.context import Context, checked_test_index
 from influence.removal import TrainingGradient
 from influence.scores import pert_loss
 from influence.training import fit
@@ -142,7 +142,7 @@ def chosen(test_index: int | None, wrong: np.ndarray, n: int) -> int:
                 "no child of the test set is misclassified: name a test point by experiment.test_index."
             )
         test_index = int(wrong[0])
-    return build.checked_test_index(test_index, n)
+    return checked_test_index(test_index, n)
 
 
 def stopped_early(

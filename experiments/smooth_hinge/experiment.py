@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from experiments.data import Split
 from experiments.models import build
 from experiments.models.svm import fit_hinge
 from experiments.records.agreement import agreement, largest
 from experiments.records.errors import ConfigError
 from experiments.records.record import Record
-from experiments.suite.context import Context
+from experiments.suite.context import Context, checked_test_index
 from influence.curvature.operators import Hessian
 from influence.leverage import corrected_change
 from influence.losses import MarginLoss, get_loss
@@ -35,11 +34,11 @@ def run(cfg: DictConfig, context: Context) -> Record:
     """Hinge fit, influence at every temperature, hinge refits, comparison."""
     settings, l2 = cfg.experiment, cfg.model.l2
     data = context.data()
-    train, test = first(data.train, settings.multiple), first(data.test, settings.multiple)
+    train, test = (part.take(first(len(part), settings.multiple)) for part in (data.train, data.test))
     X, Z = np.asarray(train.X, dtype=np.float64), np.asarray(test.X, dtype=np.float64)
     y = build.targets_of(train.y, True).numpy()
     labels = build.targets_of(test.y, True).numpy()
-    test_index, n = build.checked_test_index(settings.test_index, len(labels)), len(y)
+    test_index, n = checked_test_index(settings.test_index, len(labels)), len(y)
     check(settings, n)
 
     with context.timer("fit"):
@@ -137,12 +136,12 @@ def check(settings: Any, n: int) -> None:
         raise ConfigError(f"experiment.removed={settings.removed}: give 1 to {n}, the training points.")
 
 
-def first(split: Split, multiple: int) -> Split:
-    """The first floor(n / multiple) * multiple examples."""
-    count = len(split) // multiple * multiple if multiple >= 1 else 0
+def first(n: int, multiple: int) -> np.ndarray:
+    """Positions of the first floor(n / multiple) * multiple of n examples."""
+    count = n // multiple * multiple if multiple >= 1 else 0
     if count < 2:
-        raise ConfigError(f"experiment.multiple={multiple} leaves {count} of {len(split)} examples.")
-    return split.take(np.arange(count))
+        raise ConfigError(f"experiment.multiple={multiple} leaves {count} of {n} examples.")
+    return np.arange(count)
 
 
 def scores(

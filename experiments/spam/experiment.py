@@ -15,7 +15,6 @@ import numpy as np
 from omegaconf import DictConfig
 
 from experiments.label_errors import suspects
-from experiments.models.build import targets_of
 from experiments.records import machine
 from experiments.records.errors import ConfigError, UserError
 from experiments.records.record import Record
@@ -164,9 +163,9 @@ def work_of(cfg: DictConfig, data: Dataset) -> LabelFixing:
         )
     return LabelFixing(
         data.train.X,
-        targets_of(data.train.y, True).numpy(),
+        2.0 * data.train.y - 1,
         data.test.X,
-        targets_of(data.test.y, True).numpy(),
+        2.0 * data.test.y - 1,
         cfg.model.l2,
         settings.tolerance,
         step,

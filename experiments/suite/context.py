@@ -17,13 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.data import Dataset
 from experiments.records import provenance
-from experiments.records.errors import ConfigError
+from experiments.records.errors import ConfigError, UserError
 from experiments.records.journal import Journal
 from experiments.suite.inputs import of_files
 from experiments.suite.parallel import ranks
 from experiments.suite.progress import progress
 
-__all__ = ["Context", "Dataset", "Timing"]  # an experiment takes the type of its data from here
+# An experiment takes the type of its data from here.
+__all__ = ["Context", "Dataset", "Timing", "checked_test_index"]
 
 
 @dataclass
@@ -186,3 +187,10 @@ class Context:
             "timings": parts,
             "solvers": self.statuses,
         }
+
+
+def checked_test_index(index: int, n: int) -> int:
+    """``index``, if it is a position in a test split of ``n`` examples."""
+    if not 0 <= index < n:
+        raise UserError(f"experiment.test_index={index} is out of range: the test split has 0..{n - 1}.")
+    return index

@@ -8,6 +8,11 @@ from pathlib import Path
 from experiments.records.record import Record
 
 
+def redraw(folder: Path) -> list[Path]:
+    """Draws the figures of the record in ``folder`` there; the paths written."""
+    return draw(Record.load(folder), folder)
+
+
 def draw(record: Record, folder: Path) -> list[Path]:
     """Draws the record's figures into ``folder`` as .svg and .png; the paths written.
 

@@ -176,11 +176,11 @@ def compute(experiment: Any, cfg: DictConfig, folder: Path, identity: str) -> No
         record.paper = paper
     record.data, record.tier = record.data or cfg.data.name, cfg.tier.name
     (folder / "record.json").unlink(missing_ok=True)
-    from experiments.suite.figures import draw
+    from experiments.suite.figures import redraw
 
     record.save(folder)  # first: a full disk then leaves nothing that looks like a result
     atomic.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    draw(Record.load(folder), folder)  # as any later redrawing sees it
+    redraw(folder)  # as any later redrawing sees it
     details = context.provenance() | {"config_sha256": atomic.key_hash(settings_of(cfg))}
     details["command"] = ["python", "-m", "experiments", *sys.argv[1:]]
     details["inputs"] = inputs.of_data(details["data"]) | inputs.of_files(cfg)

@@ -35,7 +35,8 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
 
 def test_the_score_is_that_of_models_fitted_one_by_one(record: Record) -> None:
     data, cfg = load("digits", classes=[3, 8]), composed(*SMALL)
-    train = build.linear_objective(first(data.train, 80, "n_train"), cfg.model, 2)
+    part = data.train.take(first(80, len(data.train), "n_train"))
+    train = build.linear_objective(part, cfg.model, 2)
     test = train.on(data.test.X[:5], build.targets_of(data.test.y[:5], False))
     theta = fit(train, tolerance=1e-10).theta
     g = gradients_of(test, theta, torch.arange(5))
