@@ -20,9 +20,8 @@ COMMAND = Command(
         Option("benchmark", "results/benchmark", "folder of the benchmark's record", kind=Path),
         Option(
             "networks",
-            "results/benchmark_networks",
-            "folder of the record of its other tasks; left out if there is none",
-            kind=Path,
+            "results/benchmark_networks,results/benchmark_residual",
+            "folders of the records of its other tasks, with commas between; what is not there is left out",
         ),
         Option(
             "ranks", "results/distributed.json", "what python -m experiments.across_ranks wrote", kind=Path
@@ -45,8 +44,9 @@ def main(given: Given) -> None:
     if not given["ranks"].is_file():
         raise UserError(f"{given['ranks']} is not there: write it with python -m experiments.across_ranks.")
     ranks = json.loads(given["ranks"].read_text())
-    networks = Record.load(given["networks"]) if given["networks"].is_dir() else None
-    atomic.write_text(given["to"], page(Record.load(given["benchmark"]), ranks, Gpu(), networks))
+    folders = [folder for folder in given["networks"].split(",") if Path(folder).is_dir()]
+    others = {folder: Record.load(Path(folder)) for folder in folders}
+    atomic.write_text(given["to"], page(Record.load(given["benchmark"]), ranks, Gpu(), others))
     print(given["to"])
 
 

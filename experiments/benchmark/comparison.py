@@ -74,6 +74,12 @@ def gaps(tasks: dict[str, Any]) -> list[str]:
             found.append(
                 f"{name}: {task['ratio']:.2f} times the fastest correct peer, {task['aim']:g} asked.{where}"
             )
+        if (task.get("ratio") or 1) < 1:
+            other = task["methods"][task["fastest_correct_peer"]]
+            found.append(
+                f"{name}: slower than the fastest correct peer. " + _iterations("Ours", line) + " "
+                + _iterations(task["fastest_correct_peer"], other) + _before(line)
+            )  # fmt: skip
         if (task.get("peak_over_leanest_peer") or 0) > 1:
             beyond = line["peak_with_setup_mib"] - line["import_mib"]
             found.append(
@@ -82,6 +88,20 @@ def gaps(tasks: dict[str, Any]) -> list[str]:
                 f"imports, and {beyond:,.0f} are the data, its factor and the work."
             )
     return found
+
+
+def _iterations(who: str, line: dict[str, Any]) -> str:
+    """How many iterations a measurement took, and how long each."""
+    count = line.get("facts", {}).get("iterations")
+    if not count:
+        return f"{who} takes {line['seconds']:.1f} s."
+    return f"{who} takes {count} iterations of {line['seconds'] / count:.2f} s."
+
+
+def _before(line: dict[str, Any]) -> str:
+    """What our set-up takes, which checks every derivative; nothing where that is no time."""
+    seconds = line.get("setup_seconds") or 0.0
+    return f" Before that, ours checks every derivative in {seconds:.0f} s." if seconds >= 1 else ""
 
 
 def extra(metrics: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ that the page names.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,8 +147,10 @@ def predicted(case: Case, products: int, share: float, gpu: Gpu) -> str:
     return table(head, rows)
 
 
-def page(benchmark: Record, ranks: dict[str, Any], gpu: Gpu, networks: Record | None = None) -> str:
-    """The page as Markdown; ``networks`` is a second record of the benchmark, of its other tasks."""
+def page(
+    benchmark: Record, ranks: dict[str, Any], gpu: Gpu, others: Mapping[str, Record] | None = None
+) -> str:
+    """The page as Markdown; ``others`` are records of the benchmark's other tasks, by folder."""
     growth = benchmark.metrics["growth"]
     share = growth["p"]["share_of_matrix_rate"][-1]
     products = max(growth["n"]["products"])
@@ -162,16 +165,16 @@ def page(benchmark: Record, ranks: dict[str, Any], gpu: Gpu, networks: Record | 
         "## Beside other libraries",
         with_other_libraries(benchmark, "results/benchmark"),
         *(
-            []
-            if networks is None
-            else [
+            [
                 "## Ordinary networks, and corrected scores",
                 paragraph(
-                    """This is a run of its own. Its tasks are networks that are not linear in their
+                    """These are runs of their own. Their tasks are networks that are not linear in their
                     parameters, and leverage-corrected scores."""
                 ),
-                with_other_libraries(networks, "results/benchmark_networks"),
+                *(with_other_libraries(record, folder) for folder, record in others.items()),
             ]
+            if others
+            else []
         ),
         "## Measured growth",
         paragraph(
@@ -216,11 +219,15 @@ def with_other_libraries(benchmark: Record, place: str) -> str:
     """The benchmark's table and what is to be said about it."""
     m = benchmark.metrics
     machine = m["machine"]
+    rates = " and ".join(
+        f"{machine[f'gflops_{dtype}']:.0f} ({dtype})"
+        for dtype in ("float32", "float64")
+        if f"gflops_{dtype}" in machine
+    )
     intro = paragraph(
-        f"""{benchmark.data}, n = {m["n_train"]:,}, p = {m["n_parameters"]:,}, {m["threads"]} threads. The
-        machine multiplies matrices at {machine["gflops_float32"]:.0f} GFLOP/s (float32) and
-        {machine["gflops_float64"]:.0f} (float64) and reads memory at {machine["bandwidth_gbytes"]:.0f} GB/s.
-        Seconds are medians. Memory is the peak of the whole process with its set-up. "About" means:
+        f"""{benchmark.data}, n = {m["n_train"]:,}, p = {m["n_parameters"]:,}, {m["threads"]} threads.
+        Matrices are multiplied at {rates} GFLOP/s and memory is read at {machine["bandwidth_gbytes"]:.0f}
+        GB/s. Seconds are medians. Memory is the peak of the whole process with its set-up. "About" means:
         extrapolated from a part of the work. All lines, errors, runs and settings stand in
         `{place}/record.json`, and the figure lies beside it. Another machine changes the seconds, and the
         ratios less."""

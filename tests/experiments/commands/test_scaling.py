@@ -96,6 +96,19 @@ def test_the_table_beside_other_libraries_says_what_is_missed() -> None:
         "methods": {"one": line("ours", 1.0)},
     }
     assert comparison.gaps({"K": alone}) == []
+    slow = {
+        "fastest_of_ours": "one",
+        "fastest_correct_peer": "other",
+        "ratio": 0.5,
+        "met": None,
+        "methods": {
+            "one": line("ours", 20.0) | {"facts": {"iterations": 10}},
+            "other": line("peer_other", 10.0),
+        },
+    }
+    assert comparison.gaps({"J": slow}) == [
+        "J: slower than the fastest correct peer. Ours takes 10 iterations of 2.00 s. other takes 10.0 s."
+    ]
 
 
 def test_arrays_that_differ_between_processes_are_named() -> None:
@@ -109,7 +122,7 @@ def test_arrays_that_differ_between_processes_are_named() -> None:
 
 def test_the_committed_page_is_that_of_its_records() -> None:
     ranks = json.loads((ROOT / "results" / "distributed.json").read_text())
-    folder = ROOT / "results" / "benchmark_networks"
-    networks = Record.load(folder) if folder.is_dir() else None
-    wanted = page(Record.load(ROOT / "results" / "benchmark"), ranks, Gpu(), networks)
+    folders = ("results/benchmark_networks", "results/benchmark_residual")
+    others = {folder: Record.load(ROOT / folder) for folder in folders}
+    wanted = page(Record.load(ROOT / "results" / "benchmark"), ranks, Gpu(), others)
     assert (ROOT / "results" / "scaling.md").read_text() == wanted, "run python -m experiments.scaling"
