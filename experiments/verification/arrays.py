@@ -74,7 +74,7 @@ MEANINGS = {  # the first pattern that fits EXPERIMENT.ARRAY
     "loo_cnn_stationary.fractions": "Parts of one point's weight that are taken away, rising to 1.",
     "loo_cnn_stationary.actual_at": "Actual change of the test loss, per part of the weight and point.",
     "loo_cnn_stationary.first_order_at": "Predicted change to first order, per part of the weight and point.",
-    "loo_cnn_stationary.step_at": "Change of the loss at the net that first order predicts, per part and point.",
+    "loo_cnn_stationary.step_at": "Change of the loss at the net predicted to first order, per part, point.",
     "loo_cnn_stationary.newton_at": "Change of the loss after one Newton step, per part and point.",
     "loo_cnn_stationary.gradient_norm_at": "Gradient norm that the net reached, per part and point.",
     "loo_cnn_stationary.moved_at": "Distance of the net from the trained one, per part and point.",
