@@ -31,6 +31,7 @@ from influence.retraining.networks import (
     piecewise,
     start,
 )
+from influence.retraining.stationary import WeightedNet
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,14 @@ def gradients_of(objective: Objective, kernel: str) -> tuple[BatchGradients, str
         return batch_gradients(objective, kernel)
     except DataError as error:
         raise ConfigError(f"experiment.kernel={kernel}: {error}") from error
+
+
+def weighted(cfg: DictConfig, train: Objective) -> WeightedNet:
+    """The net whose examples' weights can be lowered."""
+    try:
+        return WeightedNet(train, cfg.experiment.kernel, cfg.experiment.workers)
+    except DataError as error:
+        raise ConfigError(f"experiment.kernel={cfg.experiment.kernel}: {error}") from error
 
 
 def train_all(context: Context, problem: Problem, seeds: list[int]) -> tuple[dict[int, AdamState], str]:

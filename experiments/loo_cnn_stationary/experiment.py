@@ -25,7 +25,6 @@ from experiments.records.agreement import agreement, largest
 from experiments.records.errors import ConfigError
 from experiments.records.record import Record
 from experiments.suite.context import Context, checked_test_index
-from influence.errors import DataError
 from influence.objectives.module import Objective
 from influence.retraining.stationary import Curvature, WeightedNet, curvature_at, reweighted, stationary
 from influence.scores import predicted_change, test_gradients, up_loss
@@ -54,7 +53,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
         raise ConfigError(f"experiment.removed={settings.removed}: give 1 to {train.n - 1}.")
     if settings.test_index is not None:
         checked_test_index(settings.test_index, test.n)
-    net = weighted(cfg, train)
+    net = protocol.weighted(cfg, train)
 
     states, _ = protocol.train_all(context, problem, [cfg.seed])
     begun = states[cfg.seed].thetas[:, 0].clone()
@@ -199,14 +198,6 @@ def check(cfg: DictConfig) -> None:
         raise ConfigError(f"device={cfg.device}: this experiment runs on the cpu.")
     if settings.dtype not in ("float32", "float64"):
         raise ConfigError(f"experiment.dtype={settings.dtype}: choose float32 or float64.")
-
-
-def weighted(cfg: DictConfig, train: Objective) -> WeightedNet:
-    """The net whose examples' weights can be lowered."""
-    try:
-        return WeightedNet(train, cfg.experiment.kernel, cfg.experiment.workers)
-    except DataError as error:
-        raise ConfigError(f"experiment.kernel={cfg.experiment.kernel}: {error}") from error
 
 
 def all_scores(

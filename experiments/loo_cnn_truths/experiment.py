@@ -28,7 +28,6 @@ from experiments.records.errors import ConfigError
 from experiments.records.record import Record
 from experiments.suite.context import Context, checked_test_index
 from influence.curvature.networks import gauss_newton_matrix
-from influence.errors import DataError
 from influence.objectives.module import Objective
 from influence.retraining.networks import AdamState, adam, piecewise, start
 from influence.retraining.proximal import proximal_responses
@@ -89,10 +88,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
         )
     if settings.test_index is not None:
         checked_test_index(settings.test_index, test.n)
-    try:
-        net = WeightedNet(train, settings.kernel, settings.workers)
-    except DataError as error:
-        raise ConfigError(f"experiment.kernel={settings.kernel}: {error}") from error
+    net = protocol.weighted(cfg, train)
 
     states, path = protocol.train_all(context, problem, [cfg.seed])
     theta = states[cfg.seed].thetas[:, 0].clone()
