@@ -19,7 +19,6 @@ from experiments.models import networks as models
 from experiments.records.errors import ConfigError
 from experiments.suite.context import Context, Dataset
 from influence.errors import DataError
-from influence.objectives.compiled import compiled_net
 from influence.objectives.module import Objective
 from influence.objectives.sequential import network_objective
 from influence.retraining.networks import (
@@ -238,7 +237,7 @@ class Retraining:
         settings, done, losses = self.settings, 0, []
         one = torch.tensor([test_index], device=self.test.device)
         before = float(self.test.example_losses(self.state.thetas[:, 0].clone(), one)[0])
-        gradients, path = gradients_of(self.narrow, settings.kernel)
+        gradients, _ = gradients_of(self.narrow, settings.kernel)
         state = self.state.to(getattr(torch, settings.retraining_dtype)).repeat(len(points))
         for step in moments(settings):
             state = adam(
@@ -248,16 +247,11 @@ class Retraining:
             done = step
             thetas = state.thetas.to(torch.float64)
             losses.append(self.test.example_losses_many(thetas, one)[0].cpu().numpy())
-        norms = self.full_gradients(thetas, path).norm(dim=0).cpu().numpy()
+        whole, none = torch.arange(self.objective.n), torch.full((len(points),), -1)
+        norms = (
+            gradients_of(self.objective, settings.kernel)[0](thetas, whole, none).norm(dim=0).cpu().numpy()
+        )
         return {"change": np.stack(losses) - before, "gradient_norm": norms}
-
-    def full_gradients(self, thetas: torch.Tensor, path: str) -> torch.Tensor:
-        """Gradients of the objective on all data in float64, by the kernel where training used it."""
-        net = compiled_net(self.objective)[0] if path == "compiled" else None
-        if net is None:
-            return self.objective.gradients(thetas)
-        penalty = self.objective.l2 * self.objective.l2_mask[:, None]
-        return net.gradients(thetas) / self.objective.n + penalty * thetas
 
 
 def deviations(settings: DictConfig) -> list[str]:
