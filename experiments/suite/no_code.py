@@ -95,7 +95,7 @@ def install() -> None:
                     context.config_loader.load_sweep_config(config, list(overrides))
             return launched(launch, job_overrides, initial_job_idx, Path(config.hydra.sweep.dir))
 
-        launcher.launch = checked  # type: ignore[method-assign]
+        launcher.launch = checked  # type: ignore[method-assign]  # this one launcher, checked before it starts
         return launcher
 
     load_configuration.guarded = True  # type: ignore[attr-defined]
