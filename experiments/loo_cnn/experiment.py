@@ -9,6 +9,8 @@ correlation. All of this is done from several seeds. Their spread says what one 
 
 from __future__ import annotations
 
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,10 +67,8 @@ def run(cfg: DictConfig, context: Context) -> Record:
     first = states[cfg.seed].thetas[:, 0].clone()
     losses = test.example_losses(first)
     test_index = int(losses.argmax()) if settings.test_index is None else settings.test_index
-    found = {
-        seed: predict(context, cfg, train, test, states[seed].thetas[:, 0].clone(), test_index, seed)
-        for seed in seeds
-    }
+    thetas = {seed: states[seed].thetas[:, 0].clone() for seed in seeds}
+    found = predict_all(context, problem, thetas, test_index)
     retrained = protocol.retrain_all(
         context, problem, states, {seed: found[seed].removed for seed in seeds}, test_index
     )
@@ -148,26 +148,43 @@ def check(cfg: DictConfig) -> None:
     build.solver(cfg.solver)
 
 
-def predict(
-    context: Context,
-    cfg: DictConfig,
-    train: Objective,
-    test: Objective,
-    theta: torch.Tensor,
-    test_index: int,
-    seed: int,
-) -> Predicted:
-    """s_test and all scores at one seed's net."""
-    gradient = test_gradients(test, theta, [test_index])
+def predict_all(
+    context: Context, problem: protocol.Problem, thetas: dict[int, torch.Tensor], test_index: int
+) -> dict[int, Predicted]:
+    """s_test and all scores at each seed's net, ``workers`` of them at a time.
+
+    Ranks under torchrun compute each one together, so they take one at a time.
+    """
+    workers = 1 if distributed.size() > 1 else problem.cfg.experiment.workers
+    count = itertools.count(1)
+
+    def one(seed: int) -> Predicted:
+        found = predict(problem, thetas[seed], test_index)
+        advance(next(count))
+        return found
+
+    with (
+        context.timer(f"s_test and all scores, {len(thetas)} seeds"),
+        context.progress(len(thetas), "s_test and all scores") as advance,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        found = dict(zip(thetas, pool.map(one, thetas), strict=True))
+    for row, (seed, own) in enumerate(found.items()):
+        name = problem.cfg.solver.name
+        context.status(f"{name}, seed {seed}" if row else name, own.solution)
+    return found
+
+
+def predict(problem: protocol.Problem, theta: torch.Tensor, test_index: int) -> Predicted:
+    """s_test and all scores at one net."""
+    cfg = problem.cfg
+    train = problem.objective(cfg.seed)  # its own: threads must not share what it keeps of a theta
+    gradient = test_gradients(train.on(*problem.test), theta, [test_index])
     spread = distributed.shard(train)  # over the ranks, under torchrun
-    operator = curvature(cfg, train, spread, theta)
-    with context.timer(f"seed {seed}: s_test"):
-        damped = build.damped(operator, cfg.solver.damping)
-        damping = build.chosen_damping(cfg.solver.damping, damped).get("damping", cfg.solver.damping)
-        solution = solver(cfg, train, theta, damping).solve(damped, gradient)
-    context.status(cfg.solver.name if seed == cfg.seed else f"{cfg.solver.name}, seed {seed}", solution)
-    with context.timer(f"seed {seed}: {train.n} scores"):
-        upweighted = up_loss(spread, theta, solution.value, "objective")[:, 0]
+    damped = build.damped(curvature(cfg, train, spread, theta), cfg.solver.damping)
+    damping = build.chosen_damping(cfg.solver.damping, damped).get("damping", cfg.solver.damping)
+    solution = solver(cfg, train, theta, damping).solve(damped, gradient)
+    upweighted = up_loss(spread, theta, solution.value, "objective")[:, 0]
     scores = predicted_change(upweighted, train.n, "objective").cpu().numpy()
     return Predicted(theta, damping, gradient, solution, scores, largest(scores, cfg.experiment.removed))
 

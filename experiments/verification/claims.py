@@ -129,6 +129,7 @@ class Spec:
     figure: str = ""
     tolerance: str = "deterministic"
     sweep: str = ""
+    extension: bool = False  # it asks what the paper does not; it runs after the paper's own figures
     measured: bool = False  # minutes and gib are those of a record
 
     @property

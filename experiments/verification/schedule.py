@@ -1,9 +1,9 @@
 """Runs the experiments behind the claims, several at a time, each in a process of its own.
 
-A job that uses all cores by itself runs alone. The others run side by side, one core and one thread each, as
-far as memory allows. Headline figures come first, then the sweeps; within each the longest come first. A job
-whose command reads the record of another job of the same run waits for that job and reads its new record,
-so no job is judged against a committed record that this run makes again.
+A job that uses all cores by itself runs alone. The others run side by side, one core and one thread each,
+as far as memory allows. The paper's figures come first, then extensions and sweeps. In both parts the
+longest come first. A job whose command reads the record of another job of the same run waits for that job
+and reads its new record, so no job is judged against a committed record that this run makes again.
 
 Killed at any moment, even by SIGKILL, it leaves no job running, and the same call resumes: every job has its
 own journal, and a finished one ends at once. ``schedule.json`` keeps the seconds that each job took, over all
@@ -104,7 +104,11 @@ class Schedule:
     def __post_init__(self) -> None:
         self.cores, self.gib = self.room or (cores(), available_gib())
         self._begun = self._kept = time.monotonic()
-        before = self._seconds()
+        before, self.wall = (
+            self._seconds(self.path),
+            {"all": 0.0, "figures": 0.0} | self._seconds(self.wall_path),
+        )
+        self._wall_before = dict(self.wall)
         names = {spec.name for spec in self.specs}
         for spec in sorted(self.specs, key=order):
             folder, log = self.output / "runs" / spec.name, self.output / "logs" / f"{spec.name}.log"
@@ -118,9 +122,15 @@ class Schedule:
         """Seconds of every job."""
         return self.output / "schedule.json"
 
-    def _seconds(self) -> dict[str, float]:
+    @property
+    def wall_path(self) -> Path:
+        """Seconds of all calls, and of them those until the last of the paper's figures was done."""
+        return self.output / "wall.json"
+
+    @staticmethod
+    def _seconds(path: Path) -> dict[str, float]:
         try:
-            kept = json.loads(self.path.read_text())
+            kept = json.loads(path.read_text())
             return {str(name): float(seconds) for name, seconds in kept.items()}
         except (OSError, ValueError, AttributeError, TypeError):
             return {}
@@ -128,6 +138,14 @@ class Schedule:
     def _keep(self) -> None:
         self._kept = time.monotonic()
         atomic.write_json(self.path, {job.name: round(job.took, 1) for job in self.jobs})
+        atomic.write_json(self.wall_path, {name: round(seconds, 1) for name, seconds in self.wall.items()})
+
+    def _tick(self) -> None:
+        """Counts this call's seconds; those of the figures as long as one of them has not ended."""
+        now = time.monotonic() - self._begun
+        self.wall["all"] = self._wall_before["all"] + now
+        if any(job.code is None for job in self.jobs if not is_extra(job.spec)):
+            self.wall["figures"] = self._wall_before["figures"] + now
 
     # -- running -------------------------------------------------------------------------------------------
 
@@ -167,7 +185,8 @@ class Schedule:
         seconds = sum(job.took for job in self.jobs)
         return (
             f"{len(self.jobs)} runs, {clock(seconds)} of their time over all calls; this call took "
-            f"{clock(time.monotonic() - self._begun)} on {self.cores} cores"
+            f"{clock(time.monotonic() - self._begun)} on {self.cores} cores, all calls took "
+            f"{clock(self.wall['all'])}, {clock(self.wall['figures'])} of it until the paper's own figures were done"
         )
 
     def run(self, show: Callable[[Schedule], None] = lambda _: None, every: float = 0.2) -> dict[str, Job]:
@@ -181,6 +200,7 @@ class Schedule:
                 self._start_what_fits()
                 show(self)
                 time.sleep(every)
+                self._tick()
                 for job in self.running():
                     self._advance(job)
                 if time.monotonic() - self._kept > _KEEP_EVERY:
@@ -277,8 +297,13 @@ def clock(seconds: float) -> str:
 
 
 def order(spec: Spec) -> tuple[bool, bool, float]:
-    """Headline figures before sweeps; jobs that need all cores first; then the longest."""
-    return bool(spec.sweep), not spec.all_cores, -(spec.minutes or 0.0)
+    """The paper's figures before extensions and sweeps; those that need all cores first; then the longest."""
+    return is_extra(spec), not spec.all_cores, -(spec.minutes or 0.0)
+
+
+def is_extra(spec: Spec) -> bool:
+    """Whether a run is none of the paper's own figures: an extension or a sweep."""
+    return spec.extension or bool(spec.sweep)
 
 
 def commands(

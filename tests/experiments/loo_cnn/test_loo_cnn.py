@@ -161,15 +161,17 @@ def test_a_seed_without_an_s_test_is_named_and_in_no_mean(tmp_path: Path, monkey
     from experiments.loo_cnn import experiment
 
     arguments = [*SMALL, "experiment.seeds=3", "solver.raise_on_failure=false"]
-    whole = experiment.predict
+    whole = experiment.predict_all
 
     def run(failing: set[int], name: str) -> Record:
-        def predict(context, cfg, train, test, theta, index, seed):
-            found = whole(context, cfg, train, test, theta, index, seed)
+        def of(seed, found):
             status = Status.NEGATIVE_CURVATURE if seed in failing else Status.CONVERGED
             return dataclasses.replace(found, solution=dataclasses.replace(found.solution, status=status))
 
-        monkeypatch.setattr(experiment, "predict", predict)
+        def predict_all(*given):
+            return {seed: of(seed, found) for seed, found in whole(*given).items()}
+
+        monkeypatch.setattr(experiment, "predict_all", predict_all)
         return Record.load(execute(composed(*arguments, f"output={tmp_path / name}")))
 
     record = run({1}, "one")

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from experiments.records.record import Record
 from experiments.suite import spot
 from experiments.suite.job import execute
+from experiments.suite.spot import ROUNDING, ROUNDING_OF_A_NETWORK, differences, rounding
 from experiments.verification import tables
 from experiments.verification.claims import Spec
 from experiments.verification.outcome import Outcome
@@ -121,6 +123,17 @@ def test_the_true_record_passes_and_one_number_altered_by_a_hundredth_fails(made
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_rounding_of_features_in_float32_is_no_difference_and_a_hundredth_still_is() -> None:
+    values = np.array([4.1e-4, -1.57067e-7, 3.0e-5])
+    other = values + np.array([0, -6.2e-10, 0])  # as two processors had it
+    record, again = (Record("a", {}, arrays={"predicted": array}) for array in (values, other))
+    assert len(differences(record, again)) == 1
+    assert not differences(record, again, rounding(OmegaConf.create({"backbone": {"name": "b"}})))
+    assert rounding(OmegaConf.create({"backbone": None})) == ROUNDING
+    altered = Record("a", {}, arrays={"predicted": values * [1, 1, 1.01]})
+    assert len(differences(record, altered, ROUNDING_OF_A_NETWORK)) == 1
+
+
 def test_every_drawn_point_is_seen_and_the_seed_draws_it(tmp_path: Path) -> None:
     arguments = ["experiment=smooth_hinge", "experiment.removed=6"]
     execute(composed(*arguments, "tracking=none", f"output={tmp_path / 'run'}"))

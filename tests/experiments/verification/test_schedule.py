@@ -27,14 +27,15 @@ QUICK = [
 ]
 
 
-def test_headline_figures_come_first_then_sweeps_each_the_longest_first() -> None:
+def test_the_papers_figures_come_first_then_extensions_and_sweeps_each_the_longest_first() -> None:
     specs = [
+        Spec("extension", "experiment=d", "paper", minutes=95, extension=True),
         Spec("short", "experiment=a", "paper", minutes=1),
         Spec("sweep", "experiment=a sweep=s", "paper", minutes=90, sweep="sweep=s"),
         Spec("long", "experiment=b", "paper", minutes=9),
         Spec("wide", "experiment=c", "paper", minutes=5, all_cores=True),
     ]
-    assert [spec.name for spec in sorted(specs, key=order)] == ["wide", "long", "short", "sweep"]
+    assert [spec.name for spec in sorted(specs, key=order)] == ["wide", "long", "short", "extension", "sweep"]
 
 
 def test_a_sweep_reads_the_record_of_this_run_and_not_the_committed_one(tmp_path: Path) -> None:
@@ -73,6 +74,11 @@ def test_jobs_run_side_by_side_only_as_far_as_memory_allows(
     assert all((job.folder / "record.json").is_file() for job in jobs.values())
     kept = json.loads((tmp_path / "schedule.json").read_text())
     assert set(kept) == set(jobs)
+    wall = json.loads((tmp_path / "wall.json").read_text())
+    assert 0 < wall["figures"] <= wall["all"]
+    again = Schedule(QUICK, tmp_path, room=(2, gib))
+    again.run()
+    assert again.wall["all"] > wall["all"]
     assert all(seconds > 0 for seconds in kept.values())
 
 
