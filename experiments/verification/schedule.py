@@ -186,7 +186,7 @@ class Schedule:
         return (
             f"{len(self.jobs)} runs, {clock(seconds)} of their time over all calls; this call took "
             f"{clock(time.monotonic() - self._begun)} on {self.cores} cores, all calls took "
-            f"{clock(self.wall['all'])}, {clock(self.wall['figures'])} of it until the paper's own figures were done"
+            f"{clock(self.wall['all'])}, {clock(self.wall['figures'])} of it for the paper's own figures"
         )
 
     def run(self, show: Callable[[Schedule], None] = lambda _: None, every: float = 0.2) -> dict[str, Job]:
