@@ -179,7 +179,7 @@ def figures_of(outcome: Outcome, room: int) -> tuple[list[dict[str, str]], int]:
         used += len(source)
         drawn = f"drawn from the record of {record.experiment} on {record.data}"
         alt = f"Figure {stem.replace('_', ' ')}, {drawn}. {caption}"
-        shape = "wide" if proportion(file) > 1.6 else ""
+        shape = "wide" if proportion(file) > 1.6 else "tall" if proportion(file) < 1.4 else ""  # several rows
         figures.append({"source": source, "caption": caption, "alt": alt, "shape": shape})
     return figures, used
 
