@@ -118,3 +118,29 @@ def browser(profile: Path) -> Iterator[Browser]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        end_handlers()
+
+
+def end_handlers(patience: float = 10.0) -> None:
+    """Waits for Chromium's crash handlers, which leave its process group and end a moment after it."""
+    deadline = time.monotonic() + patience
+    while handlers := [pid for pid in children() if b"crashpad_handler" in command(pid)]:
+        if time.monotonic() > deadline:
+            for pid in handlers:
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def children() -> list[int]:
+    """Processes whose parent this one is, orphans that came to it among them."""
+    return [
+        int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()
+    ]
+
+
+def command(pid: int) -> bytes:
+    """The command line of a process; empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

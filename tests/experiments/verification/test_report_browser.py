@@ -73,8 +73,7 @@ def test_every_stop_of_the_tab_key_is_seen(page: Path, tmp_path: Path) -> None:
         )
 
 
-def test_it_prints_every_figure_and_claim_on_about_a_page_a_run(page: Path, tmp_path: Path) -> None:
-    runs = len({claim.run.name for claim in chosen(load(), ["paper", "gpu"], None)})
+def test_it_prints_every_figure_and_claim_on_fewer_than_25_pages(page: Path, tmp_path: Path) -> None:
     with browser(tmp_path) as chromium:
         chromium.open(page, 1280, True)
         drawn = (
@@ -88,4 +87,4 @@ def test_it_prints_every_figure_and_claim_on_about_a_page_a_run(page: Path, tmp_
         )
         assert chromium.value(f"{hidden}'.absent') && !e.checkVisibility()).length") == 0
         pdf = base64.b64decode(chromium.ask("Page.printToPDF", printBackground=True)["data"])
-        assert 5 < len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 4 + runs
+        assert 5 < len(re.findall(rb"/Type\s*/Page\b", pdf)) < 25
