@@ -22,15 +22,18 @@ ARG TORCH_INDEX=""
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /app
 
-# Slow and seldom changed first: torch, then the other packages, then the code.
-COPY constraints.txt ./
-RUN python -m pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch torchvision
-COPY pyproject.toml ./
-RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-      print(*p['dependencies'], *p['optional-dependencies']['experiments'], sep='\n')" \
-      > /tmp/packages.txt \
- && python -m pip install --constraint constraints.txt --requirement /tmp/packages.txt \
- && rm /tmp/packages.txt
+# Slow and seldom changed first: the packages, each file by its hash, then the code. Another index has other files of
+# torch, whose hashes are not known here; then versions alone are pinned.
+COPY constraints.txt requirements.lock ./
+RUN if [ -z "$TORCH_INDEX" ]; then \
+      python -m pip install --require-hashes --requirement requirements.lock; \
+    else \
+      python -m pip install --constraint constraints.txt --index-url "$TORCH_INDEX" torch torchvision \
+      && sed -nE 's/^([a-z0-9_.-]+==[^ ]+).*/\1/p' requirements.lock \
+         | grep -vE '^(torch|torchvision|triton|nvidia-|cuda-)' > /tmp/packages.txt \
+      && python -m pip install --no-deps --requirement /tmp/packages.txt \
+      && rm /tmp/packages.txt; \
+    fi
 # What is inside: every package with its version, licence and origin.
 RUN python -m pip inspect > /packages.json
 COPY . ./

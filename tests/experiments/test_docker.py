@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,25 @@ def test_the_image_lists_its_packages_after_the_last_one_is_installed() -> None:
     runs = instructions("RUN")
     (listed,) = [place for place, run in enumerate(runs) if "pip inspect > /packages.json" in run]
     assert listed > max(place for place, run in enumerate(runs) if "pip install" in run)
+
+
+def test_every_package_is_pinned_by_hash_and_to_the_version_of_the_constraints() -> None:
+    assert any("--require-hashes --requirement requirements.lock" in run for run in instructions("RUN"))
+    lock = (ROOT / "requirements.lock").read_text().replace("\\\n", " ")
+    pinned = dict(re.findall(r"^([a-z0-9_.-]+)==(\S+) +--hash=sha256:[0-9a-f]{64}", lock, re.M))
+    assert len(pinned) == len(re.findall(r"^[a-z0-9]", lock, re.M)) > 50
+    constraints = (ROOT / "constraints.txt").read_text()
+    known = dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)", constraints, re.M))
+    known = {normal(name): version for name, version in known.items()}
+    assert pinned == {name: known[name] for name in pinned}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["experiments"]]
+    assert {normal(re.split(r"[^A-Za-z0-9_.-]", name)[0]) for name in wanted} <= set(pinned)
+
+
+def normal(name: str) -> str:
+    """A package's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_labels_name_the_commit_and_the_version() -> None:
