@@ -183,11 +183,13 @@ class Schedule:
     def total(self) -> str:
         """What all jobs took, over all calls, in words."""
         seconds = sum(job.took for job in self.jobs)
-        return (
-            f"{len(self.jobs)} runs, {clock(seconds)} of their time over all calls; this call took "
-            f"{clock(time.monotonic() - self._begun)} on {self.cores} cores, all calls took "
-            f"{clock(self.wall['all'])}, {clock(self.wall['figures'])} of it for the paper's own figures"
-        )
+        wall = f"{clock(self.wall['all'])} on {self.cores} cores"
+        found = f"{len(self.jobs)} runs, {clock(seconds)} of their time, {wall}"
+        if self._wall_before["all"]:
+            found += f" ({clock(time.monotonic() - self._begun)} of it in this call)"
+        if any(is_extra(job.spec) for job in self.jobs):
+            found += f"; the paper's own figures were done after {clock(self.wall['figures'])}"
+        return found
 
     def run(self, show: Callable[[Schedule], None] = lambda _: None, every: float = 0.2) -> dict[str, Job]:
         """Runs all jobs; a failed one does not stop the others.

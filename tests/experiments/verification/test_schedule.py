@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,11 @@ def test_jobs_run_side_by_side_only_as_far_as_memory_allows(
     again = Schedule(QUICK, tmp_path, room=(2, gib))
     again.run()
     assert again.wall["all"] > wall["all"]
+    assert "of it in this call" in again.total()
+    assert "the paper's own figures" not in again.total()  # nothing else was run
+    more = Schedule([replace(QUICK[0], extension=True), QUICK[1]], tmp_path / "more", room=(2, gib))
+    more.run()
+    assert "the paper's own figures were done after 0:0" in more.total()
     assert all(seconds > 0 for seconds in kept.values())
 
 
@@ -117,6 +123,7 @@ def test_the_time_left_follows_the_pace_and_ends_with_the_longest_job(tmp_path: 
 
 SCRIPT = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from experiments.verification import live
 from experiments.verification.claims import Spec
@@ -198,7 +205,9 @@ def test_verify_killed_three_times_resumes_to_the_same_bytes_and_ends_with_the_t
         assert alive(str(runs)) == []
     done = cli(claims, f"output={tmp_path / 'broken'}", module="experiments.verify")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^total: 3 runs, \d+:\d\d of their time over all calls", done.stdout, re.M)
+    took = r"\d+:\d\d"
+    said = rf"^total: 3 runs, {took} of their time, {took} on \d+ cores"
+    assert re.search(said, done.stdout, re.M)
     places = [done.stdout.index(word) for word in ("3 claims: 3 holds", "report: ", "total: ")]
     assert places == sorted(places)
     assert "3 runs, about" in done.stderr
