@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ class Journal:
     A part is moved into place whole and only then named in the index: a kill between the two leaves a part
     without a name. That, a torn last line, a missing part and one whose sha256 differs all count as not done.
     The folder's name holds a hash of ``identity`` (config, data, the caller's key): work done for anything
-    else is never found.
+    else is never found. The index holds each part's time and ``began``, when this call began, both in seconds
+    since 1970 (:func:`earlier_calls`).
     """
 
-    def __init__(self, root: Path, name: str, identity: Any) -> None:
+    def __init__(self, root: Path, name: str, identity: Any, began: float | None = None) -> None:
+        self._began = time.time() if began is None else began
         self.folder = root / f"{name}-{key_hash(identity)[:16]}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._index = self.folder / "index.jsonl"
@@ -64,5 +67,21 @@ class Journal:
         file = f"{key_hash(str(key))[:16]}.npz"
         write_bytes(self.folder / file, content)
         digest = sha256(content)
-        self._append(json.dumps({"key": str(key), "file": file, "sha256": digest}).encode() + b"\n")
+        line = {"key": str(key), "file": file, "sha256": digest, "began": self._began, "at": time.time()}
+        self._append(json.dumps(line).encode() + b"\n")
         self._parts[str(key)] = (file, digest)
+
+
+def earlier_calls(root: Path, began: float) -> list[float]:
+    """Seconds of each call but that of ``began``, until its last unit in the journals of ``root``."""
+    last: dict[float, float] = {}
+    for index in sorted(root.glob("*/index.jsonl")):
+        for line in index.read_bytes().split(b"\n"):
+            try:
+                entry = json.loads(line)
+                call, at = float(entry["began"]), float(entry["at"])
+            except (ValueError, KeyError, TypeError):
+                continue
+            if call != began:
+                last[call] = max(last.get(call, call), at)
+    return [at - call for call, at in sorted(last.items())]

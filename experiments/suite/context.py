@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.data import Dataset
 from experiments.records import provenance
 from experiments.records.errors import ConfigError, UserError
-from experiments.records.journal import Journal
+from experiments.records.journal import Journal, earlier_calls
 from experiments.suite.inputs import of_files
 from experiments.suite.parallel import ranks
 from experiments.suite.progress import progress
@@ -89,7 +89,7 @@ class Context:
         """A journal for units of work that depend on the config, the data, and ``key`` (JSON-able)."""
         arrays = self.data().manifest.get("arrays", {}) if self.cfg.data is not None else {}
         identity = {"config": self.identity, "data": arrays, "files": of_files(self.cfg), "key": key}
-        return ranks.shared(Journal(self.output / "journal", name, identity))
+        return ranks.shared(Journal(self.output / "journal", name, identity, self.started))
 
     def progress(self, total: int, label: str) -> AbstractContextManager[Callable[[int], None]]:
         """A bar (or lines) for ``total`` units: the context gives ``advance(done so far)``."""
@@ -174,6 +174,7 @@ class Context:
                     rate = rates[timing.dtype] / (torch.get_num_threads() if timing.by_workers else 1)
                     entry["share_of_matrix_rate"] = round(timing.flops / 1e9 / timing.seconds / rate, 4)
             parts.append(entry)
+        earlier = earlier_calls(self.output / "journal", self.started)
         return {
             "code": provenance.code(),
             "versions": provenance.versions(),
@@ -181,7 +182,8 @@ class Context:
             "data": self._dataset.manifest if self._dataset is not None else {},
             "seed": self.cfg.seed,
             "started_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
-            "wall_seconds": round(time.time() - self.started, 2),
+            "wall_seconds": round(time.time() - self.started + sum(earlier), 2),  # over all calls
+            "seconds_of_earlier_calls": [round(seconds, 2) for seconds in earlier],
             "peak_mib": round(max([self._memory.whole, *(timing.peak_mib for timing in self.timings)]), 1),
             "matrix_rate_gflops": {kind: round(rate, 1) for kind, rate in rates.items()},
             "timings": parts,

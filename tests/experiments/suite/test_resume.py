@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -56,6 +57,10 @@ def test_kills_and_a_resume_give_the_same_bytes(tmp_path: Path) -> None:
     assert not list(broken.rglob("*.tmp"))
     for file in ("record.json", "arrays.npz", "loo_linear.svg"):
         assert (broken / file).read_bytes() == (whole / file).read_bytes(), file
+    once, often = (json.loads((run / "provenance.json").read_text()) for run in (whole, broken))
+    assert once["seconds_of_earlier_calls"] == []
+    assert 1 <= len(often["seconds_of_earlier_calls"]) <= KILLS
+    assert often["wall_seconds"] > sum(often["seconds_of_earlier_calls"]) > 0
 
 
 def parts(folder: Path) -> int:
