@@ -61,7 +61,8 @@ def pixels(record: Record, panel: Axes) -> None:
     by_images(record, panel, record.arrays["iterations"], record.arrays["l2"])
     panel.set_xlabel("iterations until the flip")
     panel.set_ylabel("L2 size of the change (8-bit steps)")
-    panel.set_title(f"In pixels: L∞ at most {record.metrics['sizes']['pixel_linf_max']:.3f} of a step")
+    largest = record.metrics["sizes"]["pixel_linf_max"]
+    panel.set_title("In pixels" + (f": L∞ at most {largest:.3f} of a step" if np.isfinite(largest) else ""))
 
 
 def features(record: Record, panel: Axes) -> None:

@@ -97,13 +97,18 @@ def per_test_image(stages: list[Stage]) -> dict[str, np.ndarray]:
 
 
 def sizes(stages: dict[str, Stage], distance: float) -> dict[str, Any]:
-    """Sizes of the changes by one image that flipped: in pixels (8-bit units) and in features."""
-    singles = [stage for stage in stages.values() if stage.m == 1]
+    """Sizes of the changes that flipped, in pixels (8-bit units) and in features.
+
+    They are those of one image; if none flipped alone, those of the fewest images that flipped together.
+    """
+    fewest = min((stage.m for stage in stages.values() if stage.flipped.any()), default=1)
+    few = [stage for stage in stages.values() if stage.m == fewest]
     l2, linf, movement, iterations = (
-        np.concatenate([getattr(stage, name)[stage.flipped].ravel() for stage in singles])
+        np.concatenate([getattr(stage, name)[stage.flipped].ravel() for stage in few])
         for name in ("l2", "linf", "movement", "iterations")
     )
     return {
+        "images": fewest,
         "pixel_linf_max": float(linf.max()) if linf.size else float("nan"),
         "pixel_l2_median": median(l2),
         "feature_movement_median": median(movement),
