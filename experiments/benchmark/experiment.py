@@ -58,7 +58,7 @@ class Bench:
         self.peers = self.peers if self.peers.is_absolute() else ROOT / self.peers
         self.threads = cfg.threads or cores()
         arrays = context.data().manifest.get("arrays", {})
-        self.journal = Journal(context.output / "journal", "measurements", {"data": arrays}, context.started)
+        self.journal = Journal(context.output / "journal", "measurements", {"data": arrays}, context.call)
 
     def key(self, problem: str, measurement: dict[str, Any]) -> str:
         """Names a measurement by everything that decides it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ class Journal:
     A part is moved into place whole and only then named in the index: a kill between the two leaves a part
     without a name. That, a torn last line, a missing part and one whose sha256 differs all count as not done.
     The folder's name holds a hash of ``identity`` (config, data, the caller's key): work done for anything
-    else is never found. The index holds each part's time and ``began``, when this call began, both in seconds
-    since 1970 (:func:`earlier_calls`).
+    else is never found. ``call`` says what stands beside each part of this call: when the call began (seconds
+    since 1970) and its peak memory so far in MiB (:func:`earlier_calls`).
     """
 
-    def __init__(self, root: Path, name: str, identity: Any, began: float | None = None) -> None:
-        self._began = time.time() if began is None else began
+    def __init__(
+        self, root: Path, name: str, identity: Any, call: Callable[[], tuple[float, float]] | None = None
+    ) -> None:
+        self._call = call
         self.folder = root / f"{name}-{key_hash(identity)[:16]}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._index = self.folder / "index.jsonl"
@@ -67,21 +69,25 @@ class Journal:
         file = f"{key_hash(str(key))[:16]}.npz"
         write_bytes(self.folder / file, content)
         digest = sha256(content)
-        line = {"key": str(key), "file": file, "sha256": digest, "began": self._began, "at": time.time()}
+        line: dict[str, Any] = {"key": str(key), "file": file, "sha256": digest}
+        if self._call is not None:
+            began, peak = self._call()
+            line |= {"began": began, "at": time.time(), "peak_mib": round(peak, 1)}
         self._append(json.dumps(line).encode() + b"\n")
         self._parts[str(key)] = (file, digest)
 
 
-def earlier_calls(root: Path, began: float) -> list[float]:
-    """Seconds of each call but that of ``began``, until its last unit in the journals of ``root``."""
-    last: dict[float, float] = {}
+def earlier_calls(root: Path, began: float) -> list[tuple[float, float]]:
+    """Seconds until the last unit and peak MiB of each call but that of ``began``, by the journals in ``root``."""
+    found: dict[float, tuple[float, float]] = {}
     for index in sorted(root.glob("*/index.jsonl")):
         for line in index.read_bytes().split(b"\n"):
             try:
                 entry = json.loads(line)
-                call, at = float(entry["began"]), float(entry["at"])
+                call, at, peak = (float(entry[name]) for name in ("began", "at", "peak_mib"))
             except (ValueError, KeyError, TypeError):
                 continue
             if call != began:
-                last[call] = max(last.get(call, call), at)
-    return [at - call for call, at in sorted(last.items())]
+                seconds, most = found.get(call, (0.0, 0.0))
+                found[call] = max(seconds, at - call), max(most, peak)
+    return [found[call] for call in sorted(found)]

@@ -89,7 +89,12 @@ class Context:
         """A journal for units of work that depend on the config, the data, and ``key`` (JSON-able)."""
         arrays = self.data().manifest.get("arrays", {}) if self.cfg.data is not None else {}
         identity = {"config": self.identity, "data": arrays, "files": of_files(self.cfg), "key": key}
-        return ranks.shared(Journal(self.output / "journal", name, identity, self.started))
+        return ranks.shared(Journal(self.output / "journal", name, identity, self.call))
+
+    def call(self) -> tuple[float, float]:
+        """When this call of the run began, in seconds since 1970, and its peak memory so far in MiB."""
+        self._memory.read()
+        return self.started, max([self._memory.whole, *(timing.peak_mib for timing in self.timings)])
 
     def progress(self, total: int, label: str) -> AbstractContextManager[Callable[[int], None]]:
         """A bar (or lines) for ``total`` units: the context gives ``advance(done so far)``."""
@@ -156,7 +161,6 @@ class Context:
 
     def provenance(self) -> dict[str, Any]:
         """Everything about how the record came to be."""
-        self._memory.read()
         parts = []
         rates = self.rates()
         for timing in self.timings:
@@ -182,9 +186,9 @@ class Context:
             "data": self._dataset.manifest if self._dataset is not None else {},
             "seed": self.cfg.seed,
             "started_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
-            "wall_seconds": round(time.time() - self.started + sum(earlier), 2),  # over all calls
-            "seconds_of_earlier_calls": [round(seconds, 2) for seconds in earlier],
-            "peak_mib": round(max([self._memory.whole, *(timing.peak_mib for timing in self.timings)]), 1),
+            "wall_seconds": round(time.time() - self.started + sum(seconds for seconds, _ in earlier), 2),
+            "seconds_of_earlier_calls": [round(seconds, 2) for seconds, _ in earlier],
+            "peak_mib": round(max([self.call()[1], *(peak for _, peak in earlier)]), 1),
             "matrix_rate_gflops": {kind: round(rate, 1) for kind, rate in rates.items()},
             "timings": parts,
             "solvers": self.statuses,

@@ -65,13 +65,16 @@ def test_a_damaged_part_counts_as_not_done(tmp_path: Path, damage: str) -> None:
     assert again.get("unit 2") is not None
 
 
-def test_the_seconds_of_earlier_calls_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_and_memory_of_earlier_calls_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert earlier_calls(tmp_path, 500.0) == []
     for began, names, at in ((100.0, ("work", "other"), (130.0, 160.0)), (500.0, ("work",), (510.0,))):
         for name, now in zip(names, at, strict=True):
             monkeypatch.setattr(module.time, "time", lambda now=now: now)
-            Journal(tmp_path, name, {"config": "a"}, began).put(f"unit {now}", {"value": 1.0})
+            journal = Journal(tmp_path, name, {"config": "a"}, lambda b=began, n=now: (b, n / 10))
+            journal.put(f"unit {now}", {"value": 1.0})
     with open(next(tmp_path.glob("work-*/index.jsonl")), "ab") as index:
         index.write(b'{"key": "of an older version", "file": "x", "sha256": "y"}\ntorn')
-    assert earlier_calls(tmp_path, 500.0) == [60.0]
-    assert earlier_calls(tmp_path, 900.0) == [60.0, 10.0]
+    assert earlier_calls(tmp_path, 500.0) == [(60.0, 16.0)]
+    assert earlier_calls(tmp_path, 900.0) == [(60.0, 16.0), (10.0, 51.0)]
