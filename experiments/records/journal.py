@@ -78,7 +78,7 @@ class Journal:
 
 
 def earlier_calls(root: Path, began: float) -> list[tuple[float, float]]:
-    """Seconds until the last unit and peak MiB of each call but that of ``began``, by the journals in ``root``."""
+    """Seconds until its last unit, and peak MiB, of each call but that of ``began``: from the journals."""
     found: dict[float, tuple[float, float]] = {}
     for index in sorted(root.glob("*/index.jsonl")):
         for line in index.read_bytes().split(b"\n"):

@@ -34,8 +34,10 @@ from influence.errors import ConvergenceError, DataError, NotConvergedWarning, N
 from influence.line_search import halved
 from influence.objectives.linear import LinearObjective
 from influence.solvers import Status
-from influence.solvers.quadratics import Quadratics, by_least_squares, finished
+from influence.solvers.quadratics import NEGLIGIBLE, Quadratics, by_least_squares, finished
 from influence.training import Certificate
+
+Solved = tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]  # values, bounds, H⁻¹
 
 # Below this leverage D_ii K_ii/(nλ), 1 − nλ(A⁻¹)_ii keeps fewer than ten digits.
 _CANCELS = 1e-6
@@ -43,6 +45,7 @@ _TOLERANCE = 1e-6  # relative error of a self-influence from which it is compute
 _EPS = float(np.finfo(np.float64).eps)
 _INNER = 2000  # CG steps inside one Newton step
 _ROWS = 1024  # rows of X made dense at a time
+_REFINED = 256  # right-hand sides of a refined solve
 _FORCING = 0.5  # relative residual of an early Newton step; later ones follow the square root of the gradient
 
 
@@ -200,7 +203,8 @@ class LogisticRefits:
 
         This is ``−I_up,loss(z_i, z_i)``. One factor and one triangular inverse of size n, 2n³/3 operations;
         where d < n one factor and n solves of size d. A value that rounding may have moved by more than 1e-6
-        of itself is computed again by QR; where that does not help, this warns (NotConvergedWarning).
+        of itself is computed again by refined solves, and if that does not help, by QR. If neither does, this
+        warns (NotConvergedWarning).
 
         Args:
             theta: ``(p,)`` fitted parameters.
@@ -222,13 +226,51 @@ class LogisticRefits:
         s = expit(-y * f)
         D = expit(f) * expit(-f)
         own = s * s if squared else s
-        quadratic, error = self._by_features(D) if self.d < self.n else self._by_examples(D)
-        value, error = np.maximum(quadratic, 0.0) * own, error * own
-        error += 4 * _EPS * (2 + np.sqrt(self.d)) * (1 + np.abs(f).max()) * value  # of s and D
-        found = finished(torch.from_numpy(value), torch.from_numpy(error), _TOLERANCE, {"form": "factor"})
+        quadratic, error, solve = self._by_features(D) if self.d < self.n else self._by_examples(D)
+        terms = 4 * _EPS * (2 + np.sqrt(self.d)) * (1 + np.abs(f).max())  # of s and D
+        found = self._judged(quadratic, error + terms * np.abs(quadratic), own, "factor")
+        if found.status is not Status.CONVERGED:
+            level = max(NEGLIGIBLE * float(found.value.max()), np.finfo(float).tiny)
+            bad = np.flatnonzero(found.error.numpy() > _TOLERANCE * np.maximum(found.value.numpy(), level))
+            again, bound = self._refined(D, solve, bad)
+            better = bound < error[bad]
+            quadratic[bad], error[bad] = np.where(better, (again, bound), (quadratic[bad], error[bad]))
+            found = self._judged(quadratic, error + terms * np.abs(quadratic), own, "factor, refined")
         return (
             found if found.status is Status.CONVERGED else self._by_least_squares(theta, y, s, found, squared)
         )
+
+    def _judged(self, quadratic: np.ndarray, error: np.ndarray, own: np.ndarray, form: str) -> Quadratics:
+        value = torch.from_numpy(np.maximum(quadratic, 0.0) * own)
+        return finished(value, torch.from_numpy(error * own), _TOLERANCE, {"form": form})
+
+    def _refined(
+        self, D: np.ndarray, solve: Callable[[np.ndarray], np.ndarray], rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``x_iᵀ H⁻¹ x_i`` of ``rows`` by solves with iterative refinement, and bounds of their errors.
+
+        With any u and ``r = x − H u``: ``xᵀH⁻¹x = uᵀ(x + r) + rᵀH⁻¹r``. The last term is at most ``‖r‖²/λ``,
+        of second order. What remains is the rounding of r and of the product.
+        """
+        out, error = np.empty(len(rows)), np.empty(len(rows))
+        rounding = 4 * _EPS * np.sqrt(self.n + self.d)
+        size = abs(self.X)
+        for start in range(0, len(rows), _REFINED):
+            part = slice(start, start + _REFINED)
+            chosen = self.X[rows[part]]
+            V = np.ascontiguousarray((chosen.toarray() if sp.issparse(chosen) else chosen).T)
+            U = np.zeros_like(V)
+            R = V
+            for _ in range(2):
+                U = U + solve(R)
+                R = V - (self._xt @ (D[:, None] * (self.X @ U)) / self.n + self.l2 * U)
+            out[part] = np.einsum("ij,ij->j", U, V + R)
+            absolute = np.abs(U)
+            sizes = size.T @ (D[:, None] * (size @ absolute)) / self.n + self.l2 * absolute + 2 * np.abs(V)
+            wrong = rounding * sizes  # of each component of R
+            length = np.linalg.norm(np.abs(R) + wrong, axis=0)
+            error[part] = np.einsum("ij,ij->j", absolute, wrong) + length**2 / self.l2
+        return out, error
 
     def _by_least_squares(
         self, theta: np.ndarray, y: np.ndarray, s: np.ndarray, quick: Quadratics, squared: bool
@@ -249,8 +291,8 @@ class LogisticRefits:
     def _singular(self) -> NotPositiveDefiniteError:
         return NotPositiveDefiniteError(f"the Hessian is singular in float64; raise l2 = {self.l2}")
 
-    def _by_features(self, D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All ``x_iᵀ H⁻¹ x_i (n,)`` by the d × d factor, and bounds of their rounding errors."""
+    def _by_features(self, D: np.ndarray) -> Solved:
+        """All ``x_iᵀ H⁻¹ x_i (n,)`` by the d × d factor, bounds of their rounding errors, and H⁻¹."""
         weighted = self.X.multiply(D[:, None]).tocsr() if sp.issparse(self.X) else self.X * D[:, None]
         H = self._xt @ weighted
         H = (H.toarray() if sp.issparse(H) else H) / self.n
@@ -268,10 +310,11 @@ class LogisticRefits:
         amplified = _scaled_norm(
             lambda V: unit * cho_solve((factor, True), unit * V, check_finite=False), self.d
         )
-        return out, 4 * _EPS * np.sqrt(self.n + self.d) * amplified * out
+        bound = 4 * _EPS * np.sqrt(self.n + self.d) * amplified * out
+        return out, bound, lambda V: cho_solve((factor, True), V, check_finite=False)
 
-    def _by_examples(self, D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All ``x_iᵀ H⁻¹ x_i (n,)`` by the n × n factor of A, and bounds of their rounding errors."""
+    def _by_examples(self, D: np.ndarray) -> Solved:
+        """All ``x_iᵀ H⁻¹ x_i (n,)`` by the n × n factor of A, bounds of their rounding errors, and H⁻¹."""
         root, shift = np.sqrt(D), self.n * self.l2
         A = self.kernel * root[:, None]
         A *= root
@@ -295,7 +338,13 @@ class LogisticRefits:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             error = growth * amplified * self.n * shift * diagonal / D
         error[small] = growth * (1 + np.sqrt(amplified)) ** 2 * own[small] / self.l2
-        return quadratic, error
+
+        def solve(V: np.ndarray) -> np.ndarray:
+            within = inverse.T @ (inverse @ (root[:, None] * (self.X @ V)))
+            found: np.ndarray = (V - self._xt @ (root[:, None] * within)) / self.l2
+            return found
+
+        return quadratic, error, solve
 
 
 def _scaled_norm(solve: Callable[[np.ndarray], np.ndarray], rows: int) -> float:

@@ -28,7 +28,7 @@ from influence.solvers.exact import Exact, default_tolerance
 from influence.solvers.factors import CoreFactor, DenseFactor, ExactState, GramForm
 
 _SAMPLE = 4  # points whose solve is verified with the operator
-_NEGLIGIBLE = 1e-6  # of the largest value: what an error is measured against where a value is smaller
+NEGLIGIBLE = 1e-6  # of the largest value: what an error is measured against where a value is smaller
 _ROWS = 1024  # rows of X made dense at a time
 _AFFORDABLE = 1e12  # operations of a QR factor that is made without asking
 
@@ -136,7 +136,7 @@ def finished(value: Tensor, error: Tensor, tolerance: float, stats: dict[str, An
     error = torch.where(torch.isfinite(value) & ~error.isnan(), error, math.inf) + tiny
     value = value.nan_to_num(0.0, 0.0, 0.0).clamp(min=0)
     largest = float(value.max()) if len(value) else 0.0
-    floor = max(_NEGLIGIBLE * largest, 4 * tiny / tolerance)
+    floor = max(NEGLIGIBLE * largest, 4 * tiny / tolerance)
     worst = float((error / value.clamp(min=floor)).max()) if len(value) else 0.0
     accurate = worst <= tolerance and stats.get("worst_residual", 0.0) <= tolerance
     status = Status.CONVERGED if accurate else Status.INACCURATE

@@ -10,6 +10,7 @@ import torch
 from influence.curvature.operators import Hessian
 from influence.errors import ConvergenceError, DataError
 from influence.objectives.linear import LinearObjective
+from influence.retraining import relabelled
 from influence.retraining.relabelled import LogisticRefits
 from influence.scores import self_influence
 from influence.solvers import Status
@@ -137,3 +138,38 @@ def test_self_influences_are_right_whatever_the_scale_of_the_features(
         assert abs(value - true) <= error
         assert abs(value - true) <= 1e-6 * true
     assert found.status is Status.CONVERGED
+
+
+@pytest.mark.parametrize(("n", "d"), [(12, 4), (6, 9), (10, 10)])
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("l2", [1e-8, 1e-4, 1.0])
+def test_refined_solves_are_within_their_bounds(n: int, d: int, sparse: bool, l2: float) -> None:
+    X, y = problem(n, d, seed=3)
+    theta = 3 * np.random.RandomState(1).randn(d)  # confident here and there
+    refits = LogisticRefits(sp.csr_matrix(X) if sparse else X, l2)
+    f = X @ theta
+    D = 1 / (1 + np.exp(-f)) / (1 + np.exp(f))
+    _, _, solve = refits._by_features(D) if d < n else refits._by_examples(D)
+    found, bound = refits._refined(D, solve, np.arange(n))
+    truth = exact_self_influence(LinearObjective(X, y, "logistic", l2), torch.from_numpy(theta))
+    s = 1 / (1 + np.exp(y * f))
+    for i, true in enumerate(truth):
+        terms = 1e-13 * float(true)  # of s and D, which the caller adds
+        assert abs(float(found[i] * s[i] ** 2) - float(true)) <= bound[i] * s[i] ** 2 + terms
+        assert bound[i] <= 1e-6 * found[i] or not X[i].any()
+
+
+def test_confident_mails_need_no_qr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in Enron1: the quick form cancels for confident examples, and a few refined solves mend that."""
+    monkeypatch.setattr(relabelled, "by_least_squares", lambda *_: pytest.fail("QR was asked for"))
+    monkeypatch.setattr(relabelled, "_CANCELS", 0.0)  # the other form would save so small a problem
+    X, y = problem(60, 90, seed=5)
+    refits = LogisticRefits(sp.csr_matrix(X), 1e-4)
+    theta = 40 * refits.fit(y)[0] / np.abs(X @ refits.fit(y)[0]).max()
+    found = refits.verified_self_influence(theta, y, squared=False)
+    assert found.stats["form"] == "factor, refined"
+    assert found.status is Status.CONVERGED
+    truth = exact_self_influence(LinearObjective(X, y, "logistic", 1e-4), torch.from_numpy(theta))
+    s = 1 / (1 + np.exp(y * (X @ theta)))
+    for value, error, true, own in zip(found.value.tolist(), found.error.tolist(), truth, s, strict=True):
+        assert abs(value - float(true) / own) <= error + 1e-12 * value
