@@ -7,8 +7,8 @@
     dattri.metric.lds(score, ground_truth)
 
 A dattri task holds a loss as a function of parameters and data. Curvature by products needs its parts, so the
-loss is named, and compared with the task's own on a few examples. Importing this module imports dattri.
-Checked against dattri 0.3.0.
+loss is named, and compared with the task's own on a few examples. Importing this module imports dattri, if it
+is there. Checked against dattri 0.3.0.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from influence.errors import DataError
 from influence.losses import Asking
 from influence.objectives.penalties import Penalty
 
+_missing: ImportError | None = None
 try:
     from dattri.algorithm.base import BaseAttributor
-except ImportError as error:
-    raise ImportError(f"dattri cannot be imported ({error}): pip install dattri") from error
+except ImportError as error:  # said when the class is used: its page in the reference needs no dattri
+    _missing, BaseAttributor = error, object
 
 _COMPARED = 8  # examples on which the task's functions are compared with the named ones
 _TOLERANCE = 1e-4  # relative; a task computes in float32
@@ -46,6 +47,9 @@ class InfluenceAttributor(BaseAttributor):  # type: ignore[misc]  # dattri has n
         of: what the task's target is, as :meth:`~influence.api.Influence.influence_on` takes it.
         correction: ``"first_order"``, or ``"leverage"``: one Newton step without each point.
         settings: ``curvature``, ``damping``, ``solver`` and others of :class:`~influence.api.Influence`.
+
+    Raises:
+        ImportError: dattri is not installed.
     """
 
     def __init__(
@@ -58,6 +62,8 @@ class InfluenceAttributor(BaseAttributor):  # type: ignore[misc]  # dattri has n
         correction: str = "first_order",
         **settings: Any,
     ) -> None:
+        if _missing is not None:
+            raise ImportError(f"dattri cannot be imported ({_missing}): pip install dattri") from _missing
         self.task, self.loss, self.l2, self.of = task, loss, l2, of
         self.correction, self.settings = correction, settings
         self.influences: list[Influence] = []
