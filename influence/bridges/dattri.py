@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Subset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Subset
 
 from influence.api import Influence
 from influence.bridges._scores import changes_on, own_changes
@@ -34,7 +34,8 @@ except ImportError as error:  # said when the class is used: its page in the ref
     _missing, BaseAttributor = error, object
 
 _COMPARED = 8  # examples on which the task's functions are compared with the named ones
-_TOLERANCE = 1e-4  # relative; a task computes in float32
+_RELATIVE, _ABSOLUTE = 1e-4, 1e-6  # a task computes in float32; confident losses are small
+_BATCH = 64  # of a loader that makes its batches by a rule of its own
 
 
 class InfluenceAttributor(BaseAttributor):  # type: ignore[misc]  # dattri has no types
@@ -163,8 +164,12 @@ def in_order(loader: DataLoader[Any], name: str) -> DataLoader[Any]:
     """The loader's examples in its own order, by a loader that draws them one after the other.
 
     Raises:
-        DataError: the order changes, or examples are dropped.
+        DataError: a stream, single examples instead of batches, an order that changes, or dropped examples.
     """
+    if isinstance(loader.dataset, IterableDataset):
+        raise DataError(f"{name} reads a stream, whose examples have no index; pass a Dataset with a length")
+    if loader.batch_sampler is None:
+        raise DataError(f"{name} gives single examples (batch_size=None); pass a batch_size")
     first, second = _rows(loader), _rows(loader)
     if first != second:
         raise DataError(f"{name} draws its examples in another order each time; pass shuffle=False")
@@ -173,13 +178,13 @@ def in_order(loader: DataLoader[Any], name: str) -> DataLoader[Any]:
     some: Any = loader.dataset
     if first != list(range(len(some))):
         some = Subset(some, first)
-    return DataLoader(some, batch_size=loader.batch_size, collate_fn=loader.collate_fn)
+    return DataLoader(some, batch_size=loader.batch_size or _BATCH, collate_fn=loader.collate_fn)
 
 
 def _rows(loader: DataLoader[Any]) -> list[int]:
     """The rows of the dataset in the order in which the loader draws them."""
     batches: Any = loader.batch_sampler
-    if batches is not None and not isinstance(batches, BatchSampler):
+    if not isinstance(batches, BatchSampler):
         return [int(row) for batch in batches for row in batch]
     return [int(row) for row in loader.sampler]
 
@@ -205,7 +210,7 @@ def _each(function: Callable[..., Tensor], parameters: Tensor, data: tuple[Tenso
 
 def _compare(what: str, named: Any, ours: Tensor, theirs: Tensor) -> None:
     theirs = theirs.to(ours)
-    if not torch.allclose(ours, theirs, rtol=_TOLERANCE, atol=_TOLERANCE):
+    if not torch.allclose(ours, theirs, rtol=_RELATIVE, atol=_ABSOLUTE):
         i = int((ours - theirs).abs().argmax())
         raise DataError(
             f"the task's {what} of example {i} is {float(theirs[i]):.6g}, but {named!r} gives "

@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from influence import Influence
 from influence.errors import DataError
-from tests.influence.own import D
+from tests.influence.bridges.trained import L2
+from tests.influence.bridges.trained import trained as of_size
 
 pytest.importorskip("dattri", reason="dattri is not installed")
 
@@ -23,20 +24,12 @@ from dattri.task import AttributionTask
 
 from influence.bridges.dattri import InfluenceAttributor
 
-N, T, L2 = 40, 6, 0.05
+N, T = 40, 6
 
 
-def trained(seed: int = 0, flipped: int = 0) -> tuple[nn.Module, TensorDataset, TensorDataset]:
-    """A fitted logistic regression, its data, and test data; the first labels ``flipped``."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(N + T, 4, generator=generator, dtype=D)
-    y = (x[:, 0] + 0.5 * torch.randn(N + T, generator=generator, dtype=D) > 0).long()
-    y[:flipped] = 1 - y[:flipped]
-    model = nn.Linear(4, 2).double()
-    influence = Influence(model, "cross_entropy", (x[:N], y[:N]), L2).fitted()
-    with torch.no_grad():
-        nn.utils.vector_to_parameters(influence.theta, model.parameters())
-    return model, TensorDataset(x[:N], y[:N]), TensorDataset(x[N:], y[N:])
+def trained(seed: int = 0, flipped: int = 0) -> Any:
+    """Forty noisy training points and six test points."""
+    return of_size(N, T, noise=0.5, seed=seed, flipped=flipped)
 
 
 def loss_of(model: nn.Module) -> Any:
@@ -130,3 +123,19 @@ def test_what_the_task_does_not_say_is_refused() -> None:
     triples = TensorDataset(*train.tensors, train.tensors[1])
     with pytest.raises(DataError, match=r"\(inputs, targets\)"):
         InfluenceAttributor(task_of(model), "cross_entropy", L2).attribute(loader(train), loader(triples))
+    for data, settings, said in (
+        (Stream(), {}, "reads a stream"),
+        (train, {"batch_size": None}, "gives single examples"),
+    ):
+        with pytest.raises(DataError, match=said):
+            InfluenceAttributor(task_of(model), "cross_entropy", L2).cache(DataLoader(data, **settings))
+    by_rule = DataLoader(train, batch_sampler=[[3, 1], [2]])
+    attributor = InfluenceAttributor(task_of(model), "cross_entropy", L2)
+    attributor.cache(loader(train))
+    rows = attributor.attribute(loader(train), loader(test))[[3, 1, 2]]
+    torch.testing.assert_close(attributor.attribute(by_rule, loader(test)), rows)
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter([(torch.zeros(4, dtype=torch.float64), 0)])

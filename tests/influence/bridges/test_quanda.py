@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset
 
 from influence import Influence
 from influence.errors import DataError
-from tests.influence.own import D
+from tests.influence.bridges.trained import L2
+from tests.influence.bridges.trained import trained as of_size
 
 pytest.importorskip("quanda", reason="quanda is not installed: it needs lightning, transformers and datasets")
 
@@ -19,19 +20,12 @@ from quanda.metrics.downstream_eval import ClassDetectionMetric, MislabelingDete
 
 from influence.bridges.quanda import InfluenceExplainer
 
-N, T, L2, FLIPPED = 60, 8, 0.05, 5
+N, T, FLIPPED = 60, 8, 5
 
 
-def trained(flipped: int = 0) -> tuple[nn.Module, TensorDataset, TensorDataset]:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(N + T, 4, generator=generator, dtype=D)
-    y = (x[:, 0] > 0).long()
-    y[:flipped] = 1 - y[:flipped]
-    model = nn.Linear(4, 2).double()
-    influence = Influence(model, "cross_entropy", (x[:N], y[:N]), L2).fitted()
-    with torch.no_grad():
-        nn.utils.vector_to_parameters(influence.theta, model.parameters())
-    return model, TensorDataset(x[:N], y[:N]), TensorDataset(x[N:], y[N:])
+def trained(flipped: int = 0) -> Any:
+    """Sixty training points and eight test points."""
+    return of_size(N, T, flipped=flipped)
 
 
 def test_scores_are_changes_by_removal_and_self_influence_is_their_diagonal() -> None:
