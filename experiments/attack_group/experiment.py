@@ -19,8 +19,9 @@ from omegaconf import DictConfig
 from experiments.attacks import outcome, pictures
 from experiments.attacks.attempt import Setting, verified
 from experiments.attacks.clean import Clean, clean_model, described
-from experiments.attacks.pixels import rank
+from experiments.attacks.pixels import HALF_STEP, rank
 from experiments.attacks.reach import moved_freely, principal
+from experiments.attacks.shown import change_of
 from experiments.attacks.side_by_side import compared
 from experiments.attacks.steps import FIT, SignSteps, Targets, test_gradients
 from experiments.records.errors import ConfigError, UserError
@@ -75,10 +76,18 @@ def run(cfg: DictConfig, context: Context) -> Record:
     with context.timer("features moved freely"):
         free = moved_freely(clean.refits, row, targets, list(settings.radii))
     former = compared(cfg, context, clean, row, targets, settings.compared) if settings.compared else None
-    curve, certificate = walk(context, clean, steps, settings)
+    taken = context.first(settings.iterations, "iterations repeated")
+    curve, certificate = walk(context, clean, steps, settings, taken)
     delta = (steps.images - steps.originals)[0].cpu().numpy()
+    record = context.earlier()
+    if record is not None:  # a spot check goes on with what was recorded
+        curve, delta = continued(curve, record), recorded_change(record)
     with context.timer("verification from the saved image"):
         check = verified(setting, rows, pixels, delta, targets)
+    with torch.inference_mode():
+        x = steps.originals[0] + torch.as_tensor(delta, device=cfg.device)
+        x = x.contiguous(memory_format=torch.channels_last)
+        last_features = clean.backbone(x)[0].to(clean.objective.dtype).clone()
     if clean.data.name == "one_dog":
         context.note(
             f"The {len(chosen)} photographs of one dog are not the authors', which were not released."
@@ -91,13 +100,12 @@ def run(cfg: DictConfig, context: Context) -> Record:
     found = [(0, row, delta[0].transpose(1, 2, 0))]
     images, _ = pictures.arrays(clean, chosen, found)
     place = np.flatnonzero(order.cpu().numpy() == row)
-    flipped_at_end = curve["margins"][-1] < 0
     metrics: dict[str, Any] = {
         **described(clean),
         "attacked": len(chosen),
         "test_class": names[int(clean.data.test.y[chosen[0]])],
-        "flipped": int(flipped_at_end.sum()),
-        "flipped_at_most": int((curve["margins"] < 0).sum(1).max()),
+        "flipped": int((curve["margin_after"] < 0).sum()),
+        "flipped_at_most": int(curve["flipped"].max()),
         "loss_before": float(curve["losses"][0]),
         "loss_after": float(curve["losses"][-1]),
         "loss_without": clean.loss_without(row, targets),
@@ -118,7 +126,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
         "largest_movement": float(curve["movement"].max()),
         "features_moved_freely": free,
         "side_by_side": former,
-        "subspace": principal(clean, row, steps.features[0, 0]),
+        "subspace": principal(clean, row, last_features),
         "verified": {
             "flipped": int((check["margin"] < 0).sum()),
             "byte_identical": bool(check["identical"]),
@@ -133,11 +141,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
         metrics=metrics,
         arrays={
             "index": chosen,
-            "margin_before": curve["margins"][0],
-            "margin_after": curve["margins"][-1],
-            "losses": curve["losses"],
-            "flipped": (curve["margins"] < 0).sum(1),
-            "movement": curve["movement"],
+            **curve,
             "ranked": order.cpu().numpy(),
             "norms": norms.cpu().numpy(),
             **images,
@@ -172,7 +176,7 @@ def waypoints(curve: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
     last = len(curve["losses"]) - 1
     return {
         str(i): {
-            "flipped": int((curve["margins"][i] < 0).sum()),
+            "flipped": int(curve["flipped"][i]),
             "loss": float(curve["losses"][i]),
             "movement": float(curve["movement"][i]),
         }
@@ -212,9 +216,12 @@ def group(clean: Clean, settings: DictConfig, certainty: np.ndarray, seed: int) 
 
 
 def walk(
-    context: Context, clean: Clean, steps: SignSteps, settings: DictConfig
+    context: Context, clean: Clean, steps: SignSteps, settings: DictConfig, iterations: int
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """All iterations: ``margins (iterations + 1, t)``, ``losses`` and ``movement`` of each; the certificate.
+    """``iterations`` steps: the curve and the refits' certificate.
+
+    The curve has ``losses``, ``flipped`` (how many) and ``movement`` ``(iterations + 1,)``, before the first
+    and after every step, and ``margin_before`` and ``margin_after`` ``(t,)``.
 
     Every ``checkpoint`` iterations the state goes to the journal, and a killed run takes it up from there.
     """
@@ -222,9 +229,9 @@ def walk(
     clean_features = clean.objective.X.dense(steps.rows[0])
     parts: list[dict[str, np.ndarray]] = []
     always = torch.ones(1, dtype=torch.bool, device=steps.rows.device)
-    with context.progress(settings.iterations, "steps") as advance:
-        for start in range(0, settings.iterations + 1, settings.checkpoint):
-            stop = min(start + settings.checkpoint, settings.iterations + 1)
+    with context.progress(iterations, "steps") as advance:
+        for start in range(0, iterations + 1, settings.checkpoint):
+            stop = min(start + settings.checkpoint, iterations + 1)
             part = journal.get(f"{start}-{stop}")  # the last part of a shorter run took one step less
             if part is None:
                 began = time.perf_counter()
@@ -235,7 +242,7 @@ def walk(
                     seen["margins"].append(margins[0].cpu().numpy())
                     seen["losses"].append(steps.losses(margins).cpu().numpy())
                     seen["movement"].append((steps.features[0] - clean_features).norm(dim=1).cpu().numpy())
-                    if iteration < settings.iterations:
+                    if iteration < iterations:
                         steps.advance(always)
                 part = {name: np.stack(values) for name, values in seen.items()}
                 part |= {name: getattr(steps, name).cpu().numpy() for name in STATE}
@@ -248,7 +255,7 @@ def walk(
             parts.append(part)
             advance(stop - 1)
     worst = outcome.worst_of(parts)
-    looks = settings.iterations + 1
+    looks = iterations + 1
     context.timings.append(
         Timing(
             f"{looks} image iterations",
@@ -257,8 +264,36 @@ def walk(
             dtype=clean.backbone.precision,
         )
     )
+    every, losses, movement = (
+        np.concatenate([part[name] for part in parts]) for name in ("margins", "losses", "movement")
+    )
     curve = {
-        name: np.concatenate([part[name] for part in parts]) for name in ("margins", "losses", "movement")
+        "margin_before": every[0],
+        "margin_after": every[-1],
+        "losses": losses[:, 0],
+        "flipped": (every < 0).sum(1),
+        "movement": movement[:, 0],
     }
-    curve["losses"], curve["movement"] = curve["losses"][:, 0], curve["movement"][:, 0]
     return curve, worst.certificate(FIT)
+
+
+def continued(curve: dict[str, np.ndarray], record: Record) -> dict[str, np.ndarray]:
+    """The curve of a few iterations, and from there on the recorded one."""
+    found = {"margin_before": curve["margin_before"], "margin_after": record.arrays["margin_after"]}
+    for name in ("losses", "flipped", "movement"):
+        own = curve[name]
+        found[name] = np.concatenate([own, record.arrays[name][len(own) :]])
+    return found
+
+
+def recorded_change(record: Record) -> np.ndarray:
+    """The attacked image's change in 8-bit steps: ``(1, 3, size, size)`` float32.
+
+    To a 254th of a step, as a published record has it; exactly where the record holds the float image.
+    """
+    arrays = record.arrays
+    if "poisoned" in arrays:
+        delta = arrays["poisoned"].astype(np.float64) - arrays["picture_original"]
+    else:
+        delta = change_of(arrays["picture_delta"])
+    return delta.clip(-HALF_STEP, HALF_STEP).transpose(0, 3, 1, 2).astype(np.float32)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from experiments.attack_single import repetition
 from experiments.attacks import outcome, pictures, ranking
 from experiments.attacks.campaign import Campaign
 from experiments.attacks.clean import Clean, clean_model, described
@@ -35,25 +36,29 @@ def run(cfg: DictConfig, context: Context) -> Record:
     chosen = choose(clean, settings.test_images, cfg.seed)
     most = max([settings.singles, *settings.together])
     workers = machine.workers(settings.workers, "threads", least=1)
-    parts = ranking.rankings(clean, context, chosen, settings.screened, workers)
-    ranked = np.stack([part["order"][:most] for part in parts])
-    recall = ranking.recall(
-        clean, context, chosen[: settings.exact_rankings], settings.screened, most, workers
-    )
+    campaign = Campaign(context, clean, settings, chosen, workers)
+    few = context.sample(len(chosen), "test image(s) attacked again", worth=settings.iterations)
+    record = context.earlier()
+    if record is None or few is None:
+        parts = ranking.rankings(clean, context, chosen, settings.screened, workers)
+        ranked = np.stack([part["order"][:most] for part in parts])
+        recall = ranking.recall(
+            clean, context, chosen[: settings.exact_rankings], settings.screened, most, workers
+        )
+    else:
+        ranked = repetition.ranked_again(campaign, record, few, settings.screened, most)
     rows = {f"candidate {i + 1}": ranked[:, i : i + 1] for i in range(settings.singles)}
     rows |= {f"top {m}": ranked[:, :m] for m in settings.together}
 
-    campaign = Campaign(context, clean, settings, chosen, workers)
     reach = campaign.full_length(rows["candidate 1"])
-    left = np.arange(len(chosen))
-    stages: dict[str, outcome.Stage] = {}
-    for name in rows:
-        stages[name] = campaign.stage(name, rows[name], left)
-        left = left[~stages[name].flipped[left]]
-    campaign.verify(stages, rows)
+    if record is None or few is None:
+        stages = attacked(campaign, rows)
+        found = pictures.examples(campaign.journal, stages, rows, settings.shown)
+    else:
+        recall, stages = {}, repetition.stages_again(campaign, record, few, rows)
+        found = repetition.recorded_examples(record)
     worst = outcome.worst(stages)
     per_image = outcome.per_test_image(list(stages.values()))
-    found = pictures.examples(campaign.journal, stages, rows, settings.shown)
     arrays, shown = pictures.arrays(clean, chosen, found)
     metrics: dict[str, Any] = {
         **described(clean),
@@ -68,6 +73,8 @@ def run(cfg: DictConfig, context: Context) -> Record:
         "refits": {"newton_steps": worst.newton_steps / max(1, worst.refits)},
         "shown": shown,
     }
+    if record is not None:
+        repetition.as_recorded(metrics, record, stages)
     return Record(
         experiment="attack_single",
         metrics=metrics,
@@ -88,6 +95,17 @@ def run(cfg: DictConfig, context: Context) -> Record:
         },
         certificates=[{"fit": "clean", **clean.certificate.to_dict()}, worst.certificate(FIT)],
     )
+
+
+def attacked(campaign: Campaign, rows: dict[str, np.ndarray]) -> dict[str, outcome.Stage]:
+    """Every stage on the test images that no earlier one flipped; every flip verified."""
+    left = np.arange(len(campaign.chosen))
+    stages: dict[str, outcome.Stage] = {}
+    for name in rows:
+        stages[name] = campaign.stage(name, rows[name], left)
+        left = left[~stages[name].flipped[left]]
+    campaign.verify(stages, rows)
+    return stages
 
 
 def check(settings: DictConfig, device: str) -> None:

@@ -35,23 +35,30 @@ def run(cfg: DictConfig, context: Context) -> Record:
     check(settings, len(y))
     kinds = list(itertools.product(settings.activations, settings.decays, settings.widths, settings.depths))
     journal = context.journal("nets")
+    nets = list(itertools.product(kinds, range(settings.seeds)))
+    few = context.sample(len(nets), "points retrained", settings.removed)
     rows: list[dict[str, np.ndarray]] = []
     with (
         context.timer(f"{len(kinds)} kinds of nets, {settings.seeds} seeds"),
-        context.progress(len(kinds) * settings.seeds, "nets") as advance,
+        context.progress(len(nets) if few is None else len(few), "nets") as advance,
     ):
-        for activation, decay, width, depth in kinds:
+        for (activation, decay, width, depth), seed in nets if few is None else [nets[i] for i in few]:
             shape = Shape(X.shape[1], len(data.classes), depth, width, activation)
-            for seed in range(settings.seeds):
-                key = f"{activation}-{decay:g}-{width}-{depth}-{seed}"
-                row = journal.get(key)
-                if row is None:
-                    row = net(settings, cfg.seed + seed, shape, decay, X, y, Z, labels)
-                    journal.put(key, row)
-                rows.append(row)
-                advance(len(rows))
+            key = f"{activation}-{decay:g}-{width}-{depth}-{seed}"
+            row = journal.get(key)
+            if row is None:
+                row = net(settings, cfg.seed + seed, shape, decay, X, y, Z, labels)
+                journal.put(key, row)
+            rows.append(row)
+            advance(len(rows))
 
     found = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    record = context.earlier()
+    if record is not None and few is not None:  # the other nets as they were recorded
+        for name, values in found.items():
+            recorded = np.array(record.arrays[name])
+            found[name] = recorded.reshape(len(nets), *recorded.shape[2:])
+            found[name][few] = values
     shaped = {
         name: value.reshape(len(kinds), settings.seeds, *value.shape[1:]) for name, value in found.items()
     }

@@ -22,7 +22,7 @@ from experiments.records.record import Record
 from experiments.suite.context import Context
 from influence.curvature.operators import Hessian
 from influence.evaluation.baselines import gradient_cosine, gradient_dot, representer_points, trak
-from influence.evaluation.retraining import lds, train_on_subsets
+from influence.evaluation.retraining import lds, over_test_points, train_on_subsets
 from influence.scores import removal_change, test_gradients
 from influence.solvers import Exact
 from influence.training import fit
@@ -33,6 +33,9 @@ def run(cfg: DictConfig, context: Context) -> Record:
     settings, data = cfg.experiment, context.data()
     part = data.train.take(first(settings.n_train, len(data.train), "n_train"))
     tested = data.test.take(first(settings.n_test, len(data.test), "n_test"))
+    few = context.sample(settings.n_test, "test points scored again")
+    labels = tested.y
+    tested = tested if few is None else tested.take(few)
     train = build.linear_objective(part, cfg.model, len(data.classes))
     test = train.on(tested.X, build.targets_of(tested.y, train.loss.binary))
     with context.timer("fit"):
@@ -55,16 +58,25 @@ def run(cfg: DictConfig, context: Context) -> Record:
     table: dict[str, dict[str, float]] = {}
     each = {}
     for name, found in scores.items():
-        estimate, values = lds(subsets, found, seed=cfg.seed)
+        each[name] = lds(subsets, found, seed=cfg.seed)[1].numpy()
+    changes = (subsets.losses - test.example_losses(theta)[:, None]).numpy().mean(1)
+    record = context.earlier()
+    if record is not None and few is not None:
+        changes = among(record.arrays["mean_change"], few, changes)
+        each = {
+            name: among(record.arrays["lds"][place], few, values)
+            for place, (name, values) in enumerate(each.items())
+        }
+        solve = record.metrics["lissa"]  # it is about all test points
+    for name, values in each.items():
+        estimate = over_test_points(values, seed=cfg.seed)
         table[name] = {"lds": estimate.value, "low": estimate.low, "high": estimate.high}
-        each[name] = values.numpy()
-    changes = (subsets.losses - test.example_losses(theta)[:, None]).numpy()
     models = subsets.models
     return Record(
         experiment="lds",
         metrics={
             "n_train": train.n,
-            "n_test": test.n,
+            "n_test": len(labels),
             "n_parameters": train.p,
             "l2": train.l2,
             "masks": settings.masks,
@@ -76,12 +88,12 @@ def run(cfg: DictConfig, context: Context) -> Record:
         arrays={
             "method": np.array(list(scores)),
             "lds": np.stack(list(each.values())),
-            "label": tested.y,
-            "mean_change": changes.mean(1),
+            "label": labels,
+            "mean_change": changes,
         },
         captions={
-            "lds": f"Linear datamodelling score of each attribution, with its 95 % interval over {test.n} "
-            f"test points, and its values at each test point: {settings.masks} models trained on "
+            "lds": f"Linear datamodelling score of each attribution, with its 95 % interval over "
+            f"{len(labels)} test points, and its values at each of them: {settings.masks} models trained on "
             f"{settings.share:.0%} of {train.n} training points ({data.name})."
         },
         certificates=[
@@ -94,6 +106,13 @@ def run(cfg: DictConfig, context: Context) -> Record:
             },
         ],
     )
+
+
+def among(all_values: np.ndarray, places: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """``all_values`` with ``values`` at ``places``."""
+    found = np.array(all_values)
+    found[places] = values
+    return found
 
 
 def first(count: int, n: int, name: str) -> np.ndarray:

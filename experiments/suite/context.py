@@ -19,6 +19,7 @@ from experiments.data import Dataset
 from experiments.records import provenance
 from experiments.records.errors import ConfigError, UserError
 from experiments.records.journal import Journal, earlier_calls
+from experiments.records.record import Record
 from experiments.suite.inputs import of_files
 from experiments.suite.parallel import ranks
 from experiments.suite.progress import progress
@@ -130,6 +131,24 @@ class Context:
         """
         del row, axis, share
         return work(index)
+
+    def sample(self, count: int, what: str, each: int = 1, worth: int | None = None) -> np.ndarray | None:
+        """None: a run does all of ``count`` units. A spot check does the few at the positions given.
+
+        what: what is done again, in words; each: how many of them are in a unit; worth: how many points a
+        unit counts for where that is not ``each``. The rest comes from :meth:`earlier`.
+        """
+        del count, what, each, worth
+        return None
+
+    def first(self, count: int, what: str) -> int:
+        """How many of ``count`` steps in a row are done: all, but a few by a spot check."""
+        del what
+        return count
+
+    def earlier(self) -> Record | None:
+        """The record that a spot check repeats; None in a run."""
+        return None
 
     def recorded(self, name: str) -> np.ndarray | None:
         """An array of the record that a spot check goes on from; None in a run, which computes it."""

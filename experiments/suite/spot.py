@@ -29,25 +29,32 @@ from experiments.suite.sweeps import value_at
 from experiments.verification.claims import Spec
 from experiments.verification.spots import FAILED, IMPOSSIBLE, PASSED, Spot
 
-RETRAINED = (  # they retrain through Context.retrained
+APART = (  # they do a few of their units alone, through Context.retrained, sample or first
     "loo_linear", "smooth_hinge", "leverage", "groups", "spam", "loo_cnn", "loo_cnn_stationary",
-    "loo_cnn_truths",
+    "loo_cnn_truths", "lds", "fragility", "attack_group", "attack_single",
 )  # fmt: skip
 NEEDED = {
     "loo_cnn": ("states", "changes"),
     "loo_cnn_stationary": ("states", "theta"),
     "loo_cnn_truths": ("states",),
+    "lds": ("lds", "mean_change"),
+    "fragility": ("index",),
+    "attack_group": ("losses", "movement", "flipped", "margin_after", "picture_delta"),
+    "attack_single": ("attempts", "images", "iterations", "ranked"),
 }
 LONGEST = 150.0  # seconds that the repetition of a whole run, or of a job, may have taken
+LONGEST_JOB = 600.0  # the same for a job of a sweep that has no shorter one
 WITHIN = 2e-3  # relative; 1 % is five times that, two machines differ by far less
 # What is below is rounding, not a result: of an array against its largest, and of a single number.
 ROUNDING, ROUNDING_ALONE = 1e-9, 1e-8
 # A network computes the features in float32. Two processors order its sums differently: 1.6e-6 was seen.
 ROUNDING_OF_A_NETWORK = 1e-5
+# Steps along signs make one pixel in a million differ by a whole step: 1e-3 was seen after some tens of them.
+ROUNDING_OF_AN_ATTACK = 3e-3
 # How a solve or fit ended: below a tolerance that the settings state, and another on each machine.
 NOT_COMPARED = (
     "gradient_norm", "iterations", "residual", "duality_gap", "times", "seconds", "products",
-    "passes", "history", "relative_difference",
+    "passes", "history", "relative_difference", "gradient_difference",
 )  # fmt: skip
 
 
@@ -58,7 +65,7 @@ class SpotContext(Context):
         super().__init__(cfg, output, "spot")
         self.record, self.points = record, points
         self.draw = np.random.default_rng(seed)
-        self.drawn = 0
+        self.drawn: dict[str, int] = {}
 
     def retrained(
         self,
@@ -69,9 +76,7 @@ class SpotContext(Context):
         share: int = 1,
     ) -> dict[str, np.ndarray]:
         """A few points by ``work``, the others as the record has them."""
-        count = min(-(-self.points // share), len(index))
-        chosen = np.sort(self.draw.permutation(len(index))[:count])
-        self.drawn += count
+        chosen = self.chosen(len(index), "points retrained", share)
         found = {}
         for name, values in work(np.asarray(index)[chosen]).items():
             own = np.moveaxis(values, axis, 0)
@@ -88,6 +93,25 @@ class SpotContext(Context):
             whole[chosen] = own
             found[name] = np.moveaxis(whole, 0, axis)
         return found
+
+    def chosen(self, total: int, what: str, worth: int, each: int = 1) -> np.ndarray:
+        """Positions of as many of ``total`` units, worth so many points, as were asked for; counted."""
+        count = min(-(-self.points // worth), total)
+        self.drawn[what] = self.drawn.get(what, 0) + count * each
+        return np.sort(self.draw.permutation(total)[:count])
+
+    def sample(self, count: int, what: str, each: int = 1, worth: int | None = None) -> np.ndarray | None:
+        """Positions of a few of ``count`` units."""
+        return self.chosen(count, what, worth or each, each)
+
+    def first(self, count: int, what: str) -> int:
+        """As many steps as points were asked for."""
+        self.drawn[what] = min(self.points, count)
+        return self.drawn[what]
+
+    def earlier(self) -> Record | None:
+        """The record that is checked."""
+        return self.record
 
     def recorded(self, name: str) -> np.ndarray | None:
         """The array ``name`` of the record.
@@ -127,18 +151,20 @@ def of_a_run(spec: Spec, record: Record, provenance: Mapping[str, Any], points: 
     name, took = spec.experiment, float(provenance.get("wall_seconds", np.inf))
     if name == "benchmark":
         return Spot(IMPOSSIBLE, "its numbers are times and depend on the machine")
-    if name not in RETRAINED and took > LONGEST:
+    if name not in APART and took > LONGEST:
         return Spot(IMPOSSIBLE, f"nothing in it can be repeated apart, and the whole took {took:.0f} s")
     for array in NEEDED.get(name, ()):
         have(record, array)
     cfg = composed(spec.arguments)
     again, drawn = repeated(cfg, record, points, seed)
-    what = f"{drawn} points retrained" if drawn else "repeated whole"
+    what = ", ".join(f"{count} {unit}" for unit, count in drawn.items()) or "repeated whole"
     return judged(differences(record, again, rounding(cfg)), what)
 
 
 def rounding(cfg: DictConfig) -> float:
     """What is rounding in an array, relative to its largest entry."""
+    if cfg.experiment.name in ("attack_group", "attack_single"):
+        return ROUNDING_OF_AN_ATTACK
     return ROUNDING if cfg.get("backbone") is None else ROUNDING_OF_A_NETWORK
 
 
@@ -146,9 +172,12 @@ def of_a_sweep(spec: Spec, record: Record, provenance: Mapping[str, Any], seed: 
     """Repeats one job of a sweep, drawn by the seed."""
     rows = [row for row in record.metrics["rows"] if row["status"] == "done"]
     times = {each["part"]: each["seconds"] for each in provenance.get("timings", [])}
-    short = [row for row in rows if times.get(f"job {row['job']}", np.inf) <= LONGEST]
-    if not short:
-        return Spot(IMPOSSIBLE, f"each of its jobs took more than {LONGEST:.0f} s")
+    for longest in (LONGEST, LONGEST_JOB):
+        short = [row for row in rows if times.get(f"job {row['job']}", np.inf) <= longest]
+        if short:
+            break
+    else:
+        return Spot(IMPOSSIBLE, f"each of its jobs took more than {LONGEST_JOB:.0f} s")
     row = short[int(np.random.default_rng(seed).integers(len(short)))]
     fixed = [item for item in spec.arguments if not item.startswith("sweep=")]
     jobs = [item for item in shlex.split(" ".join(fixed)) if item.split("=")[0] not in row["overrides"]]
@@ -168,8 +197,8 @@ def own_values(record: Record) -> list[str]:
     return []
 
 
-def repeated(cfg: DictConfig, record: Record, points: int, seed: int) -> tuple[Record, int]:
-    """The run of ``cfg`` in a folder of its own, and how many points were retrained."""
+def repeated(cfg: DictConfig, record: Record, points: int, seed: int) -> tuple[Record, dict[str, int]]:
+    """The run of ``cfg`` in a folder of its own, and how many of its units were done, by their names."""
     experiment = importlib.import_module(f"experiments.{cfg.experiment.name}.experiment")
     with tempfile.TemporaryDirectory(prefix="spot-") as folder:
         context = SpotContext(cfg, Path(folder), record, points, seed)

@@ -193,6 +193,11 @@ def lds(subsets: Subsets, scores: Tensor, *, resamples: int = 1000, seed: int = 
     good = subsets.models.converged.cpu().numpy()
     pairs = zip(expected.cpu().numpy()[:, good], subsets.losses.cpu().numpy()[:, good], strict=True)
     each = np.array([spearman(a, b) for a, b in pairs])
-    draws = np.random.default_rng(seed).integers(k, size=(resamples, k))
+    return over_test_points(each, resamples, seed), torch.from_numpy(each)
+
+
+def over_test_points(each: np.ndarray, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """The mean of each test point's score ``(k,)``, with a 95 % interval (bootstrap over test points)."""
+    draws = np.random.default_rng(seed).integers(len(each), size=(resamples, len(each)))
     low, high = np.quantile(each[draws].mean(1), [0.025, 0.975])
-    return Estimate(float(each.mean()), float(low), float(high)), torch.from_numpy(each)
+    return Estimate(float(each.mean()), float(low), float(high))

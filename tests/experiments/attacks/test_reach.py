@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,6 +158,26 @@ def test_more_iterations_of_the_group_attack_go_on_from_those_that_are_done(
     beside = Record.load(whole).metrics["side_by_side"]
     assert beside["gradient_difference"] < 1e-5
     assert beside["products_before"] > 0 < beside["products_now"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_group_attack_killed_after_its_last_step_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("experiment=attack_group", *SMALL, "experiment.checkpoint=4")
+    whole = execute(composed(*arguments, f"output={tmp_path / 'whole'}"))
+    killed = composed(*arguments, f"output={tmp_path / 'killed'}")
+
+    def broken_off(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attack_group, "verified", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            execute(killed)
+    folder = execute(killed)
+    for file in ("record.json", "arrays.npz"):
+        assert (folder / file).read_bytes() == (whole / file).read_bytes(), file
 
 
 def test_the_image_attacked_is_the_one_that_is_asked_for(tmp_path: Path) -> None:
