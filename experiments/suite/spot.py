@@ -51,10 +51,12 @@ ROUNDING, ROUNDING_ALONE = 1e-9, 1e-8
 ROUNDING_OF_A_NETWORK = 1e-5
 # Steps along signs make one pixel in a million differ by a whole step: 1e-3 was seen after some tens of them.
 ROUNDING_OF_AN_ATTACK = 3e-3
-# How a solve or fit ended: below a tolerance that the settings state, and another on each machine.
+# How a solve or fit ended: below a tolerance that the settings state, and another on each machine. Before an
+# attack's first step nothing has moved, so its movement is rounding alone.
 NOT_COMPARED = (
     "gradient_norm", "iterations", "residual", "duality_gap", "times", "seconds", "products",
     "passes", "history", "relative_difference", "gradient_difference",
+    "at.0.movement",
 )  # fmt: skip
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from experiments.label_errors.settings import settings as settings_of
 from experiments.records.places import CONF
@@ -38,12 +40,31 @@ def test_every_figure_of_the_paper_has_its_command() -> None:
     }  # fmt: skip
 
 
+ROWS = re.findall(r"\| `(experiment=\S+ tier=paper[^`]*)` \|[^|]*\| ([^|]*) \| \[(\w+)\]", README)
+
+
 def test_minutes_and_memory_of_each_figure_are_those_of_its_record() -> None:
-    rows = re.findall(r"\| `experiment=\S+ tier=paper` \|[^|]*\| ([^|]*) \| \[(\w+)\]", README)
-    assert len(rows) == 9
-    for said, name in rows:
+    assert len(ROWS) == 9
+    for _, said, name in ROWS:
         found = measured(Spec(name, f"experiment={name}", "paper"), ROOT / "results")
         assert said == f"{found.minutes:.1f}, {found.gib:.1f}", name
+
+
+@pytest.mark.parametrize(("command", "name"), [(row[0], row[2]) for row in ROWS])
+def test_each_figure_s_command_has_the_settings_of_its_record(command: str, name: str) -> None:
+    typed = leaves(OmegaConf.to_container(composed(*command.split()), resolve=True))
+    made = leaves(OmegaConf.to_container(OmegaConf.load(ROOT / "results" / name / "config.yaml")))
+    beside = r"output|threads|tracking.*|optimise|.*mirror|.*data_dir"  # they decide no number
+    both = [key for key in made if key in typed and not re.fullmatch(beside, key)]
+    assert len(both) > 15
+    assert {key: typed[key] for key in both} == {key: made[key] for key in both}
+
+
+def leaves(node: Any, path: str = "") -> dict[str, Any]:
+    """The values of a nested config by dotted path."""
+    if not isinstance(node, dict):
+        return {path: node}
+    return {k: v for key, value in node.items() for k, v in leaves(value, f"{path}.{key}".strip(".")).items()}
 
 
 def test_the_two_commands_are_in_the_makefile() -> None:
