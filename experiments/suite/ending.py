@@ -7,7 +7,8 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from experiments.records.errors import ConfigError, UserError
@@ -60,11 +61,28 @@ class WithoutHydraAnnouncement:
         return getattr(self._stream, name)
 
 
+@contextlib.contextmanager
+def warnings_in_a_sentence(debug: bool) -> Iterator[None]:
+    """Prints the library's own warnings without the line of code that they come from, unless ``debug``."""
+    before = warnings.formatwarning
+
+    def short(message: Any, category: type[Warning], *where: Any, **named: Any) -> str:
+        own = category.__module__.partition(".")[0] == "influence"
+        return f"warning: {message}\n" if own else before(message, category, *where, **named)
+
+    if not debug:
+        warnings.formatwarning = short
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
 def guarded(main: Callable[[], Any], debug: bool | None = None) -> None:
     """Runs ``main`` and turns the errors a user can mend into one sentence and an exit code."""
     debug = debug if debug is not None else "debug=true" in sys.argv[1:]
     try:
-        with contextlib.redirect_stderr(WithoutHydraAnnouncement(sys.stderr)):
+        with contextlib.redirect_stderr(WithoutHydraAnnouncement(sys.stderr)), warnings_in_a_sentence(debug):
             main()
     except JobFailed as failed:
         raise SystemExit(failed.code) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.records import atomic
 from experiments.suite.commands import WIDTH
-from experiments.suite.ending import JobFailed
+from experiments.suite.ending import JobFailed, guarded
 from experiments.suite.explaining import explain
 from experiments.suite.job import execute
+from influence.errors import NotConvergedWarning
 from tests.experiments.test_configs import composed
 from tests.helpers import ROOT, cli, environment, one_sentence
 
@@ -197,6 +199,22 @@ def test_the_command_line_prints_one_sentence_and_the_exit_code(tmp_path: Path) 
     failed = cli("experiment=loo_linear", "tracking=none", f"output={folder}", "experiment.test_index=999")
     assert failed.returncode == 1
     assert "0..255" in one_sentence(failed)
+
+
+def test_a_warning_of_the_library_is_one_sentence_and_others_name_their_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = warnings.formatwarning
+    for category, debug, said in (
+        (NotConvergedWarning, False, "warning: too short\n\n"),
+        (NotConvergedWarning, True, "page.py:7: NotConvergedWarning: too short"),
+        (UserWarning, False, "page.py:7: UserWarning: too short"),
+    ):
+        guarded(
+            lambda kind=category: print(warnings.formatwarning("too short", kind, "page.py", 7)), debug=debug
+        )
+        assert capsys.readouterr().out.startswith(said)
+    assert warnings.formatwarning is before
 
 
 def test_a_failed_job_lets_the_rest_of_a_sweep_run(tmp_path: Path) -> None:
