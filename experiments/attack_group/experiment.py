@@ -19,9 +19,8 @@ from omegaconf import DictConfig
 from experiments.attacks import outcome, pictures
 from experiments.attacks.attempt import Setting, verified
 from experiments.attacks.clean import Clean, clean_model, described
-from experiments.attacks.pixels import HALF_STEP, rank
+from experiments.attacks.pixels import rank
 from experiments.attacks.reach import moved_freely, principal
-from experiments.attacks.shown import change_of
 from experiments.attacks.side_by_side import compared
 from experiments.attacks.steps import FIT, SignSteps, Targets, test_gradients
 from experiments.records.errors import ConfigError, UserError
@@ -30,6 +29,7 @@ from experiments.suite.context import Context, Timing
 from experiments.suite.parallel.threads import Count
 
 GROWS = "experiment.iterations"  # a run with more of them goes on in the same folder (experiments.suite.job)
+OF_THE_IMAGE = ("pixel_linf", "pixel_l2", "subspace", "verified")
 STATE = ("images", "thetas", "previous", "s_tests")  # what the next step depends on
 
 
@@ -81,7 +81,8 @@ def run(cfg: DictConfig, context: Context) -> Record:
     delta = (steps.images - steps.originals)[0].cpu().numpy()
     record = context.earlier()
     if record is not None:  # a spot check goes on with what was recorded
-        curve, delta = continued(curve, record), recorded_change(record)
+        curve, kept = continued(curve, record), pictures.recorded_changes(record, clean.backbone.size)
+        delta = delta if kept is None else kept.transpose(0, 3, 1, 2)
     with context.timer("verification from the saved image"):
         check = verified(setting, rows, pixels, delta, targets)
     with torch.inference_mode():
@@ -133,6 +134,9 @@ def run(cfg: DictConfig, context: Context) -> Record:
             "gradient_norm": float(check["gradient_norm"]),
         },
     }
+    if record is not None and kept is None:  # its image is not there to be looked at again
+        metrics |= {name: record.metrics[name] for name in OF_THE_IMAGE if name in record.metrics}
+        images = pictures.as_recorded(record)
     what = f"{len(chosen)} test images of the class {metrics['test_class']}"
     if clean.data.name == "one_dog":
         what = f"{len(chosen)} photographs of one {metrics['test_class']}"
@@ -284,16 +288,3 @@ def continued(curve: dict[str, np.ndarray], record: Record) -> dict[str, np.ndar
         own = curve[name]
         found[name] = np.concatenate([own, record.arrays[name][len(own) :]])
     return found
-
-
-def recorded_change(record: Record) -> np.ndarray:
-    """The attacked image's change in 8-bit steps: ``(1, 3, size, size)`` float32.
-
-    To a 254th of a step, as a published record has it; exactly where the record holds the float image.
-    """
-    arrays = record.arrays
-    if "poisoned" in arrays:
-        delta = arrays["poisoned"].astype(np.float64) - arrays["picture_original"]
-    else:
-        delta = change_of(arrays["picture_delta"])
-    return delta.clip(-HALF_STEP, HALF_STEP).transpose(0, 3, 1, 2).astype(np.float32)

@@ -25,6 +25,7 @@ from experiments.records.errors import ConfigError, UserError
 from experiments.records.record import Record
 from experiments.suite.context import Context
 
+Found = list[tuple[int, int, np.ndarray]] | None
 GROWS = "experiment.test_images"  # a run with more of them goes on in the same folder (experiments.suite.job)
 
 
@@ -53,13 +54,18 @@ def run(cfg: DictConfig, context: Context) -> Record:
     reach = campaign.full_length(rows["candidate 1"])
     if record is None or few is None:
         stages = attacked(campaign, rows)
-        found = pictures.examples(campaign.journal, stages, rows, settings.shown)
+        found: list[tuple[int, int, np.ndarray]] | None = pictures.examples(
+            campaign.journal, stages, rows, settings.shown
+        )
     else:
         recall, stages = {}, repetition.stages_again(campaign, record, few, rows)
-        found = repetition.recorded_examples(record)
+        found = repetition.recorded_examples(record, clean.backbone.size)
     worst = outcome.worst(stages)
     per_image = outcome.per_test_image(list(stages.values()))
-    arrays, shown = pictures.arrays(clean, chosen, found)
+    if record is not None and found is None:
+        arrays, shown = pictures.as_recorded(record), record.metrics["shown"]
+    else:
+        arrays, shown = pictures.arrays(clean, chosen, found or [])
     metrics: dict[str, Any] = {
         **described(clean),
         "attacked": len(chosen),

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.attacks import ranking
+from experiments.attacks import pictures, ranking
 from experiments.attacks.campaign import Campaign
 from experiments.attacks.outcome import Stage
-from experiments.attacks.shown import change_of
 from experiments.records.record import Record
 
 SIZES = ("movement_median", "l2_median")  # medians over images: a record has the mean of an attempt's
@@ -73,13 +72,14 @@ def as_recorded(metrics: dict[str, Any], record: Record, stages: dict[str, Stage
         metrics["verified"] = before
 
 
-def recorded_examples(record: Record) -> list[tuple[int, int, np.ndarray]]:
-    """The flips that the record shows, as ``pictures.examples`` gives them."""
+def recorded_examples(record: Record, size: int) -> list[tuple[int, int, np.ndarray]] | None:
+    """The flips that the record shows, as ``pictures.examples`` gives them; None: it has reduced pictures."""
     if "picture_delta" not in record.arrays:
         return []
+    changes = pictures.recorded_changes(record, size)
+    if changes is None:
+        return None
+    places, lines = record.arrays["shown"], record.metrics["shown"]
     return [
-        (int(place), line["row"], change_of(delta).astype(np.float32))
-        for place, line, delta in zip(
-            record.arrays["shown"], record.metrics["shown"], record.arrays["picture_delta"], strict=True
-        )
+        (int(place), line["row"], delta) for place, line, delta in zip(places, lines, changes, strict=True)
     ]

@@ -8,9 +8,10 @@ import numpy as np
 
 from experiments.attacks.clean import Clean
 from experiments.attacks.outcome import Stage
-from experiments.attacks.pixels import stored
-from experiments.attacks.shown import kept
+from experiments.attacks.pixels import HALF_STEP, stored
+from experiments.attacks.shown import change_of, kept
 from experiments.records.journal import Journal
+from experiments.records.record import Record
 
 
 def examples(
@@ -36,6 +37,26 @@ def examples(
                 if row not in found and len(found) < count:
                     found[row] = (place, row, saved["delta"][i][0].transpose(1, 2, 0))
     return list(found.values())
+
+
+def recorded_changes(record: Record, size: int) -> np.ndarray | None:
+    """The changes in 8-bit steps that a record keeps, ``(f, size, size, 3)`` float32; None: reduced ones.
+
+    To a 254th of a step, as a published record has them; exactly where the record holds the float images.
+    """
+    arrays = record.arrays
+    if arrays["picture_delta"].shape[1] != size:
+        return None
+    if "poisoned" in arrays:
+        delta = arrays["poisoned"].astype(np.float64) - arrays["picture_original"]
+    else:
+        delta = change_of(arrays["picture_delta"])
+    return delta.clip(-HALF_STEP, HALF_STEP).astype(np.float32)
+
+
+def as_recorded(record: Record) -> dict[str, np.ndarray]:
+    """The record's own pictures."""
+    return {name: value for name, value in record.arrays.items() if name.startswith(("picture_", "shown"))}
 
 
 def arrays(
