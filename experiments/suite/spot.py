@@ -158,8 +158,10 @@ def of_a_run(spec: Spec, record: Record, provenance: Mapping[str, Any], points: 
     for array in NEEDED.get(name, ()):
         have(record, array)
     cfg = composed(spec.arguments)
-    again, drawn = repeated(cfg, record, points, seed)
-    what = ", ".join(f"{count} {unit}" for unit, count in drawn.items()) or "repeated whole"
+    with tempfile.TemporaryDirectory(prefix="spot-") as folder:
+        context = SpotContext(cfg, Path(folder), record, points, seed)
+        again = repeated(cfg, context)
+    what = ", ".join(f"{count} {unit}" for unit, count in context.drawn.items()) or "repeated whole"
     return judged(differences(record, again, rounding(cfg)), what)
 
 
@@ -184,7 +186,8 @@ def of_a_sweep(spec: Spec, record: Record, provenance: Mapping[str, Any], seed: 
     fixed = [item for item in spec.arguments if not item.startswith("sweep=")]
     jobs = [item for item in shlex.split(" ".join(fixed)) if item.split("=")[0] not in row["overrides"]]
     cfg = composed([*jobs, *(f"{key}={value}" for key, value in row["overrides"].items())])
-    again, _ = repeated(cfg, Record(record.metrics["experiment"], {}), 10**9, seed)
+    with tempfile.TemporaryDirectory(prefix="spot-") as folder:
+        again = repeated(cfg, Context(cfg, Path(folder), "spot"))
     found = unlike(f"rows.{row['job']}.value", row["value"], value_at(again, record.metrics["y"]))
     found += own_values(record)
     return judged(found, f"job {row['job']} of {len(rows)} repeated")
@@ -199,13 +202,10 @@ def own_values(record: Record) -> list[str]:
     return []
 
 
-def repeated(cfg: DictConfig, record: Record, points: int, seed: int) -> tuple[Record, dict[str, int]]:
-    """The run of ``cfg`` in a folder of its own, and how many of its units were done, by their names."""
-    experiment = importlib.import_module(f"experiments.{cfg.experiment.name}.experiment")
-    with tempfile.TemporaryDirectory(prefix="spot-") as folder:
-        context = SpotContext(cfg, Path(folder), record, points, seed)
-        found: Record = experiment.run(cfg, context)
-    return found, context.drawn
+def repeated(cfg: DictConfig, context: Context) -> Record:
+    """The run of ``cfg`` in ``context``."""
+    found: Record = importlib.import_module(f"experiments.{cfg.experiment.name}.experiment").run(cfg, context)
+    return found
 
 
 def judged(found: list[str], what: str) -> Spot:

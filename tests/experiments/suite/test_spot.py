@@ -188,19 +188,22 @@ def test_what_cannot_be_checked_is_named(tmp_path: Path) -> None:
     assert spot.check(nowhere, verifying.record(), SHORT, 20, 0).status == IMPOSSIBLE
 
 
-def test_one_job_of_a_sweep_is_repeated(embedded: Callable[[str], Path]) -> None:
-    overrides = {"experiment": "components", "seed": "0"}
-    value = Record.load(embedded("components")).metrics["test_loss"]
-    spec = Spec("sweep_x", "experiment=components sweep=x", "smoke", sweep="sweep=x")
+@pytest.mark.parametrize(("name", "y"), [("components", "test_loss"), ("attack_group", "loss_after")])
+def test_one_job_of_a_sweep_is_repeated(name: str, y: str, embedded: Callable[[str], Path]) -> None:
+    overrides = {"experiment": name, "seed": "0"}
+    value = Record.load(embedded(name)).metrics[y]
+    spec = Spec("sweep_x", f"experiment={name} sweep=x", "smoke", sweep="sweep=x")
     provenance = {"timings": [{"part": "job 0", "seconds": 1.0}]}
     for stated, status in ((value, PASSED), (value * 1.01, FAILED)):
         rows = [{"job": 0, "status": "done", "overrides": overrides, "value": stated}]
-        metrics = {"experiment": "components", "rows": rows, "y": "test_loss"}
+        metrics = {"experiment": name, "rows": rows, "y": y}
         record = Record("sweep_x", metrics, {"y": np.array([stated])})
         assert spot.check(spec, record, provenance, 20, 0).status == status
     record.arrays["y"][0] *= 1.01
     assert "y.0" in spot.check(spec, record, provenance, 20, 0).what
     assert spot.check(spec, record, {"timings": []}, 20, 0).status == IMPOSSIBLE
+    provenance["timings"] = [{"part": "job 0", "seconds": 2 * spot.LONGEST_JOB}]
+    assert "600 s" in spot.check(spec, record, provenance, 20, 0).what
 
 
 def test_tables_and_report_say_what_was_checked_and_a_failure_is_a_miss(
