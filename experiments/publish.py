@@ -1,7 +1,8 @@
 """``python -m experiments.publish FOLDER [name=NAME] [to=results]``: the small record of a run, for a commit.
 
 Copies record.json, config.yaml, provenance.json and the figures, and the arrays as far as they stay under 1
-MB together (the figure's own arrays first, the largest dropped first, and named in the record).
+MB together (the figure's own arrays first, the largest dropped first, and named in the record). Adds
+ro-crate-metadata.json, by which archives know the folder.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from experiments.records import atomic, provenance
+from experiments.records import atomic, crate, provenance
 from experiments.records.errors import ConfigError, UserError
 from experiments.records.record import Record
 from experiments.suite.commands import Command, Given, Option, Words
@@ -19,7 +20,8 @@ LIMIT = 1_000_000  # bytes of arrays in a committed record
 COMMAND = Command(
     "publish",
     "Copies the small records of finished runs into results/, to be committed: record.json, config.yaml, "
-    "provenance.json, the figures, and the arrays as far as they stay under 1 MB together.",
+    "provenance.json, the figures, and the arrays as far as they stay under 1 MB together. Adds "
+    "ro-crate-metadata.json, which describes them to archives.",
     words=Words("FOLDER", most=None, help="output folders of finished runs or collected sweeps"),
     options=(
         Option("name", None, "name of the new folder; default the experiment's name", shown="NAME"),
@@ -50,6 +52,7 @@ def publish(folder: Path, target: Path) -> list[str]:
     atomic.write_text(target / "config.yaml", without_places((folder / "config.yaml").read_text()))
     origin["command"] = [without_places(part) for part in origin.get("command", [])]
     atomic.write_json(target / "provenance.json", origin | {"arrays_left_out": sorted(dropped)})
+    crate.write(target)
     return sorted(dropped)
 
 

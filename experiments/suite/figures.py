@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+from experiments.records import crate
 from experiments.records.record import Record
 
 
 def redraw(folder: Path) -> list[Path]:
     """Draws the figures of the record in ``folder`` there; the paths written."""
-    return draw(Record.load(folder), folder)
+    written = draw(Record.load(folder), folder)
+    if (folder / crate.NAME).is_file():  # it names the pictures by their sha256
+        crate.write(folder)
+    return written
 
 
 def draw(record: Record, folder: Path) -> list[Path]:

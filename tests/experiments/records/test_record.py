@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from experiments.publish import LIMIT, publish
+from experiments.records import crate
+from experiments.records.atomic import sha256
 from experiments.records.errors import UserError
 from experiments.records.record import Record
 from experiments.records.table import markdown, paper_and_ours, records_in, shown
+from tests.helpers import ROOT
 
 
 def example(**changes: Any) -> Record:
@@ -90,9 +93,33 @@ def test_publishing_drops_the_largest_arrays_first(tmp_path: Path) -> None:
     assert (folder / "config.yaml").read_text() == "a: 1\nmirror: ../shared/data\noutput: FOLDER\n"
     command = json.loads((folder / "provenance.json").read_text())["command"]
     assert command == ["python", "seed=1/2", "output=FOLDER"]  # this machine's places stay here
+    described = json.loads((folder / crate.NAME).read_text())
+    assert described == crate.of(folder)
     published = Record.load(tmp_path / "results" / "loo_linear")
     assert set(published.arrays) == {"x", "y"}
     assert [record.experiment for record in records_in(tmp_path / "results")] == ["loo_linear"]
+
+
+@pytest.mark.parametrize("folder", [path.parent for path in sorted((ROOT / "results").glob("*/record.json"))])
+def test_the_crate_of_a_committed_record_names_its_files_and_their_sha256(folder: Path) -> None:
+    entities = json.loads((folder / crate.NAME).read_text())["@graph"]
+    by_id = {each["@id"]: each for each in entities}
+    assert len(by_id) == len(entities)
+    files = {path.name for path in folder.iterdir()} - {crate.NAME}
+    assert {part["@id"] for part in by_id["./"]["hasPart"]} == files
+    for name in files:
+        content = (folder / name).read_bytes()
+        assert (by_id[name]["sha256"], by_id[name]["contentSize"]) == (sha256(content), str(len(content)))
+    named = [value for each in entities for value in references(each)]
+    assert {name for name in named if not name.startswith("https://w3id.org")} <= set(by_id)
+    assert by_id["#run"]["startTime"] <= by_id["#run"]["endTime"]
+    assert len(by_id["#code"]["version"]) == 40
+
+
+def references(entity: dict[str, Any]) -> list[str]:
+    """The ids that an entity names."""
+    values = [each for value in entity.values() for each in (value if isinstance(value, list) else [value])]
+    return [each["@id"] for each in values if isinstance(each, dict)]
 
 
 def test_tables_show_what_is_missing_and_what_is_not_finite() -> None:
