@@ -1,7 +1,7 @@
 """``ro-crate-metadata.json``: what a published record is, for archives that read RO-Crate 1.1.
 
-https://www.researchobject.org/ro-crate/specification/1.1/. The crate is the record's folder. It names each file
-with its sha256, the run that made them, its code, its data and the paper.
+https://www.researchobject.org/ro-crate/specification/1.1/. The crate is the record's folder. It names each
+file with its sha256, the run that made them, its code, its data and the paper.
 """
 
 from __future__ import annotations
