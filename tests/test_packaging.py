@@ -22,7 +22,8 @@ import influence
 from tests.helpers import PATIENCE, ROOT, environment
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-MODULES = {  # what a distribution is called when it is imported
+MODULES = {
+    "wandb-workspaces": "wandb_workspaces",  # what a distribution is called when it is imported
     "hydra-core": "hydra",
     "scikit-learn": "sklearn",
     "tensorflow-datasets": "tensorflow_datasets",
@@ -74,8 +75,10 @@ def test_the_library_needs_three_packages() -> None:
 
 def test_the_extra_of_the_suite_names_all_it_imports() -> None:
     extras = PROJECT["optional-dependencies"]
-    assert imported("experiments") - PEERS <= names(PROJECT["dependencies"]) | names(extras["experiments"])
-    assert "influence-replication[experiments,launchers,search]" in extras["dev"]
+    always = names(PROJECT["dependencies"]) | names(extras["experiments"])
+    assert imported("experiments", inside=False) - PEERS <= always
+    assert imported("experiments") - PEERS <= always | names(extras["workspace"])  # for one command alone
+    assert "influence-replication[experiments,launchers,search,workspace]" in extras["dev"]
 
 
 def test_version_types_and_console_script_are_there() -> None:

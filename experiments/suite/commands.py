@@ -280,6 +280,7 @@ COMMANDS = {
     "publish": "experiments.publish",
     "across_ranks": "experiments.across_ranks",
     "scaling": "experiments.scaling",
+    "workspace": "experiments.suite.workspace",
     "label_errors": "experiments.label_errors.__main__",
     "label_errors.evidence": "experiments.label_errors.evidence.__main__",
     "benchmark.profile": "experiments.benchmark.profile",

@@ -78,7 +78,7 @@ TYPED += [("experiments", item) for item in IN_THE_TABLE if ("experiments", item
 @pytest.mark.parametrize(("module", "arguments"), TYPED, ids=[" ".join(row) for row in TYPED])
 def test_each_command_is_one(module: str, arguments: str) -> None:
     given = shlex.split(arguments)
-    name = module.removeprefix("experiments.")
+    name = module.removeprefix("experiments.").removeprefix("suite.")
     if name in COMMANDS:
         found = command(name).parse(given)
     if module == "experiments.verify":
@@ -94,6 +94,8 @@ def test_each_command_is_one(module: str, arguments: str) -> None:
         settings_of(
             **{key: text for key, text in found.values.items() if text is not None and key != "debug"}
         )
+        return
+    if module == "experiments.suite.workspace":
         return
     if module == "experiments.figures":
         assert [part.split("/")[0] for part in given] == ["results"]
