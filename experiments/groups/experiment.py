@@ -32,6 +32,7 @@ from influence.scores import removal_change, test_gradients
 from influence.solvers import CG, Exact
 from influence.training import fit
 
+WORTH = 4  # points of a spot check that one group is worth: refit and three Newton steps
 METHODS = ("sum", "newton", "newton_twice")
 UP_TO = 0.2  # groups up to this share are judged together; larger ones stand beside them
 
@@ -122,20 +123,24 @@ def answers(
     index = [torch.as_tensor(group.index) for group in groups]
     added = np.array([scores[group.index].sum() for group in groups])
     solver = CG(tolerance=1e-8, preconditioner=state.inverse)
-    stepped = {"newton": np.empty(len(groups)), "newton_twice": np.empty(len(groups))}
-    with (
-        context.timer(f"one and two Newton steps without {len(groups)} groups"),
-        context.progress(len(groups), "Newton steps") as advance,
-    ):
-        for place, group in enumerate(index):
-            for steps, name in enumerate(stepped, start=1):
-                change = group_change(train, theta, group, test, [test_index], steps=steps, solver=solver)
-                stepped[name][place] = float(change[0])
-            advance(place + 1)
     one = torch.tensor([test_index])
 
-    def refits(rows: np.ndarray) -> dict[str, np.ndarray]:
+    def stepped(chosen: list[torch.Tensor]) -> dict[str, np.ndarray]:
+        found = {"newton": np.empty(len(chosen)), "newton_twice": np.empty(len(chosen))}
+        with (
+            context.timer(f"one and two Newton steps without {len(chosen)} groups"),
+            context.progress(len(chosen), "Newton steps") as advance,
+        ):
+            for place, group in enumerate(chosen):
+                for steps, name in enumerate(found, start=1):
+                    change = group_change(train, theta, group, test, [test_index], steps=steps, solver=solver)
+                    found[name][place] = float(change[0])
+                advance(place + 1)
+        return found
+
+    def without(rows: np.ndarray) -> dict[str, np.ndarray]:
         chosen = [index[row] for row in rows]
+        steps = stepped(chosen)
         journal = context.journal("refits", key=[group.tolist() for group in chosen])
         with context.timer(f"{len(chosen)} refits"), context.progress(len(chosen), "refits") as advance:
             models = leave_groups_out(
@@ -143,16 +148,17 @@ def answers(
                 journal=journal, progress=advance, raise_on_failure=True,
             )  # fmt: skip
         change = test.example_losses_many(models.thetas, one)[0] - test.example_losses(theta, one)[0]
-        return {"refit": change.numpy(), "norms": models.gradient_norms.numpy()}
+        return {**steps, "refit": change.numpy(), "norms": models.gradient_norms.numpy()}
 
-    found = context.retrained(np.arange(len(groups)), refits)
+    found = context.retrained(np.arange(len(groups)), without, share=WORTH, what="groups left out")
+    norms = found.pop("norms")
     certificate = {
         "fit": "without one group each",
         "count": len(groups),
         "tolerance": settings.retraining_tolerance,
-        "largest_gradient_norm": float(found["norms"].max()),
+        "largest_gradient_norm": float(norms.max()),
     }
-    return {"sum": added, **stepped, "refit": found["refit"]}, certificate
+    return {"sum": added, **found}, certificate
 
 
 def judged(changes: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, dict[str, float]]:

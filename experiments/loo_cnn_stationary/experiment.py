@@ -79,17 +79,21 @@ def run(cfg: DictConfig, context: Context) -> Record:
     removed = largest(by_damping[0.0], settings.removed)
     first = by_damping[0.0][removed]
     names = ("actual_at", "gradient_norm_at", "moved_at", "passes_at")
+    indefinite = 0
 
     def less(points: np.ndarray) -> dict[str, np.ndarray]:
+        nonlocal indefinite
         found = take_away(context, cfg, net, test, theta, curvature, points, test_index)
-        return dict(zip(names, found, strict=True))
+        with context.timer("one Newton step each"):
+            steps, newton, indefinite = predictions.newton(
+                net, test, theta, curvature, points, settings.fractions, test_index
+            )
+        return dict(zip(names, found, strict=True)) | {"step_at": steps, "newton_at": newton}
 
-    taken = context.retrained(removed, less, axis=-1)
+    taken = context.retrained(removed, less, axis=-1, share=len(settings.fractions))
+    if (record := context.earlier()) is not None:
+        indefinite = record.metrics["indefinite_without_a_point"]  # over all points
     actual, norms = taken["actual_at"], taken["gradient_norm_at"]
-    with context.timer("one Newton step each"):
-        steps, newton, indefinite = predictions.newton(
-            net, test, theta, curvature, removed, settings.fractions, test_index
-        )
     arrays = {
         "index": removed,
         "original_index": data.train.index[problem.chosen][removed],
@@ -99,8 +103,6 @@ def run(cfg: DictConfig, context: Context) -> Record:
         "fractions": np.array(settings.fractions),
         **taken,
         "first_order_at": np.array(settings.fractions)[:, None] * first,
-        "step_at": steps,
-        "newton_at": newton,
         "scores": by_damping[0.0],
         "eigenvalues": curvature.eigenvalues.numpy(),
         "history": np.array(found.history, dtype=np.float64).reshape(-1, 3),

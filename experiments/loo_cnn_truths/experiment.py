@@ -36,6 +36,7 @@ from influence.scores import predicted_change, test_gradients, up_loss
 
 UNUSED = ("seeds", "side_by_side", "checkpoints", "eigenvalues", "autograd_tolerance", "autograd_examples")
 TRUTHS = ("warm", "cold", "proximal")
+WORTH = 10  # points of a spot check that one of these is worth: one of its three trainings is from nothing
 MATRICES = ("hessian", "gauss_newton")
 
 
@@ -97,9 +98,16 @@ def run(cfg: DictConfig, context: Context) -> Record:
     nets = Nets(cfg, context, problem, train, test, states[cfg.seed], test_index)
     scores, smallest = predictions(context, train, test, net, theta, test_index, settings.damping)
     index = chosen(scores["hessian"], settings.removed, settings.random, cfg.seed)
-    found = context.retrained(index, lambda points: retrained(nets, points))
+    found = context.retrained(index, lambda points: retrained(nets, points), share=WORTH)
+    numbers, record = (
+        context.sample(settings.orders, "training anew", worth=settings.steps),
+        context.earlier(),
+    )
     with context.timer(f"{settings.orders} trainings with other batches"):
-        moved = orders(nets)
+        moved = orders(nets, np.arange(settings.orders) if numbers is None else numbers)
+    if record is not None and numbers is not None:
+        own, moved = moved, np.array(record.arrays["other_orders"])
+        moved[numbers] = own
 
     arrays = {
         "index": index,
@@ -289,8 +297,8 @@ def retrained(nets: Nets, points: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def orders(nets: Nets) -> np.ndarray:
-    """Change of the test loss if batches come in another order, on all data: ``(orders,)``."""
+def orders(nets: Nets, numbers: np.ndarray) -> np.ndarray:
+    """Change of the test loss if batches come in other orders, on all data: one for each of ``numbers``."""
     settings, context = nets.cfg.experiment, nets.context
     journal = context.journal("orders")
     none = torch.tensor([-1])
@@ -304,7 +312,7 @@ def orders(nets: Nets) -> np.ndarray:
         return loss
 
     with ThreadPoolExecutor(settings.workers) as pool:
-        found = list(pool.map(one, range(settings.orders)))
+        found = list(pool.map(one, numbers.tolist()))
     before = nets.losses(nets.theta[:, None])
     return np.concatenate([loss - before for loss in found]) if found else np.zeros(0)
 

@@ -122,14 +122,16 @@ class Context:
         row: int | None = None,
         axis: int = 0,
         share: int = 1,
+        what: str = "points retrained",
     ) -> dict[str, np.ndarray]:
         """``work(index)``: what retraining without each of ``index`` gives, by name, an entry per point.
 
         Names are those of the record's arrays (``row``: in that row of them), whose ``axis`` is over the
-        points; ``share``: of so many calls. A spot check has ``work`` done on a few points and takes the
+        points; ``share``: of so many calls, or how many points one of these is worth; ``what``: their name.
+        A spot check has ``work`` done on a few points and takes the
         others from the record (:mod:`experiments.suite.spot`).
         """
-        del row, axis, share
+        del row, axis, share, what
         return work(index)
 
     def sample(self, count: int, what: str, each: int = 1, worth: int | None = None) -> np.ndarray | None:

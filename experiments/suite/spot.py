@@ -76,9 +76,10 @@ class SpotContext(Context):
         row: int | None = None,
         axis: int = 0,
         share: int = 1,
+        what: str = "points retrained",
     ) -> dict[str, np.ndarray]:
         """A few points by ``work``, the others as the record has them."""
-        chosen = self.chosen(len(index), "points retrained", share)
+        chosen = self.chosen(len(index), what, share)
         found = {}
         for name, values in work(np.asarray(index)[chosen]).items():
             own = np.moveaxis(values, axis, 0)

@@ -9,12 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
 from experiments.records.record import Record
 from experiments.suite import spot
 from experiments.suite.job import execute
-from experiments.suite.spot import ROUNDING, ROUNDING_OF_A_NETWORK, differences, rounding
+from experiments.suite.spot import (
+    ROUNDING,
+    ROUNDING_OF_A_NETWORK,
+    ROUNDING_OF_AN_ATTACK,
+    differences,
+    rounding,
+)
 from experiments.verification import tables
 from experiments.verification.claims import Spec
 from experiments.verification.outcome import Outcome
@@ -76,19 +81,25 @@ RUNS = {
 }  # fmt: skip
 DRAWN = {
     "spam": 4,
-    "leverage": 8,
+    "leverage": "1 lambda fitted again, 4 points retrained",
     "loo_linear": 4,
     "smooth_hinge": 4,
-    "groups": 4,
-    "loo_cnn": 4,
-    "loo_cnn_stationary": 4,
-    "loo_cnn_truths": 4,
+    "groups": "2 groups left out",
+    "loo_cnn": "1 s_test solved again, 4 points retrained",
+    "loo_cnn_stationary": "6 points retrained",
+    "loo_cnn_truths": "2 points retrained, 1 training anew",
     "lds": "4 test points scored again",
     "fragility": 16,
     "attack_group": "4 iterations repeated",
     "attack_single": "4 test image(s) attacked again",
 }
-POINTS = {"fragility": 32, "attack_single": 200}  # all nets, all test images: what is altered is among them
+POINTS = {
+    "fragility": 32,
+    "groups": 8,
+    "loo_cnn_stationary": 12,
+    "loo_cnn_truths": 20,
+    "attack_single": 200,
+}  # what is altered is among them
 
 
 @pytest.fixture(scope="module", params=RUNS)
@@ -150,9 +161,13 @@ def test_rounding_of_features_in_float32_is_no_difference_and_a_hundredth_still_
     other = values + np.array([0, -6.2e-10, 0])  # as two processors had it
     record, again = (Record("a", {}, arrays={"predicted": array}) for array in (values, other))
     assert len(differences(record, again)) == 1
-    assert not differences(record, again, rounding(OmegaConf.create({"backbone": {"name": "b"}})))
-    assert rounding(OmegaConf.create({"backbone": None})) == ROUNDING
+    assert not differences(record, again, rounding(composed("experiment=rbf_vs_inception")))
+    assert rounding(composed("experiment=loo_linear")) == ROUNDING
+    assert rounding(composed("experiment=attack_group")) == ROUNDING_OF_AN_ATTACK
     altered = Record("a", {}, arrays={"predicted": values * [1, 1, 1.01]})
+    for bound in (ROUNDING_OF_A_NETWORK, ROUNDING_OF_AN_ATTACK):
+        largest = Record("a", {}, arrays={"predicted": values * [1.01, 1, 1]})
+        assert len(differences(record, largest, bound)) == 1
     assert len(differences(record, altered, ROUNDING_OF_A_NETWORK)) == 1
 
 
