@@ -19,6 +19,8 @@ from experiments.suite.spot import (
     ROUNDING_OF_AN_ATTACK,
     differences,
     rounding,
+    tolerance,
+    unlike,
 )
 from experiments.verification import tables
 from experiments.verification.claims import Spec
@@ -164,11 +166,33 @@ def test_rounding_of_features_in_float32_is_no_difference_and_a_hundredth_still_
     assert not differences(record, again, rounding(composed("experiment=rbf_vs_inception")))
     assert rounding(composed("experiment=loo_linear")) == ROUNDING
     assert rounding(composed("experiment=attack_group")) == ROUNDING_OF_AN_ATTACK
+    single = composed("experiment=loo_cnn", "experiment.retraining_dtype=float32")
+    assert rounding(single) == ROUNDING_OF_A_NETWORK
     altered = Record("a", {}, arrays={"predicted": values * [1, 1, 1.01]})
     for bound in (ROUNDING_OF_A_NETWORK, ROUNDING_OF_AN_ATTACK):
         largest = Record("a", {}, arrays={"predicted": values * [1.01, 1, 1]})
         assert len(differences(record, largest, bound)) == 1
     assert len(differences(record, altered, ROUNDING_OF_A_NETWORK)) == 1
+
+
+def test_an_attack_made_on_another_processor_is_compared_more_loosely_and_that_is_said() -> None:
+    elsewhere = {"machine": {"processor": "another"}}
+    for name, provenance, within in (
+        ("attack_single", elsewhere, 0.03),
+        ("attack_single", {}, 0.002),
+        ("loo_linear", elsewhere, 0.002),
+    ):
+        found, said = tolerance(composed(f"experiment={name}"), provenance)
+        assert found == within
+        assert ("made on another" in said) == (within == 0.03)
+    assert not unlike("loss", 1.0, 1.02, within=0.03)
+    assert unlike("loss", 1.0, 1.02)
+
+
+def test_the_sign_of_a_zero_eigenvalue_is_no_difference() -> None:
+    assert not unlike("hessian.negative", 135, 136)
+    assert unlike("hessian.negative", 135, 137)
+    assert unlike("hessian.negative", 0, 1)
 
 
 def test_every_drawn_point_is_seen_and_the_seed_draws_it(tmp_path: Path) -> None:
