@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -93,6 +94,7 @@ def machine(device: str) -> dict[str, Any]:
         "cores": cores(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "torch_threads": torch.get_num_threads(),
+        **({"omp_wait_policy": policy} if (policy := os.environ.get("OMP_WAIT_POLICY")) else {}),
         "blas": [
             {
                 key: pool.get(key)

@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.records.errors import ConfigError
+from experiments.records.machine import share_cores
 from experiments.suite.ending import guarded
 
 WIDTH = 80
@@ -248,6 +249,7 @@ class Command:
         if {"--help", "-h"} & set(own):
             guarded(lambda: print(self.help(), flush=True))
             return
+        share_cores()
         guarded(lambda: main(self.parse(arguments)), debug="debug=true" in own)
 
 

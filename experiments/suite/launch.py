@@ -10,6 +10,7 @@ import threading
 import hydra
 from omegaconf import DictConfig
 
+from experiments.records.machine import share_cores
 from experiments.records.places import CONF
 from experiments.suite.cli import prepare
 from experiments.suite.ending import guarded
@@ -32,6 +33,7 @@ def run() -> None:
         pipe = os.dup(0)  # what this process starts gets an empty standard input instead
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         threading.Thread(target=end_with_the_schedule, args=(pipe,), daemon=True).start()
+    share_cores()
     prepare()
     guarded(job)
 
