@@ -166,6 +166,7 @@ def test_rounding_of_features_in_float32_is_no_difference_and_a_hundredth_still_
     assert not differences(record, again, rounding(composed("experiment=rbf_vs_inception")))
     assert rounding(composed("experiment=loo_linear")) == ROUNDING
     assert rounding(composed("experiment=attack_group")) == ROUNDING_OF_AN_ATTACK
+    assert rounding(composed("experiment=fragility")) == 5e-3
     single = composed("experiment=loo_cnn", "experiment.retraining_dtype=float32")
     assert rounding(single) == ROUNDING_OF_A_NETWORK
     altered = Record("a", {}, arrays={"predicted": values * [1, 1, 1.01]})
