@@ -52,18 +52,19 @@ WITHIN_ELSEWHERE = 3e-2
 # What is below is rounding, not a result: of an array against its largest, and of a single number.
 ROUNDING, ROUNDING_ALONE = 1e-9, 1e-8
 # A network computes the features, or is trained, in float32. Two processors order its sums differently, so do
-# blocks of other sizes: 1.6e-6 was seen of features, 4e-6 of changes after a retraining.
-ROUNDING_OF_A_NETWORK = 1e-5
+# blocks of other sizes: 2e-5 was seen of scores by features, 4e-6 of changes after a retraining.
+ROUNDING_OF_A_NETWORK = 1e-4
 # Steps along signs make one pixel in a million differ by a whole step: 1e-3 was seen after some tens of them.
 ROUNDING_OF_AN_ATTACK = 3e-3
 # A deep net has directions of almost no curvature, which the fit's tolerance leaves open: 2.4e-3 was seen.
 ROUNDING_OF_A_FLAT_NET = 5e-3
 # How a solve or fit ended: below a tolerance that the settings state, and another on each machine. Before an
-# attack's first step nothing has moved, so its movement is rounding alone.
+# attack's first step nothing has moved, so its movement is rounding alone. A fit that is stopped on its way,
+# as the authors' of section 5.3 was, is elsewhere with another number of threads.
 NOT_COMPARED = (
     "gradient_norm", "iterations", "residual", "duality_gap", "times", "seconds", "products",
     "passes", "history", "relative_difference", "gradient_difference",
-    "at.0.movement",
+    "at.0.movement", "stopped.original", "stopped.modified",
 )  # fmt: skip
 NEGATIVE = "hessian.negative"  # eigenvalues; a softmax net has a zero one, whose sign is rounding
 
