@@ -82,9 +82,8 @@ def spec(made: Any) -> dict[str, Any]:
     found = json.loads(made._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))  # noqa: SLF001
     for section in found["section"]["panelBankConfig"]["sections"]:
         for place, panel in enumerate(section["panels"]):
-            panel["__id__"] = atomic.sha256(f"{section['name']} {place}".encode())[
-                :11
-            ]  # the library draws one
+            name = f"{section['name']} {place}"
+            panel["__id__"] = atomic.sha256(name.encode())[:11]  # the library draws one by chance
     return dict(found)
 
 

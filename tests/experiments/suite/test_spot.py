@@ -17,9 +17,10 @@ from experiments.suite.spot import (
     ROUNDING,
     ROUNDING_OF_A_NETWORK,
     ROUNDING_OF_AN_ATTACK,
+    as_many_threads,
     differences,
+    made_elsewhere,
     rounding,
-    tolerance,
     unlike,
 )
 from experiments.verification import tables
@@ -166,28 +167,30 @@ def test_rounding_of_features_in_float32_is_no_difference_and_a_hundredth_still_
     assert not differences(record, again, rounding(composed("experiment=rbf_vs_inception")))
     assert rounding(composed("experiment=loo_linear")) == ROUNDING
     assert rounding(composed("experiment=attack_group")) == ROUNDING_OF_AN_ATTACK
-    assert rounding(composed("experiment=fragility")) == 5e-3
     single = composed("experiment=loo_cnn", "experiment.retraining_dtype=float32")
     assert rounding(single) == ROUNDING_OF_A_NETWORK
     altered = Record("a", {}, arrays={"predicted": values * [1, 1, 1.01]})
     for bound in (ROUNDING_OF_A_NETWORK, ROUNDING_OF_AN_ATTACK):
         largest = Record("a", {}, arrays={"predicted": values * [1.01, 1, 1]})
         assert len(differences(record, largest, bound)) == 1
-    assert len(differences(record, altered)) == 1
+    assert len(differences(record, altered, ROUNDING_OF_A_NETWORK)) == 1
 
 
-def test_an_attack_made_on_another_processor_is_compared_more_loosely_and_that_is_said() -> None:
+def test_differences_from_an_attack_of_another_processor_neither_pass_nor_fail() -> None:
     elsewhere = {"machine": {"processor": "another"}}
-    for name, provenance, within in (
-        ("attack_single", elsewhere, 0.03),
-        ("attack_single", {}, 0.002),
-        ("loo_linear", elsewhere, 0.002),
-    ):
-        found, said = tolerance(composed(f"experiment={name}"), provenance)
-        assert found == within
-        assert ("made on another" in said) == (within == 0.03)
-    assert not unlike("loss", 1.0, 1.02, within=0.03)
-    assert unlike("loss", 1.0, 1.02)
+    attack, linear = (composed(f"experiment={name}") for name in ("attack_single", "loo_linear"))
+    found = made_elsewhere(attack, elsewhere, ["loss is 1, repeated 1.01"])
+    assert found is not None
+    assert (found.status, "repeated 1.01" in found.what) == (IMPOSSIBLE, True)
+    assert made_elsewhere(attack, elsewhere, []) is None
+    assert made_elsewhere(attack, {}, ["loss"]) is None
+    assert made_elsewhere(linear, elsewhere, ["loss"]) is None
+
+
+def test_a_run_is_repeated_with_the_recorded_number_of_threads() -> None:
+    recorded = {"machine": {"torch_threads": 2}}
+    assert as_many_threads(["experiment=spam"], recorded) == ["threads=2"]
+    assert as_many_threads(["threads=1"], recorded) == as_many_threads([], {}) == []
 
 
 def test_the_sign_of_a_zero_eigenvalue_is_no_difference() -> None:
