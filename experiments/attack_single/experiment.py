@@ -25,7 +25,7 @@ from experiments.records.errors import ConfigError, UserError
 from experiments.records.record import Record
 from experiments.suite.context import Context
 
-Found = list[tuple[int, int, np.ndarray]] | None
+Found = list[tuple[int, int, np.ndarray]] | None  # flips to be shown; None: a record has reduced pictures
 GROWS = "experiment.test_images"  # a run with more of them goes on in the same folder (experiments.suite.job)
 
 
@@ -54,9 +54,7 @@ def run(cfg: DictConfig, context: Context) -> Record:
     reach = campaign.full_length(rows["candidate 1"])
     if record is None or few is None:
         stages = attacked(campaign, rows)
-        found: list[tuple[int, int, np.ndarray]] | None = pictures.examples(
-            campaign.journal, stages, rows, settings.shown
-        )
+        found: Found = pictures.examples(campaign.journal, stages, rows, settings.shown)
     else:
         recall, stages = {}, repetition.stages_again(campaign, record, few, rows)
         found = repetition.recorded_examples(record, clean.backbone.size)
